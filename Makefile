@@ -1,0 +1,44 @@
+# Everything a person does here. `make` alone prints the targets.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-all lint format clean
+
+help:  ## Print the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables: PYTHON (interpreter for the environment), VENV (its folder), ARGS (overrides for train)"
+
+setup: $(STAMP)  ## Create the virtual environment and install everything, pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt pip setuptools
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train: $(STAMP)  ## Run the main job: adapt the embedded model, evaluate all 47 tasks, print the table
+	$(BIN)/python train.py $(ARGS)
+
+test: $(STAMP)  ## Run the tests (without the slow ones)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(STAMP)  ## Run every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)  ## Check style and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(STAMP)  ## Format the code and sort the imports
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:  ## Remove caches and build products (outputs, data and the environment stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find lime tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

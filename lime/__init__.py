@@ -1,0 +1,27 @@
+"""LiME: a lightweight mixture of experts over one shared PEFT update (arXiv 2604.02338).
+
+    import lime
+    model, report = lime.apply(model, num_experts=4, r=2)
+
+Names are resolved on first use, so that importing a configuration module does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lime.tuner import ApplyReport, LimeConfig, LimeSettings, apply, load, parameter_groups, record
+
+__all__ = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "parameter_groups", "record"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("lime.tuner"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

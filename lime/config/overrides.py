@@ -1,0 +1,133 @@
+"""Check Hydra's command line against the schema before Hydra composes, so that every mistake is told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lime.config.check import ConfigError, build, known_keys, unknown_key
+
+SCHEMA_NODE = "schema"
+
+
+def register(schema: Callable[[], Any]) -> None:
+    """Offer the schema's defaults to Hydra as the config ``schema``, the first entry of every defaults list.
+
+    It is a plain mapping, without types: types are checked by :func:`lime.config.check.build`, which reports all
+    wrong ones together where Hydra stops at the first.
+    """
+    ConfigStore.instance().store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
+
+
+def check(overrides: Sequence[str], config_dir: Path, config_name: str, schema: type) -> None:
+    """Raise one :class:`ConfigError` with everything that is wrong with these command-line overrides.
+
+    Unknown keys, unknown group choices, syntax, wrong types (every value of a sweep) and the schema's own checks.
+    """
+    problems: list[str] = []
+    groups = _groups(config_dir)
+    keys = set(known_keys(schema))
+    usable: list[str] = []
+    sweeps: dict[str, list[Any]] = {}
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            problems.append(f"{text}: cannot be read as KEY=VALUE ({_first_line(error)})")
+            continue
+        problem = _problem_of(override, groups, keys, schema)
+        if problem is not None:
+            problems.append(problem)
+            continue
+        if override.is_sweep_override():
+            elements = list(override.sweep_iterator())
+            prefix = text[: text.index("=") + 1]
+            usable.append(f"{prefix}{elements[0]}")
+            if override.key_or_group not in groups:
+                parsed = [OverridesParser.create().parse_override(f"x={e}").value() for e in elements[1:]]
+                sweeps[override.key_or_group] = parsed
+        else:
+            usable.append(text)
+    try:
+        with initialize_config_dir(str(config_dir), version_base="1.3", job_name=config_name):
+            config = compose(config_name, overrides=[_forced(text, keys) for text in usable])
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([*problems, _whole_message(error)]) from error
+    problems.extend(_schema_problems(schema, values))
+    for key, elements in sweeps.items():
+        for element in elements:
+            problems.extend(_schema_problems(schema, _with(values, key, element)))
+    if problems:
+        raise ConfigError(problems)
+
+
+def force(arguments: Sequence[str], schema: type) -> list[str]:
+    """The command line with ``key=value`` as ``++key=value`` for known keys.
+
+    A group's file may hold a section that the schema leaves null; Hydra would refuse to set a key inside it.
+    """
+    keys = set(known_keys(schema))
+    return [_forced(argument, keys) for argument in arguments]
+
+
+def _forced(text: str, keys: set[str]) -> str:
+    return f"++{text}" if "=" in text and text.partition("=")[0] in keys and "." in text.partition("=")[0] else text
+
+
+def _groups(config_dir: Path) -> dict[str, list[str]]:
+    folders = [path for path in sorted(config_dir.iterdir()) if path.is_dir()]
+    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
+
+
+def _problem_of(override: Override, groups: Mapping[str, list[str]], keys: set[str], schema: type) -> str | None:
+    key = override.key_or_group
+    if key.startswith(("hydra.", "hydra/")):
+        return None
+    if key in groups:
+        names = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+        for name in names:
+            if name is not None and not isinstance(name, (list, dict)) and str(name) not in groups[key]:
+                return _unknown_choice(key, str(name), groups[key])
+        return None
+    return None if key in keys else unknown_key(key, schema)
+
+
+def _unknown_choice(group: str, name: str, choices: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, choices, n=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return f"{group}: no choice named {name!r}; {hint}(choices: {', '.join(choices)})"
+
+
+def _schema_problems(schema: type, values: Any) -> list[str]:
+    try:
+        build(schema, values)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _with(values: Any, key: str, value: Any) -> Any:
+    """A copy of nested mappings with one dotted key set."""
+    head, _, rest = key.partition(".")
+    inner = _with(values.get(head) or {}, rest, value) if rest else value
+    return {**values, head: inner}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _whole_message(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).strip().splitlines())

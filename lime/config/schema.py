@@ -1,0 +1,187 @@
+"""The whole configuration of a run: what ``train.py`` and ``eval.py`` accept, composed from each room's own dataclass.
+
+Sections mirror the groups under ``conf/``. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from lime.data.config import DataConfig
+from lime.evaluation.config import EvaluationConfig
+from lime.models.config import ModelConfig
+from lime.training.config import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
+from lime.tuner.settings import LimeSettings
+
+PEFT_OPTIONS = {
+    "peft": "type",
+    "r": "r",
+    "lora_alpha": "lora_alpha",
+    "dropout": "dropout",
+    "orientation": "orientation",
+    "num_virtual_tokens": "num_virtual_tokens",
+    "prompt_init": "prompt_init",
+    "base": "base",
+    "base_options": "base_options",
+    "scope": "scope",
+    "target_modules": "target_modules",
+    "exclude_modules": "exclude_modules",
+}
+"""Options of LimeSettings that describe the update itself, and their names in the section ``peft``."""
+
+
+@dataclass
+class BalanceConfig:
+    """Balance losses (Eq. 5): ``L = L_task + alpha L_imp + beta L_KL`` on one optimiser step in ``every_n_steps``."""
+
+    alpha: float = 0.1
+    beta: float = 0.01
+    every_n_steps: int = 1
+
+
+def _section(name: str, options: dict[str, str], *extra: tuple[str, type, Any]) -> type:
+    """A dataclass with the named options of LimeSettings, so that option and default exist once."""
+    hints, defaults = typing.get_type_hints(LimeSettings), LimeSettings()
+    fields: list[Any] = [(new, hints[old], field(default=getattr(defaults, old))) for old, new in options.items()]
+    return dataclasses.make_dataclass(name, [*fields, *extra], namespace={"__module__": __name__})
+
+
+_LIME_OPTIONS = {f.name: f.name for f in dataclasses.fields(LimeSettings) if f.name not in PEFT_OPTIONS}
+
+if typing.TYPE_CHECKING:
+    PeftSection: TypeAlias = Any
+    LimeSection: TypeAlias = Any
+else:
+    PeftSection = _section("PeftSection", PEFT_OPTIONS)
+    LimeSection = _section(
+        "LimeSection", _LIME_OPTIONS, ("balance", BalanceConfig, field(default_factory=BalanceConfig))
+    )
+
+
+def settings_key(option: str) -> str:
+    """Full key of an option of LimeSettings: ``r`` is ``peft.r``, ``num_experts`` is ``lime.num_experts``."""
+    return f"peft.{PEFT_OPTIONS[option]}" if option in PEFT_OPTIONS else f"lime.{option}"
+
+
+@dataclass
+class TrainConfig:
+    """Configuration of ``train.py``.
+
+    Attributes:
+        name: name of the run; part of its folder's name and of the records.
+        seed: seed of data order, initial values, routing noise and dropout.
+        method: row of the published Table 2 that the groups peft and lime were set to.
+        ckpt_path: checkpoint of an earlier run to resume from.
+        cache_dir: folder of what runs share: results of the frozen backbones.
+    """
+
+    name: str = "main"
+    seed: int = 42
+    method: str = "lime_lora"
+    ckpt_path: str | None = None
+    cache_dir: str | None = ".cache/lime"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    peft: PeftSection = field(default_factory=lambda: PeftSection())
+    lime: LimeSection = field(default_factory=lambda: LimeSection())
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def settings(self) -> LimeSettings:
+        """The sections ``peft`` and ``lime`` as the options of the method."""
+        values = {option: getattr(self.peft, key) for option, key in PEFT_OPTIONS.items()}
+        return LimeSettings(**values, **{option: getattr(self.lime, option) for option in _LIME_OPTIONS})
+
+    def errors(self) -> list[str]:
+        found = _seed_errors(self.seed) + _name_errors(self.name) + _path_errors(self.data, ckpt_path=self.ckpt_path)
+        found += self.settings().errors(settings_key)
+        found += self._balance_errors()
+        if not self.lime.enabled:
+            found += self._without_lime()
+        elif self.method in PLAIN_METHODS:
+            found.append(
+                f"method: {self.method} adapts without experts, but lime.enabled is true; "
+                f"take method=lime_{self.method}, or leave the group lime alone"
+            )
+        return found
+
+    def _balance_errors(self) -> list[str]:
+        balance = self.lime.balance
+        found = [
+            f"lime.balance.{name}: expected at least 0, got {getattr(balance, name)}"
+            for name in ("alpha", "beta")
+            if getattr(balance, name) < 0
+        ]
+        if balance.every_n_steps < 1:
+            found.append(f"lime.balance.every_n_steps: expected at least 1, got {balance.every_n_steps}")
+        return found
+
+    def _without_lime(self) -> list[str]:
+        """Options of the section lime that were changed although it is off."""
+        default = dataclasses.replace(self.lime, **{f.name: _default_of(f) for f in dataclasses.fields(self.lime)})
+        names = [f.name for f in dataclasses.fields(self.lime) if f.name != "enabled"]
+        changed = [name for name in names if getattr(self.lime, name) != getattr(default, name)]
+        return [f"lime.{name}: has no effect with lime=off (method={self.method})" for name in changed]
+
+
+PLAIN_METHODS = ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning")
+"""Methods without experts: the PEFT type alone, as a baseline."""
+
+
+@dataclass
+class EvalConfig:
+    """Configuration of ``eval.py``.
+
+    Attributes:
+        name: name of the evaluation; part of its folder's name.
+        seed: seed (greedy evaluation draws nothing; kept so that the record is whole).
+        adapter: adapter folder of a run. Its run's configuration is used for what the command line does not set.
+        predictions: a predictions.jsonl to score again, without a model.
+        cache_dir: folder of what runs share: results of the frozen backbones.
+    """
+
+    name: str = "eval"
+    seed: int = 42
+    adapter: str | None = None
+    predictions: str | None = None
+    cache_dir: str | None = ".cache/lime"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def errors(self) -> list[str]:
+        found = _seed_errors(self.seed) + _name_errors(self.name)
+        found += _path_errors(self.data, adapter=self.adapter, predictions=self.predictions)
+        if self.adapter is not None and self.predictions is not None:
+            found.append("predictions: scores saved answers without a model; leave out adapter")
+        return found
+
+
+def _default_of(option: dataclasses.Field[Any]) -> Any:
+    return option.default_factory() if callable(option.default_factory) else option.default
+
+
+def _seed_errors(seed: int) -> list[str]:
+    return [] if 0 <= seed < 2**32 else [f"seed: expected 0 to {2**32 - 1}, got {seed}"]
+
+
+def _path_errors(data: DataConfig, **paths: str | None) -> list[str]:
+    """Named files and folders that are not there. The embedded benchmark's root may still have to be generated."""
+    found = [
+        f"{key}: {path}: no such file or folder" for key, path in paths.items() if path and not Path(path).exists()
+    ]
+    if data.name != "mmt47_mini" and data.root and not Path(data.root).is_dir():
+        found.append(f"data.root: {data.root}: no such folder; expected one that holds the data set")
+    return found
+
+
+def _name_errors(name: str) -> list[str]:
+    good = name and all(letter.isalnum() or letter in "-_.,=+" for letter in name)
+    return [] if good else [f"name: expected letters, digits and -_.,=+ (it names a folder), got {name!r}"]

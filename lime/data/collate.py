@@ -1,0 +1,218 @@
+"""Batches of mixed text, image and video rows: padded tokens, labels on the answers, visual inputs.
+
+Shapes: `input_ids`, `attention_mask`, `labels` (and `mm_token_type_ids` for Qwen2-VL) are (B, T) int64.
+Visual inputs are those of the family (see lime/models/visual.py), images and clips each in the order of their
+rows. "rows" holds the rows themselves; `model_inputs` leaves them out. Training and scoring batches are
+padded right, prompts left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import ProcessorMixin
+
+from lime.data.conversation import Conversation, expand
+from lime.data.media import MediaError, image_size, load_image, load_video, video_size
+from lime.data.rows import Row
+from lime.models.visual import Visual, VisualEncoder
+
+IGNORED = -100
+Batch = dict[str, Any]
+
+
+class OverlongError(ValueError):
+    """A row that does not fit `max_length`; the message names it and its length."""
+
+
+class BatchRows:
+    """The rows of a batch. Not a sequence, so that tools that move batches between devices leave it alone."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
+
+
+def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    """The batch without what the model does not take."""
+    return {key: value for key, value in batch.items() if key != "rows"}
+
+
+class Collator:
+    """Builds batches for one processor and data root; keeps tokens and resized media of rows it has seen
+    in memory.
+
+    `max_length` bounds prompt, visual placeholders and answer together: a longer row raises OverlongError,
+    nothing is ever truncated. `cache_mb` bounds the media kept: once full, no more is added (rows come in
+    another order each epoch, so evicting would only turn hits into misses). Missing and damaged media raise
+    MediaError.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        family: str,
+        root: str | Path,
+        *,
+        max_length: int = 2048,
+        system_prompt: str | None = None,
+        video_backend: str = "pyav",
+        cache_mb: int = 512,
+    ) -> None:
+        self.processor, self.family, self.root = processor, family, Path(root)
+        self.max_length, self.video_backend = max_length, video_backend
+        self.conversation = Conversation(processor, system_prompt)
+        self.visual = VisualEncoder(processor)
+        self.end_token_id = self.conversation.end_token_id
+        pad = processor.tokenizer.pad_token_id
+        self.pad_token_id = int(pad) if pad is not None else self.end_token_id
+        self._with_types = "mm_token_type_ids" in processor.model_input_names
+        self._prompts: dict[str, np.ndarray] = {}
+        self._media: dict[str, Visual] = {}
+        self._room = cache_mb * 2**20
+
+    # Batches
+
+    def training_batch(self, rows: Sequence[Row]) -> Batch:
+        """Right-padded prompts with their answers; labels on the answers and their end tokens only."""
+        return self._labelled(rows, self.conversation.answers(rows))
+
+    def continuation_batch(self, pairs: Sequence[tuple[Row, str]]) -> Batch:
+        """As `training_batch`, with the given answers in place of the rows' own: for scoring them by
+        likelihood.
+        """
+        rows = [row for row, _ in pairs]
+        return self._labelled(rows, self.conversation.answers(rows, [answer for _, answer in pairs]))
+
+    def prompt_batch(self, rows: Sequence[Row]) -> Batch:
+        """Left-padded prompts without answers, ready for `generate`."""
+        visuals = [self.media(row) for row in rows]
+        return self._batch(rows, self._expanded(rows, visuals), None, visuals, left=True)
+
+    # Lengths
+
+    def prompt_length(self, row: Row) -> int:
+        """Tokens of a row's prompt, visual placeholders included. Reads at most the header of its media."""
+        return self._prompt_lengths([row])[0]
+
+    def lengths(self, rows: Sequence[Row]) -> list[int]:
+        """Tokens of each row with its answer, visual placeholders included. Reads at most the headers of
+        media.
+        """
+        answers = self.conversation.answers(rows)
+        return [n + len(a) for n, a in zip(self._prompt_lengths(rows), answers, strict=True)]
+
+    # Parts
+
+    def media(self, row: Row) -> Visual | None:
+        """The row's image or clip, resized (None for a text row). Raises MediaError naming file and row."""
+        if row.source_type == "text":
+            return None
+        key = f"{row.source_type}:{row.media_path}"
+        if (kept := self._media.get(key)) is not None:
+            return kept
+        path = self.root / row.media_path
+        try:
+            if row.source_type == "image":
+                made = self.visual.encode_image(load_image(path, row.id))
+            else:
+                frames = load_video(path, self.visual.num_frames, self.video_backend, row.id)
+                made = self.visual.encode_video(frames)
+        except ValueError as error:  # the processor refuses its size or shape
+            raise MediaError(path, str(error), row.id) from error
+        if made.values.nbytes <= self._room:
+            self._room -= made.values.nbytes
+            self._media[key] = made
+        return made
+
+    def _tokens(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        unseen = [row for row in rows if row.id not in self._prompts]
+        for row, ids in zip(unseen, self.conversation.prompts(unseen), strict=True):
+            self._prompts[row.id] = ids
+        return [self._prompts[row.id] for row in rows]
+
+    def _prompt_lengths(self, rows: Sequence[Row]) -> list[int]:
+        lengths = []
+        for row, ids in zip(rows, self._tokens(rows), strict=True):
+            lengths.append(len(ids) + (self._visual_tokens(row) - 1 if row.source_type != "text" else 0))
+        return lengths
+
+    def _visual_tokens(self, row: Row) -> int:
+        kept = self._media.get(f"{row.source_type}:{row.media_path}")
+        if kept is not None:
+            return kept.tokens
+        path = self.root / row.media_path
+        if row.source_type == "image":
+            return self.visual.image_tokens(*image_size(path, row.id))
+        if not self.visual.patched:  # LLaVA-OneVision pools every clip to the same number of tokens
+            return self.visual.video_tokens(1, 1)
+        return self.visual.video_tokens(*video_size(path, row.id))
+
+    def _expanded(self, rows: Sequence[Row], visuals: Sequence[Visual | None]) -> list[np.ndarray]:
+        placeholders = self.conversation.placeholders
+        return [
+            ids if visual is None else expand(ids, placeholders[row.source_type], visual.tokens)
+            for row, ids, visual in zip(rows, self._tokens(rows), visuals, strict=True)
+        ]
+
+    def _labelled(self, rows: Sequence[Row], answers: Sequence[np.ndarray]) -> Batch:
+        visuals = [self.media(row) for row in rows]
+        prompts = self._expanded(rows, visuals)
+        tokens = [np.concatenate([p, a]) for p, a in zip(prompts, answers, strict=True)]
+        return self._batch(rows, tokens, [len(a) for a in answers], visuals, left=False)
+
+    def _batch(
+        self,
+        rows: Sequence[Row],
+        tokens: Sequence[np.ndarray],
+        answer_lengths: Sequence[int] | None,
+        visuals: Sequence[Visual | None],
+        left: bool,
+    ) -> Batch:
+        longest = max(len(ids) for ids in tokens)
+        if longest > self.max_length:
+            row, ids = max(zip(rows, tokens, strict=True), key=lambda pair: len(pair[1]))
+            raise OverlongError(overlong_message(row.id, len(ids), self.max_length))
+        shape = (len(rows), longest)
+        input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        labels = np.full(shape, IGNORED, dtype=np.int64)
+        for i, ids in enumerate(tokens):
+            place = slice(longest - len(ids), longest) if left else slice(0, len(ids))
+            input_ids[i, place] = ids
+            mask[i, place] = 1
+            if answer_lengths is not None:
+                answer = slice(len(ids) - answer_lengths[i], len(ids))
+                labels[i, answer] = ids[answer]
+        batch: Batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+        if answer_lengths is not None:
+            batch["labels"] = torch.from_numpy(labels)
+        if self._with_types:
+            kinds = self.conversation.placeholders
+            types = (input_ids == kinds["image"]) + 2 * (input_ids == kinds["video"])
+            batch["mm_token_type_ids"] = torch.from_numpy(types.astype(np.int64) * mask)
+        images = [v for row, v in zip(rows, visuals, strict=True) if v is not None and row.source_type == "image"]
+        videos = [v for row, v in zip(rows, visuals, strict=True) if v is not None and row.source_type == "video"]
+        batch.update(self.visual.inputs(images, videos))
+        batch["rows"] = BatchRows(rows)
+        return batch
+
+
+def overlong_message(row_id: str, length: int, max_length: int) -> str:
+    """What to say of a row that is too long."""
+    return (
+        f"row {row_id}: {length} tokens with its visual placeholders, more than data.max_length={max_length}; "
+        "raise the limit, lower the image or video budget, or set data.on_overlong=drop"
+    )

@@ -1,0 +1,229 @@
+"""From a data root to loaders: training and validation rows, test rows per split, and what was left out
+and why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+from transformers import ProcessorMixin
+
+from lime.data.collate import Collator, OverlongError, overlong_message
+from lime.data.config import DataConfig
+from lime.data.media import MediaError
+from lime.data.rows import DataError, MMTDataset, Row, Rows, content_hash
+from lime.data.sampler import LengthBucketSampler, ResumableLoader
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+@dataclass
+class LeftOut:
+    """Ids of the rows left out of each part ("train", "validation" or a test split), by reason."""
+
+    missing_media: dict[str, list[str]] = field(default_factory=dict)
+    overlong: dict[str, list[str]] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """{reason: {part: number of rows}}, only where there are any."""
+        return {
+            reason: {part: len(ids) for part, ids in parts.items() if ids}
+            for reason, parts in (("missing_media", self.missing_media), ("overlong", self.overlong))
+        }
+
+
+class MMTDataModule(LightningDataModule):
+    """The data of a run.
+
+    `dataset` the opened root; `collator` what turns rows into batches, for training and evaluation alike;
+    `left_out` the rows that could not be used. `setup` prepares the training and validation rows;
+    `test_rows(split)` gives the usable rows of a test split.
+
+    Training batches hold rows of like length (visual tokens counted) in a seeded order; its state is part of
+    the checkpoint, so a resumed run sees exactly the rows that an uninterrupted one would. Validation rows
+    are a part of the training rows, chosen by a hash of question and media: never test rows, the same for
+    every seed.
+
+    With `on_missing_media="error"` missing files are errors at once and damaged ones when they are first
+    read; with "skip" every file is read once beforehand, so that the count is known before training begins.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        processor: ProcessorMixin,
+        family: str,
+    ) -> None:
+        super().__init__()
+        if data.root is None:
+            raise DataError("data.root: expected the folder that holds the data set, got nothing")
+        self.config, self.seed = data, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.dataset = MMTDataset(data.root)
+        self.collator = Collator(
+            processor,
+            family,
+            data.root,
+            max_length=data.max_length,
+            system_prompt=data.system_prompt,
+            video_backend=data.video_backend,
+            cache_mb=data.cache_mb // max(data.num_workers, 1),
+        )
+        self.left_out = LeftOut()
+        self.train_rows: list[Row] = []
+        self.val_rows: list[Row] = []
+        self._train_lengths: list[int] = []
+        self._val_lengths: list[int] = []
+        self._test_rows: dict[str, list[Row]] = {}
+        self._loader: ResumableLoader | None = None
+        self._resume: dict[str, Any] | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Splits off the validation rows, and checks media and lengths of both parts. Does its work once."""
+        if self.train_rows or stage not in (None, "fit", "validate"):
+            return
+        train, held_out = self._split(self.dataset.train)
+        self.train_rows, self._train_lengths = self._usable("train", train)
+        self.val_rows, self._val_lengths = self._usable("validation", held_out)
+        if not self.train_rows:
+            raise DataError(f"{self.dataset.root}: no usable training row; left out: {self.left_out.counts()}")
+        log.info("%d training rows, %d validation rows", len(self.train_rows), len(self.val_rows))
+
+    def test_rows(self, split: str) -> list[Row]:
+        """The usable rows of a test split. DataError for a split that is not there."""
+        if split not in self._test_rows:
+            if split not in self.dataset.tests:
+                found = ", ".join(self.dataset.tests) or "none"
+                raise DataError(f"{self.dataset.root}: no test split {split!r}; present: {found}")
+            rows = self.dataset.tests[split].sample(self.config.rows_per_split)
+            self._test_rows[split] = self._usable(split, rows)[0]
+        return self._test_rows[split]
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Length-bucketed training batches; goes on where a loaded checkpoint stood."""
+        self.setup("fit")
+        rank, replicas = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, replicas = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        sampler = LengthBucketSampler(self._train_lengths, self.batch_size, self.seed, rank=rank, replicas=replicas)
+        loader = ResumableLoader(self.train_rows, sampler, **self._options())
+        loader.limit = self._train_limit
+        if self._resume is not None:
+            loader.load_state_dict(self._resume)
+            self._resume = None
+        self._loader = loader
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation batches with labels, rows of like length together, the same in every run."""
+        self.setup("validate")
+        order = sorted(range(len(self.val_rows)), key=lambda i: (self._val_lengths[i], i))
+        batches = [order[i : i + self.eval_batch_size] for i in range(0, len(order), self.eval_batch_size)]
+        options = {**self._options(), "generator": torch.Generator()}  # leaves torch's global generator alone
+        return DataLoader(self.val_rows, batch_sampler=batches, **options)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training order stands (part of a Lightning checkpoint)."""
+        if self._loader is None:
+            return {}
+        return {"train_loader": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the training order of a checkpoint."""
+        state = state_dict.get("train_loader")
+        if state is None:
+            return
+        if self._loader is not None:
+            self._loader.load_state_dict(state)
+        else:
+            self._resume = state
+
+    def _train_limit(self) -> float | None:
+        return self.trainer.num_training_batches if self.trainer is not None else None
+
+    def _options(self) -> dict[str, Any]:
+        workers = self.config.num_workers
+        return {
+            "collate_fn": self.collator.training_batch,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def _split(self, rows: Rows) -> tuple[Rows, Rows]:
+        """Training and validation rows. `train_rows` bounds the first, and the second in proportion."""
+        fraction, limit = self.config.validation_fraction, self.config.train_rows
+        held = [content_hash(row) < fraction * 2**64 for row in rows]
+        train = rows.take([i for i, out in enumerate(held) if not out]).sample(limit)
+        validation = rows.take([i for i, out in enumerate(held) if out])
+        if limit is not None and fraction > 0:
+            validation = validation.sample(max(1, round(limit * fraction / (1 - fraction))))
+        if fraction > 0 and not len(validation):
+            log.warning("data.validation_fraction=%g of %d rows gives no validation row", fraction, len(rows))
+        return train, validation
+
+    def _usable(self, part: str, rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+        """The rows that can be used, with their lengths; the others are errors or counted, as configured."""
+        present = self._with_media(part, list(rows))
+        lengths = self.collator.lengths(present)
+        limit = self.config.max_length
+        too_long = {row.id: n for row, n in zip(present, lengths, strict=True) if n > limit}
+        if too_long and self.config.on_overlong == "error":
+            worst = max(too_long, key=lambda row_id: too_long[row_id])
+            text = overlong_message(worst, too_long[worst], limit)
+            raise OverlongError(f"{len(too_long)} rows of {part} are too long. The longest: {text}")
+        self._note(part, "overlong", self.left_out.overlong, list(too_long), len(rows))
+        kept = [(row, n) for row, n in zip(present, lengths, strict=True) if n <= limit]
+        return [row for row, _ in kept], [n for _, n in kept]
+
+    def _with_media(self, part: str, rows: list[Row]) -> list[Row]:
+        if self.config.on_missing_media == "error":
+            problems = [self._absent(row) for row in rows]
+        else:
+            with ThreadPoolExecutor() as pool:
+                problems = list(pool.map(self._unreadable, rows))
+        bad = {row.id: problem for row, problem in zip(rows, problems, strict=True) if problem is not None}
+        if bad and self.config.on_missing_media == "error":
+            first = next(iter(bad.values()))
+            raise MediaError(
+                first.path,
+                f"{first.problem} ({len(bad)} of {len(rows)} rows of {part} lack their media; "
+                "fetch them or set data.on_missing_media=skip)",
+                first.row_id,
+            )
+        self._note(part, "missing_media", self.left_out.missing_media, list(bad), len(rows))
+        for problem in list(bad.values())[:_SHOWN]:
+            log.warning("left out: %s", problem)
+        return [row for row in rows if row.id not in bad]
+
+    def _absent(self, row: Row) -> MediaError | None:
+        path = self.dataset.root / row.media_path
+        if row.source_type == "text" or path.is_file():
+            return None
+        return MediaError(path, "no such file", row.id)
+
+    def _unreadable(self, row: Row) -> MediaError | None:
+        try:
+            self.collator.media(row)
+        except MediaError as error:
+            return error
+        return None
+
+    def _note(self, part: str, reason: str, where: dict[str, list[str]], ids: list[str], total: int) -> None:
+        where[part] = ids
+        if ids:
+            shown = ", ".join(ids[:_SHOWN]) + (", …" if len(ids) > _SHOWN else "")
+            log.warning("%s: %d of %d rows left out (%s): %s", part, len(ids), total, reason, shown)

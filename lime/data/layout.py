@@ -1,0 +1,104 @@
+"""Finding the splits of a data root: DatasetDict folders (`save_to_disk`) and parquet shards as the hub
+lays them out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_SHARD = re.compile(r"^(?P<split>.+?)(?:-(?P<part>\d{5})-of-(?P<parts>\d{5})(?:-[0-9a-f]+)?)?\.parquet$")
+
+
+@dataclass
+class SplitFiles:
+    """Where one split lies: an Arrow folder (`save_to_disk`) or its parquet shards in order."""
+
+    split: str
+    folder: Path | None = None
+    shards: list[Path] = field(default_factory=list)
+    _opened: Any = field(default=None, repr=False, compare=False)
+
+    def column_names(self) -> list[str]:
+        """The columns this split has."""
+        return list(self._table_schema())
+
+    def columns(self, names: tuple[str, ...]) -> dict[str, list[Any]]:
+        """These columns as lists of Python values."""
+        if self.folder is not None:
+            dataset = self._arrow()
+            return {name: list(dataset[name]) for name in names}
+        table = pa.concat_tables([pq.read_table(shard, columns=list(names)) for shard in self.shards])
+        return {name: table.column(name).to_pylist() for name in names}
+
+    def _table_schema(self) -> list[str]:
+        if self.folder is not None:
+            return list(self._arrow().column_names)
+        shared = list(pq.read_schema(self.shards[0]).names)
+        for shard in self.shards[1:]:
+            names = set(pq.read_schema(shard).names)
+            shared = [name for name in shared if name in names]
+        return shared
+
+    def _arrow(self) -> Any:
+        if self._opened is None:
+            from datasets import Dataset
+
+            self._opened = Dataset.load_from_disk(str(self.folder))
+        return self._opened
+
+
+def find_splits(root: Path) -> dict[str, SplitFiles]:
+    """Every split below a data root, by name.
+
+    Looked for at the root itself, in its `data` folder, and the same in each direct subfolder (such as
+    MMT_47/); the first place that holds any split is taken. Raises FileNotFoundError, with what to do, where
+    there is none, and for a split with a shard missing.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"data.root: {root} is not a folder. Expected the folder that holds the data set (a DatasetDict "
+            "written by save_to_disk, or data/<split>-00000-of-00001.parquet) with its media beside it"
+        )
+    places = [root, root / "data"]
+    for child in sorted(path for path in root.iterdir() if path.is_dir()):
+        places += [child, child / "data"]
+    for place in places:
+        if place.is_dir() and (found := _arrow_splits(place) or _parquet_splits(place)):
+            return found
+    raise FileNotFoundError(
+        f"data.root: {root} holds no split: neither Arrow folders (<split>/state.json) nor parquet files "
+        "(data/<split>-00000-of-00001.parquet), at the root or one level below. It holds: "
+        + (", ".join(sorted(path.name for path in root.iterdir())[:12]) or "nothing")
+    )
+
+
+def _arrow_splits(place: Path) -> dict[str, SplitFiles]:
+    return {
+        path.name: SplitFiles(path.name, folder=path)
+        for path in sorted(place.iterdir())
+        if path.is_dir() and (path / "state.json").is_file()
+    }
+
+
+def _parquet_splits(place: Path) -> dict[str, SplitFiles]:
+    found: dict[str, SplitFiles] = {}
+    announced: dict[str, int] = {}
+    for path in sorted(place.glob("*.parquet")):
+        match = _SHARD.match(path.name)
+        assert match is not None
+        split = match["split"]
+        found.setdefault(split, SplitFiles(split)).shards.append(path)
+        announced[split] = int(match["parts"] or 1)
+    for split, files in found.items():
+        if len(files.shards) != announced[split]:
+            raise FileNotFoundError(
+                f"{place}: split '{split}' has {len(files.shards)} of {announced[split]} parquet shards; "
+                "fetch the others"
+            )
+    return found

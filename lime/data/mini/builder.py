@@ -1,0 +1,278 @@
+"""Generating the embedded benchmark: a data root in the published layout, the same for the same settings.
+
+root/MMT_47/       a `datasets` DatasetDict: train and 47 test splits, columns as published
+root/media/<task>/ images (.jpg) and clips (.mp4) of that task
+root/manifest.json what it was generated from, the closed answer set of each split, a checksum of the content
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from lime.data.mini.items import MiniTask, Part
+from lime.data.mini.media import write_image, write_video
+from lime.data.mini.tasks import MINI_TASKS
+from lime.data.mini.tasks_video import FPS
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+NAME = "mmt47_mini"
+FOLDER = "MMT_47"
+MANIFEST = "manifest.json"
+COLUMNS = ("source_type", "media_path", "question", "answer")
+_DOMAIN = 0x4D4D5434  # sets these random streams apart from those of any other user of the renderers
+_TRIES = 2_000
+
+TableRow = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines the content."""
+
+    seed: int = 0
+    train_per_task: int = 140
+    test_per_task: int = 60
+
+    def __post_init__(self) -> None:
+        for name in ("train_per_task", "test_per_task"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One part of one task, generated in one process."""
+
+    split: str
+    part: Part
+    rows: int
+    seed: int
+    root: Path
+
+
+@dataclass(frozen=True)
+class _Made:
+    rows: list[TableRow]
+    checksum: str
+
+
+def generate(
+    root: str | Path, *, seed: int = 0, train_per_task: int = 140, test_per_task: int = 60, workers: int = 2
+) -> None:
+    """Write the embedded benchmark to `root`, whole or not at all.
+
+    The content depends on `seed`, `train_per_task` and `test_per_task` only, not on `workers`. Within each
+    task and part the answers are balanced: their counts differ by at most one.
+
+    Raises:
+        ValueError: a size below 1, or more rows than a text task has distinct items.
+        FileExistsError: `root` holds something that was not generated here.
+    """
+    settings = Settings(seed, train_per_task, test_per_task)
+    root = Path(root)
+    with _locked(root):
+        _generate(root, settings, workers)
+
+
+def ensure(
+    root: str | Path, *, seed: int = 0, train_per_task: int = 140, test_per_task: int = 60, workers: int = 2
+) -> Path:
+    """`root`, generated first where it is absent, incomplete, or was generated from other settings.
+
+    Safe to call from several processes at once. Raises as `generate`.
+    """
+    settings = Settings(seed, train_per_task, test_per_task)
+    root = Path(root)
+    if _complete(root, settings):  # also where nothing can be written beside it
+        return root
+    with _locked(root):
+        if _complete(root, settings):
+            return root
+        _generate(root, settings, workers)
+    return root
+
+
+def _locked(root: Path) -> FileLock:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(str(_beside(root, "lock")))
+
+
+def _beside(root: Path, suffix: str) -> Path:
+    return root.parent / f".{root.name}.{suffix}"
+
+
+def _generate(root: Path, settings: Settings, workers: int) -> None:
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}")
+    _refuse_foreign(root)
+    building, old = _beside(root, "building"), _beside(root, "old")
+    for path in (building, old):
+        shutil.rmtree(path, ignore_errors=True)
+    log.info("generating the embedded benchmark at %s: %s, %d processes", root, settings, workers)
+    try:
+        _build(building, settings, workers)
+        if root.exists():
+            root.rename(old)
+        try:
+            building.rename(root)
+        except OSError:
+            if old.exists():
+                old.rename(root)
+            raise
+    finally:
+        for path in (building, old):
+            shutil.rmtree(path, ignore_errors=True)
+    log.info("generated %s", root)
+
+
+def _refuse_foreign(root: Path) -> None:
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return
+    if _read_manifest(root).get("name") != NAME:
+        raise FileExistsError(
+            f"{root} holds something that is not the embedded benchmark, and would be replaced: "
+            "name another folder, or remove it first"
+        )
+
+
+def _build(root: Path, settings: Settings, workers: int) -> None:
+    sizes: dict[Part, int] = {"train": settings.train_per_task, "test": settings.test_per_task}
+    # The slow ones (clips) first, so that no process is left with one at the end.
+    tasks = sorted(MINI_TASKS.values(), key=lambda task: task.source_type != "video")
+    jobs = [_Job(task.split, part, sizes[part], settings.seed, root) for task in tasks for part in sizes]
+    for task in tasks:
+        if task.source_type != "text":
+            (root / "media" / task.name).mkdir(parents=True)
+    root.mkdir(exist_ok=True)
+    results = tqdm(_run(jobs, workers), "embedded benchmark", len(jobs), disable=None, unit="part")
+    made = {(job.split, job.part): result for job, result in zip(jobs, results, strict=True)}
+
+    train = [row for split in MINI_TASKS for row in made[split, "train"].rows]
+    order = np.random.default_rng([_DOMAIN, settings.seed]).permutation(len(train))
+    tables = {"train": [train[i] for i in order]}
+    tables |= {split: made[split, "test"].rows for split in MINI_TASKS}
+    _save(root / FOLDER, tables)
+    total = hashlib.sha256(json.dumps(tables, sort_keys=True).encode())
+    for split, part in sorted(made):
+        total.update(made[split, part].checksum.encode())
+    manifest = {
+        "name": NAME,
+        "format": FORMAT,
+        **asdict(settings),
+        "rows": {split: len(rows) for split, rows in tables.items()},
+        "media": sum(1 for rows in tables.values() for row in rows if row["media_path"]),
+        "allowed_answers": {split: list(task.answers) for split, task in MINI_TASKS.items()},
+        "checksum": total.hexdigest(),
+    }
+    (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterator[_Made]:
+    if workers == 1:
+        yield from map(_make, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(_make, jobs)
+
+
+def _make(job: _Job) -> _Made:
+    """All rows of one part of one task, in random order, with their media written."""
+    task = MINI_TASKS[job.split]
+    stream = [_DOMAIN, job.seed, zlib.crc32(job.split.encode()), ("train", "test").index(job.part)]
+    rng = np.random.default_rng(stream)
+    answers = [task.answers[i % len(task.answers)] for i in range(job.rows)]
+    rows, seen, total = [], set[str](), hashlib.sha256()
+    for index, place in enumerate(rng.permutation(job.rows)):
+        answer = answers[place]
+        item = _new_item(rng, task, answer, job.part, seen)
+        media_path = ""
+        if item.media is not None:
+            video = item.media.ndim == 4
+            media_path = f"media/{task.name}/{job.part}_{index:05d}.{'mp4' if video else 'jpg'}"
+            if video:
+                write_video(job.root / media_path, item.media, FPS)
+            else:
+                write_image(job.root / media_path, item.media)
+            total.update((job.root / media_path).read_bytes())
+        rows.append(dict(zip(COLUMNS, (task.source_type, media_path, item.question, answer), strict=True)))
+    return _Made(rows, total.hexdigest())
+
+
+def _new_item(rng: np.random.Generator, task: MiniTask, answer: str, part: Part, seen: set[str]) -> Any:
+    """An item not yet in `seen`; items with media never repeat."""
+    for _ in range(_TRIES):
+        item = task.draw(rng, answer, part)
+        if item.media is not None:
+            return item
+        if item.question not in seen:
+            seen.add(item.question)
+            return item
+    raise ValueError(
+        f"{task.split}: no further {part} item with the answer {answer!r} after {len(seen)} distinct ones; "
+        f"lower {part}_per_task"
+    )
+
+
+def _save(folder: Path, tables: dict[str, list[TableRow]]) -> None:
+    import datasets
+
+    features = datasets.Features({name: datasets.Value("string") for name in COLUMNS})
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        datasets.DatasetDict(
+            {
+                split: datasets.Dataset.from_list(rows, features=features, split=datasets.NamedSplit(split))
+                for split, rows in tables.items()
+            }
+        ).save_to_disk(str(folder))
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    path = root / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        log.warning("%s is not valid JSON (%s)", path, error)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _complete(root: Path, settings: Settings) -> bool:
+    manifest = _read_manifest(root)
+    wanted = {"name": NAME, "format": FORMAT, **asdict(settings)}
+    if any(manifest.get(key) != value for key, value in wanted.items()):
+        return False
+    present = _count(root.glob("media/*/*.*"))
+    if present != manifest["media"] or not (root / FOLDER / "dataset_dict.json").is_file():
+        log.warning("%s lacks files (%d of %d media): generated again", root, present, manifest["media"])
+        return False
+    return True
+
+
+def _count(things: Iterable[Any]) -> int:
+    return sum(1 for _ in things)

@@ -1,0 +1,199 @@
+"""The rows of an MMT-47 data root: opened from a `datasets` DatasetDict folder or from parquet as the hub
+lays it out.
+
+A row is `source_type` (text, image or video), `media_path` (relative to the data root), `question`, `answer`.
+The root holds a `train` split and any of the 47 test splits; what is absent is listed in `MMTDataset.absent`,
+never ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from lime.data.layout import SplitFiles, find_splits
+from lime.data.tasks import MODALITIES, TASKS
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("source_type", "media_path", "question", "answer")
+TRAIN = "train"
+MANIFEST = "manifest.json"
+
+
+class DataError(ValueError):
+    """A data root or a row that cannot be used; the message names it, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. `id` is "<split>/<index>", with the index in the file, whatever part of the split is used."""
+
+    id: str
+    split: str
+    index: int
+    source_type: str
+    media_path: str
+    question: str
+    answer: str
+
+
+class Rows(Sequence[Row]):
+    """A read-only view of one split's rows; slicing and `take` give views of the same columns."""
+
+    def __init__(self, split: str, columns: dict[str, list[str]], indices: Sequence[int] | None = None) -> None:
+        self.split = split
+        self._columns = columns
+        self._indices: Sequence[int] = range(len(columns["answer"])) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, key: int) -> Row: ...
+    @overload
+    def __getitem__(self, key: slice) -> Rows: ...
+    def __getitem__(self, key: int | slice) -> Row | Rows:
+        if isinstance(key, slice):
+            return Rows(self.split, self._columns, self._indices[key])
+        index = self._indices[key]
+        values = {name: column[index] for name, column in self._columns.items()}
+        return Row(id=f"{self.split}/{index}", split=self.split, index=index, **values)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[position] for position in range(len(self)))
+
+    def take(self, positions: Sequence[int]) -> Rows:
+        """The rows at these positions of this view, in that order."""
+        return Rows(self.split, self._columns, [self._indices[p] for p in positions])
+
+    def sample(self, count: int | None) -> Rows:
+        """`count` rows (all, if fewer or None) chosen by a hash of their content, in file order."""
+        if count is None or count >= len(self):
+            return self
+        order = sorted(range(len(self)), key=lambda p: (content_hash(self[p]), p))
+        return self.take(sorted(order[:count]))
+
+    def digest(self) -> str:
+        """SHA-256 over the content of these rows (text and media paths, not the media files)."""
+        total = hashlib.sha256(self.split.encode())
+        for index in self._indices:
+            for name in COLUMNS:
+                value = self._columns[name][index].encode()
+                total.update(len(value).to_bytes(8, "little") + value)
+        return total.hexdigest()
+
+
+def content_hash(row: Row) -> int:
+    """A 64-bit hash of what the row asks (question and media), so that equal questions always fall on one
+    side.
+    """
+    data = f"{row.media_path}\0{row.question}".encode()
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+class MMTDataset:
+    """An opened data root.
+
+    `train` the training rows; `tests` {split: rows} in the order of the task table; `absent` the test splits
+    not there; `manifest` the content of root/manifest.json ({} without one); `fingerprint` a SHA-256 over all
+    rows present. Raises DataError for a root that does not exist or holds no split, a split that lacks a
+    column, a row with an empty question or answer, an unknown source type, or a path that leaves the root.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        files = find_splits(self.root)
+        known = [name for name in (TRAIN, *TASKS) if name in files]
+        self.unknown = sorted(set(files) - set(known))
+        if self.unknown:
+            log.warning("%s: splits that belong to no task are left out: %s", self.root, ", ".join(self.unknown))
+        if not known:
+            raise DataError(f"{self.root}: none of its splits is train or one of the 47 test splits: {self.unknown}")
+        loaded = {name: _read(self.root, files[name]) for name in known}
+        self._train = loaded.pop(TRAIN, None)
+        self.tests: dict[str, Rows] = loaded
+        self.absent: list[str] = [name for name in TASKS if name not in loaded]
+        self.manifest: dict[str, Any] = _manifest(self.root)
+        self.fingerprint = self._fingerprint()
+
+    @property
+    def train(self) -> Rows:
+        """The training rows; DataError where the root has none."""
+        if self._train is None:
+            found = ", ".join(self.tests)
+            raise DataError(f"{self.root}: no 'train' split (found {found}): it can only be evaluated")
+        return self._train
+
+    def allowed_answers(self, split: str) -> list[str] | None:
+        """The closed answer set of a task: what the manifest says, else what it has by nature, else None."""
+        declared = self.manifest.get("allowed_answers", {}).get(split)
+        if declared:
+            return [str(answer) for answer in declared]
+        labels = TASKS[split].labels
+        return list(labels) if labels else None
+
+    def _fingerprint(self) -> str:
+        total = hashlib.sha256()
+        for rows in ([self._train] if self._train is not None else []) + list(self.tests.values()):
+            total.update(rows.digest().encode())
+        return total.hexdigest()
+
+
+def _manifest(root: Path) -> dict[str, Any]:
+    path = root / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); delete it or generate the data set again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _read(root: Path, files: SplitFiles) -> Rows:
+    """One split as columns of strings, every row checked."""
+    found = files.column_names()
+    lacking = [name for name in COLUMNS if name not in found]
+    if lacking:
+        raise DataError(
+            f"{root}: split '{files.split}' lacks column {', '.join(map(repr, lacking))}; "
+            f"found {', '.join(map(repr, found)) or 'no column'}, expected {', '.join(map(repr, COLUMNS))}"
+        )
+    columns = files.columns(COLUMNS)
+    columns["media_path"] = [value if value is not None else "" for value in columns["media_path"]]
+    for index, (kind, media, question, answer) in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True)):
+        problem = _problem(kind, media, question, answer)
+        if problem:
+            raise DataError(f"{root}: row {files.split}/{index}: {problem}")
+    return Rows(files.split, columns)
+
+
+def _problem(kind: object, media: object, question: object, answer: object) -> str | None:
+    for name, value in (
+        ("source_type", kind),
+        ("media_path", media),
+        ("question", question),
+        ("answer", answer),
+    ):
+        if not isinstance(value, str):
+            return f"{name} is {value!r}; expected text"
+    if kind not in MODALITIES:
+        return f"source_type is {kind!r}; expected one of {', '.join(MODALITIES)}"
+    if not str(answer).strip():
+        return "its answer is empty; every row needs one (correct or remove the row)"
+    if not str(question).strip():
+        return "its question is empty; every row needs one (correct or remove the row)"
+    path = Path(str(media))
+    if kind != "text" and not str(media).strip():
+        return f"a {kind} row without a media_path"
+    if media and (path.is_absolute() or ".." in path.parts):
+        return f"media_path {media!r} leaves the data root; expected a path relative to it"
+    return None

@@ -1,0 +1,74 @@
+"""Settings of an evaluation. Plain dataclass: imports neither torch nor any model library."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+MODES = ("generate", "likelihood")
+NORMALISATIONS = ("mean", "sum")
+
+
+@dataclass
+class EvaluationConfig:
+    """How test rows are answered and scored.
+
+    mode: `generate` decodes greedily and extracts the answer from the text; `likelihood` picks the allowed
+        answer of the highest log-likelihood (splits without a closed set of answers are generated in either
+        mode).
+    splits: test splits to score; None means every split of the data set.
+    batch_size: rows per batch.
+    max_new_tokens: longest generated answer in tokens, the end token included.
+    likelihood_normalisation: `mean` divides the log-likelihood of an answer by its number of tokens (end
+        token included), `sum` does not, and so favours short answers.
+    baseline_frozen: also score the frozen backbone (by likelihood) on the same rows.
+    resamples: bootstrap resamples behind the intervals of categories and of the macro score.
+    bootstrap_seed: seed of that bootstrap.
+    """
+
+    mode: str = "generate"
+    splits: list[str] | None = None
+    batch_size: int = 64
+    max_new_tokens: int = 50
+    likelihood_normalisation: str = "mean"
+    baseline_frozen: bool = True
+    resamples: int = 2000
+    bootstrap_seed: int = 0
+
+    def errors(self, known_splits: Collection[str] = ()) -> list[str]:
+        """Everything wrong with these settings, each message naming its key. `known_splits`: split names to
+        accept."""
+        found = []
+        for key, value, choices in (
+            ("mode", self.mode, MODES),
+            ("likelihood_normalisation", self.likelihood_normalisation, NORMALISATIONS),
+        ):
+            if value not in choices:
+                found.append(f"evaluation.{key}: expected one of {', '.join(choices)}, got {value!r}")
+        for key, number, least in (
+            ("batch_size", self.batch_size, 1),
+            ("max_new_tokens", self.max_new_tokens, 1),
+            ("resamples", self.resamples, 100),
+            ("bootstrap_seed", self.bootstrap_seed, 0),
+        ):
+            if number < least:
+                found.append(f"evaluation.{key}: expected an integer of at least {least}, got {number!r}")
+        if self.splits is not None:
+            found += self._split_errors(known_splits)
+        return found
+
+    def _split_errors(self, known_splits: Collection[str]) -> list[str]:
+        splits = self.splits or []
+        found = []
+        if not splits:
+            found.append("evaluation.splits: expected null (all splits) or at least one split name, got []")
+        twice = sorted({split for split in splits if splits.count(split) > 1})
+        if twice:
+            found.append(f"evaluation.splits: each split may be named once, named twice: {', '.join(twice)}")
+        for split in splits:
+            if known_splits and split not in known_splits:
+                near = difflib.get_close_matches(split, known_splits, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                found.append(f"evaluation.splits: unknown split {split!r}{hint}")
+        return found

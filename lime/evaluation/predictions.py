@@ -1,0 +1,212 @@
+"""Predictions: one record per test row, kept as text so that scoring can run again without a model.
+
+predictions.jsonl holds one JSON object per line, in the order of the rows:
+id, split, question, media_path, raw, extracted, truth, correct and, where the frozen backbone was scored on
+the same rows, frozen (its raw answer) and frozen_correct. `raw` is null where a row could not be given to the
+model at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from lime.evaluation.aggregation import Evaluation, evaluate
+from lime.evaluation.extraction import extract
+from lime.evaluation.scoring import SplitAnswers, Task, matches
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS_FILE = "predictions.jsonl"
+Allowed = Mapping[str, Sequence[str] | None]
+
+
+class Row(Protocol):
+    """What a record keeps of a data row."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def media_path(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answered row. `truth` plays no part in `extracted`."""
+
+    id: str
+    split: str
+    question: str
+    media_path: str
+    raw: str | None
+    extracted: str | None
+    truth: str
+    correct: bool
+    frozen: str | None = None
+    frozen_correct: bool | None = None
+
+
+class PredictionError(ValueError):
+    """A predictions file that cannot be read; the message names file, line and what was expected."""
+
+
+def collect(
+    rows: Sequence[Row],
+    raw: Sequence[str | None],
+    tasks: Mapping[str, Task],
+    allowed: Allowed,
+    frozen: Sequence[str | None] | None = None,
+) -> list[Prediction]:
+    """Records for `rows` and the model's raw answers to them (and the frozen backbone's).
+
+    tasks and allowed are by split name. Raises ValueError where lengths differ, KeyError for a split without
+    a task.
+    """
+    if len(rows) != len(raw) or (frozen is not None and len(frozen) != len(rows)):
+        raise ValueError(f"{len(rows)} rows, {len(raw)} answers, {len(frozen or raw)} frozen answers: expected as many")
+    records = []
+    for index, row in enumerate(rows):
+        kind, choices = tasks[row.split].answer_type, allowed.get(row.split)
+        extracted = extract(raw[index], kind, choices)
+        baseline = frozen[index] if frozen is not None else None
+        records.append(
+            Prediction(
+                id=row.id,
+                split=row.split,
+                question=row.question,
+                media_path=row.media_path,
+                raw=raw[index],
+                extracted=extracted,
+                truth=row.answer,
+                correct=matches(extracted, row.answer, kind),
+                frozen=baseline,
+                frozen_correct=(
+                    matches(extract(baseline, kind, choices), row.answer, kind) if frozen is not None else None
+                ),
+            )
+        )
+    return records
+
+
+def rescore(predictions: Sequence[Prediction], tasks: Mapping[str, Task], allowed: Allowed) -> list[Prediction]:
+    """The same records with `extracted` and `correct` worked out anew from `raw`, by the rules of this
+    version."""
+    records = []
+    for record in predictions:
+        kind, choices = tasks[record.split].answer_type, allowed.get(record.split)
+        extracted = extract(record.raw, kind, choices)
+        changed: dict[str, object] = {
+            "extracted": extracted,
+            "correct": matches(extracted, record.truth, kind),
+        }
+        if record.frozen_correct is not None:
+            changed["frozen_correct"] = matches(extract(record.frozen, kind, choices), record.truth, kind)
+        records.append(dataclasses.replace(record, **changed))  # type: ignore[arg-type]
+    differing = sum(old.correct != new.correct for old, new in zip(predictions, records, strict=True))
+    if differing:
+        log.warning("%d of %d predictions are judged otherwise than when they were written", differing, len(records))
+    return records
+
+
+def score_predictions(
+    predictions: Sequence[Prediction],
+    tasks: Mapping[str, Task],
+    allowed: Allowed,
+    *,
+    categories: Mapping[str, str] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Evaluation:
+    """Scores of these records; splits in the order of `tasks`, those of `tasks` without a record listed as
+    absent.
+
+    Raises ValueError without records, for one id twice, or for a split that has no task.
+    """
+    by_split: dict[str, list[Prediction]] = {}
+    seen: set[str] = set()
+    for record in predictions:
+        if record.split not in tasks:
+            raise ValueError(f"prediction {record.id}: no task has a split {record.split!r}")
+        if record.id in seen:
+            raise ValueError(f"prediction {record.id} occurs twice; every row may be scored once")
+        seen.add(record.id)
+        by_split.setdefault(record.split, []).append(record)
+    answers = []
+    for split, task in tasks.items():
+        if split not in by_split:
+            continue
+        records = by_split[split]
+        choices = allowed.get(split)
+        frozen = None
+        if all(record.frozen_correct is not None for record in records):
+            frozen = [extract(record.frozen, task.answer_type, choices) for record in records]
+        answers.append(
+            SplitAnswers(
+                task=task,
+                truths=[record.truth for record in records],
+                extracted=[record.extracted for record in records],
+                frozen=frozen,
+                allowed=choices,
+            )
+        )
+    absent = [split for split in tasks if split not in by_split]
+    return evaluate(answers, categories=categories, absent=absent, resamples=resamples, seed=seed)
+
+
+def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> Path:
+    """Write predictions.jsonl (see the module's text)."""
+    path = Path(path)
+    with path.open("w", encoding="utf-8") as file:
+        for record in predictions:
+            values = dataclasses.asdict(record)
+            if record.frozen_correct is None:
+                del values["frozen"], values["frozen_correct"]
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Read predictions.jsonl, or that file of a run's folder.
+
+    Raises PredictionError for a missing or empty file, or a line that is not such a record.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / PREDICTIONS_FILE
+    if not path.is_file():
+        raise PredictionError(f"{path}: no such file; expected the {PREDICTIONS_FILE} of a run, or its folder")
+    fields = {field.name: field for field in dataclasses.fields(Prediction)}
+    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    records = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise PredictionError(f"{path}, line {number}: not JSON ({error}); the file may be cut off") from error
+            if not isinstance(values, dict) or any(name not in values for name in required):
+                lacking = [name for name in required if not isinstance(values, dict) or name not in values]
+                raise PredictionError(f"{path}, line {number}: expected an object with {', '.join(lacking)}")
+            for name in ("id", "split", "question", "media_path", "truth"):
+                if not isinstance(values[name], str):
+                    raise PredictionError(f"{path}, line {number}: {name} is {values[name]!r}, expected text")
+            for name in ("raw", "extracted", "frozen"):
+                if not isinstance(values.get(name), str | None):
+                    raise PredictionError(f"{path}, line {number}: {name} is {values[name]!r}, expected text or null")
+            records.append(Prediction(**{name: value for name, value in values.items() if name in fields}))
+    if not records:
+        raise PredictionError(f"{path}: holds no prediction")
+    return records

@@ -1,0 +1,201 @@
+"""Files of an evaluation: results.json (everything, versioned), results.csv (one line per split, category and
+macro), predictions.jsonl. Each has a reader."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lime.evaluation.aggregation import Estimate, Evaluation, GroupScore
+from lime.evaluation.predictions import PREDICTIONS_FILE, Allowed, Prediction, write_predictions
+from lime.evaluation.scoring import SplitScore
+
+SCHEMA = "lime-results/1"
+RESULTS_JSON = "results.json"
+RESULTS_CSV = "results.csv"
+CSV_COLUMNS = (
+    "level",
+    "name",
+    "category",
+    "metric",
+    "n",
+    "score",
+    "low",
+    "high",
+    "exact_match",
+    "exact_low",
+    "exact_high",
+    "chance",
+    "majority",
+    "majority_exact",
+    "frozen",
+    "frozen_exact",
+    "pearson",
+    "spearman",
+)
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be read; the message names the file and what was expected."""
+
+
+def write_report(
+    folder: str | Path,
+    evaluation: Evaluation,
+    predictions: Sequence[Prediction],
+    *,
+    allowed: Allowed,
+    info: Mapping[str, Any] | None = None,
+) -> dict[str, Path]:
+    """Write the three files into `folder` (made where absent) and return their paths by file name.
+
+    allowed: the closed answer sets by split, kept in results.json so that predictions can be scored again
+    without the data. info: what else is to be kept with the results (configuration, versions, seed); JSON
+    values.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {
+        RESULTS_JSON: folder / RESULTS_JSON,
+        RESULTS_CSV: folder / RESULTS_CSV,
+        PREDICTIONS_FILE: folder / PREDICTIONS_FILE,
+    }
+    record = {
+        **results_record(evaluation),
+        "allowed_answers": {
+            score.split: list(choices)
+            for score in evaluation.splits
+            if (choices := allowed.get(score.split)) is not None
+        },
+        "info": dict(info or {}),
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    paths[RESULTS_JSON].write_text(text + "\n", encoding="utf-8")
+    write_csv(paths[RESULTS_CSV], evaluation)
+    write_predictions(paths[PREDICTIONS_FILE], predictions)
+    return paths
+
+
+def results_record(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as JSON values. Scores and intervals in points (per cent, 100 x correlation)."""
+    return {"schema": SCHEMA, "unit": "points", **dataclasses.asdict(evaluation)}
+
+
+def read_results(path: str | Path) -> tuple[Evaluation, dict[str, Any]]:
+    """(evaluation, whole record) of a results.json or of a run's folder.
+
+    Raises ResultsError for a missing file, another schema, or a record that lacks something.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / RESULTS_JSON
+    if not path.is_file():
+        raise ResultsError(f"{path}: no such file; expected the {RESULTS_JSON} of a run, or its folder")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ResultsError(f"{path}: not JSON ({error})") from error
+    found = record.get("schema") if isinstance(record, dict) else None
+    if found != SCHEMA:
+        raise ResultsError(f"{path}: schema {found!r}, expected {SCHEMA!r}; evaluate again with this version")
+    try:
+        evaluation = Evaluation(
+            splits=tuple(
+                SplitScore(**{**values, "notes": tuple(values.get("notes", ()))}) for values in record["splits"]
+            ),
+            categories=tuple(_group(values) for values in record["categories"]),
+            macro=_group(record["macro"]),
+            absent=tuple(record["absent"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ResultsError(f"{path}: not a complete {SCHEMA} record ({error})") from error
+    return evaluation, record
+
+
+def stored_allowed_answers(predictions_path: str | Path) -> dict[str, list[str]] | None:
+    """The closed answer sets kept beside a predictions file, or None where no results.json lies there."""
+    path = Path(predictions_path)
+    path = (path if path.is_dir() else path.parent) / RESULTS_JSON
+    return read_results(path)[1]["allowed_answers"] if path.is_file() else None
+
+
+def _group(values: dict[str, Any]) -> GroupScore:
+    estimates = {
+        name: Estimate(**value)
+        for name in ("score", "exact_match", "over_majority", "over_frozen")
+        if (value := values.get(name)) is not None
+    }
+    return GroupScore(**{**values, **estimates})
+
+
+def write_csv(path: str | Path, evaluation: Evaluation) -> Path:
+    """One line per split, then per category, then the macro score; numbers in points with four decimals."""
+    path = Path(path)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for values in csv_rows(evaluation):
+            writer.writerow({key: _cell(value) for key, value in values.items()})
+    return path
+
+
+def csv_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The lines of results.csv, None where a column does not apply."""
+    rows = []
+    for score in evaluation.splits:
+        values = {name: getattr(score, name, None) for name in CSV_COLUMNS}
+        rows.append({**values, "level": "split", "name": score.split, "score": score.value})
+    levels = [("category", group) for group in evaluation.categories] + [("macro", evaluation.macro)]
+    for level, group in levels:
+        rows.append(
+            {
+                **dict.fromkeys(CSV_COLUMNS),
+                "level": level,
+                "name": group.name,
+                "category": group.name if level == "category" else None,
+                "metric": "mean",
+                "n": group.n,
+                "score": group.score.value,
+                "low": group.score.low,
+                "high": group.score.high,
+                "exact_match": group.exact_match.value,
+                "exact_low": group.exact_match.low,
+                "exact_high": group.exact_match.high,
+                "chance": group.chance,
+                "majority": group.majority,
+                "majority_exact": group.majority_exact,
+                "frozen": group.frozen,
+                "frozen_exact": group.frozen_exact,
+            }
+        )
+    return rows
+
+
+def read_csv(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a results.csv with numbers as numbers and empty cells as None.
+
+    Raises ResultsError for a file with other columns.
+    """
+    path = Path(path)
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != CSV_COLUMNS:
+            raise ResultsError(f"{path}: columns {reader.fieldnames}, expected {list(CSV_COLUMNS)}")
+        rows: list[dict[str, Any]] = []
+        for line in reader:
+            values: dict[str, Any] = {key: value or None for key, value in line.items()}
+            for key in CSV_COLUMNS[4:]:
+                if values[key] is not None:
+                    values[key] = int(values[key]) if key == "n" else float(values[key])
+            rows.append(values)
+    return rows
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else value

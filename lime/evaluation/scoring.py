@@ -1,0 +1,262 @@
+"""Scores of one split: comparison after normalisation, accuracy or correlation, with count, interval and
+baselines.
+
+Comparison: letters by letter; numbers by value, |a - b| <= 1e-6 max(1, |b|) (no relaxed tolerance); yes/true
+and no/false alike where the task asks for them; everything else by `text.key` (case, punctuation, separators
+and a leading article do not count). A missing answer is wrong.
+
+STS-B is scored by Pearson correlation (Spearman beside it). A constant side has no correlation: it counts as
+0, with a note. A row without a number takes the mean of the numbers that were given: it then adds nothing to
+the correlation, so silence cannot be taken for a value, and it is wrong in the exact match.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from lime.evaluation.extraction import extract
+from lime.evaluation.statistics import Interval, correlation, fisher_interval, wilson_interval
+from lime.evaluation.text import NUMBER_TOLERANCE, key, parse_number
+
+METRICS = ("accuracy", "correlation")
+_TRUTH_VALUES = {"true": "yes", "false": "no"}
+
+
+class Task(Protocol):
+    """What scoring needs to know of a task."""
+
+    @property
+    def split(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def modality(self) -> str: ...
+    @property
+    def category(self) -> str: ...
+    @property
+    def answer_type(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class SplitAnswers:
+    """Answers to the rows of one split, in row order.
+
+    extracted: what `extract` found in the model's output (None: no answer). frozen: the same of the frozen
+    backbone on the same rows. allowed: the closed set of answers, where there is one.
+    """
+
+    task: Task
+    truths: Sequence[str]
+    extracted: Sequence[str | None]
+    frozen: Sequence[str | None] | None = None
+    allowed: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.truths)
+        if n == 0:
+            raise ValueError(f"{self.task.split}: no rows to score")
+        for name, answers in (("extracted", self.extracted), ("frozen", self.frozen)):
+            if answers is not None and len(answers) != n:
+                raise ValueError(f"{self.task.split}: {n} truths, but {len(answers)} answers in {name}")
+        if self.task.metric not in METRICS:
+            raise ValueError(f"{self.task.split}: metric {self.task.metric!r}; expected one of {', '.join(METRICS)}")
+
+
+@dataclass(frozen=True)
+class SplitScore:
+    """Scores of one split. Every score and interval is in points: per cent, or 100 times the correlation.
+
+    value: the split's metric (accuracy, or 100 x Pearson), `low` and `high` its 95% interval (Wilson, or
+    Fisher's z).
+    exact_match: share of right answers, whatever the metric. pearson, spearman: -1 to 1, for correlation
+    splits.
+    chance: a uniform guess among the allowed answers (0 for a correlation; None for an open set). majority:
+    the score of always giving `majority_answer`, the most frequent truth of the split (0 for a correlation, a
+    constant having none). frozen: the frozen backbone's score. answered: rows with an answer. notes: what a
+    reader must know.
+    """
+
+    split: str
+    name: str
+    modality: str
+    category: str
+    metric: str
+    n: int
+    value: float
+    low: float
+    high: float
+    exact_match: float
+    exact_low: float
+    exact_high: float
+    majority_answer: str
+    majority: float
+    majority_exact: float
+    answered: int
+    chance: float | None = None
+    pearson: float | None = None
+    spearman: float | None = None
+    spearman_low: float | None = None
+    spearman_high: float | None = None
+    frozen: float | None = None
+    frozen_exact: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def above_majority(self) -> bool:
+        """Whether the interval of the exact match lies above the majority answer's exact match."""
+        return self.exact_low > self.majority_exact
+
+    @property
+    def difference(self) -> float | None:
+        """Points above the frozen backbone."""
+        return None if self.frozen is None else self.value - self.frozen
+
+
+def normalise(answer: str, answer_type: str) -> str:
+    """The form in which two answers of this type are compared."""
+    value = parse_number(answer) if answer_type != "letter" else None
+    if value is not None:
+        return f"{value:.12g}"
+    text = key(answer)
+    return _TRUTH_VALUES.get(text, text) if answer_type == "yes_no" else text
+
+
+def matches(extracted: str | None, truth: str, answer_type: str) -> bool:
+    """Whether an extracted answer is right (see the module's text). None is never right."""
+    if extracted is None:
+        return False
+    if answer_type != "letter":
+        value, expected = parse_number(extracted), parse_number(truth)
+        if value is not None and expected is not None:
+            return abs(value - expected) <= NUMBER_TOLERANCE * max(1.0, abs(expected))
+    return normalise(extracted, answer_type) == normalise(truth, answer_type)
+
+
+def correct_rows(answers: SplitAnswers, given: Sequence[str | None] | None = None) -> np.ndarray:
+    """1.0 where the answer is right, else 0.0: (n,). `given` in place of the extracted answers."""
+    kind = answers.task.answer_type
+    pairs = zip(answers.extracted if given is None else given, answers.truths, strict=True)
+    return np.array([float(matches(answer, truth, kind)) for answer, truth in pairs])
+
+
+def majority_answer(truths: Sequence[str], answer_type: str) -> str:
+    """The most frequent truth after normalisation, as it was first written; ties go to the one seen first."""
+    first: dict[str, str] = {}
+    for truth in truths:
+        first.setdefault(normalise(truth, answer_type), truth)
+    return first[Counter(normalise(truth, answer_type) for truth in truths).most_common(1)[0][0]]
+
+
+def number_columns(answers: SplitAnswers, given: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray, int]:
+    """(predictions, truths, rows without a number) of a correlation split; such rows take the mean of the
+    others.
+
+    Raises ValueError for a truth that is not a number.
+    """
+    truths = [parse_number(truth) for truth in answers.truths]
+    for index, value in enumerate(truths):
+        if value is None:
+            raise ValueError(
+                f"{answers.task.split}, row {index}: truth {answers.truths[index]!r} is not a number, "
+                "as a split scored by correlation needs"
+            )
+    values = [None if answer is None else parse_number(answer) for answer in given]
+    known = [value for value in values if value is not None]
+    mean = float(np.mean(known)) if known else 0.0
+    predictions = np.array([mean if value is None else value for value in values], dtype=float)
+    return predictions, np.array(truths, dtype=float), len(values) - len(known)
+
+
+def score_split(answers: SplitAnswers) -> SplitScore:
+    """Score one split (see `SplitScore`)."""
+    task, n = answers.task, len(answers.truths)
+    right = int(correct_rows(answers).sum())
+    exact_low, exact_high = _points(wilson_interval(right, n))
+    majority = majority_answer(answers.truths, task.answer_type)
+    majority_exact = 100 * float(correct_rows(answers, [majority] * n).mean())
+    frozen_exact = None if answers.frozen is None else 100 * float(correct_rows(answers, answers.frozen).mean())
+    answered = sum(answer is not None for answer in answers.extracted)
+    notes = _notes(answers)
+    common = {
+        "split": task.split,
+        "name": task.name,
+        "modality": task.modality,
+        "category": task.category,
+        "metric": task.metric,
+        "n": n,
+        "exact_match": 100 * right / n,
+        "exact_low": exact_low,
+        "exact_high": exact_high,
+        "majority_answer": majority,
+        "majority_exact": majority_exact,
+        "answered": answered,
+        "frozen_exact": frozen_exact,
+    }
+    if task.metric == "correlation":
+        special = _correlation_scores(answers, notes)
+    else:
+        special = {
+            "value": 100 * right / n,
+            "low": exact_low,
+            "high": exact_high,
+            "majority": majority_exact,
+            "chance": 100 / len(set(answers.allowed)) if answers.allowed else None,
+            "frozen": frozen_exact,
+        }
+    return SplitScore(**common, **special, notes=tuple(notes))  # type: ignore[arg-type]
+
+
+def _correlation_scores(answers: SplitAnswers, notes: list[str]) -> dict[str, float | None]:
+    predictions, truths, missing = number_columns(answers, answers.extracted)
+    pearson = correlation(predictions, truths, "pearson")
+    spearman = correlation(predictions, truths, "spearman")
+    if pearson is None or spearman is None:
+        notes.append("correlation undefined (constant answers, constant truths or one row): counted as 0")
+        pearson = spearman = 0.0
+    if missing:
+        notes.append(f"{missing} of {len(truths)} rows without a number: the mean of the others stands in")
+    frozen = None
+    if answers.frozen is not None:
+        column, _, _ = number_columns(answers, answers.frozen)
+        frozen = 100 * (correlation(column, truths, "pearson") or 0.0)
+    low, high = _points(fisher_interval(pearson, len(truths)))
+    spearman_low, spearman_high = fisher_interval(spearman, len(truths), "spearman")
+    return {
+        "value": 100 * pearson,
+        "low": low,
+        "high": high,
+        "pearson": pearson,
+        "spearman": spearman,
+        "spearman_low": spearman_low,
+        "spearman_high": spearman_high,
+        "majority": 0.0,
+        "chance": 0.0,
+        "frozen": frozen,
+    }
+
+
+def _notes(answers: SplitAnswers) -> list[str]:
+    notes = []
+    n = len(answers.truths)
+    kind = answers.task.answer_type
+    distinct = Counter(answers.truths)
+    unreachable = sum(
+        count for truth, count in distinct.items() if not matches(extract(truth, kind, answers.allowed), truth, kind)
+    )
+    if unreachable:
+        notes.append(
+            f"{unreachable} of {n} truths cannot be given as an answer of type {kind}"
+            + (f" among {len(answers.allowed)} allowed answers" if answers.allowed else "")
+        )
+    return notes
+
+
+def _points(interval: Interval) -> Interval:
+    return (100 * interval[0], 100 * interval[1])

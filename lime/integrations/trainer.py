@@ -1,0 +1,269 @@
+"""LiME with the `Trainer` of transformers: `LimeTrainingArguments` and `LimeTrainer`.
+
+    args = LimeTrainingArguments(output_dir="out", moe_lr=1e-3, peft_lr=4e-4)
+    LimeTrainer(model=model, args=args, train_dataset=rows, data_collator=collate).train()
+
+`model` is whatever `lime.apply` returned: LiME over any PEFT type, or a PEFT type alone (no balance losses then).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.trainer_optimizer import is_optimizer_factory
+
+import lime.tuner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LimeTrainingArguments(TrainingArguments):
+    """Arguments of transformers' `Trainer` and those of LiME.
+
+    Attributes:
+        moe_lr: learning rate of modulators, gammas and learned routers.
+        peft_lr: learning rate of the PEFT parameters (and of `modules_to_save`).
+        moe_weight_decay: weight decay of the modulators' group. That of the PEFT group is `weight_decay`.
+        importance_coef: alpha of `L = L_task + alpha L_imp + beta L_KL` (Eq. 5).
+        kl_coef: beta of the same.
+        balance_every_n_steps: apply both on one optimiser step in this many.
+
+    `weight_decay` is 0.01 and `warmup_steps` 0.03 (a share of all steps) unless given. `learning_rate` has no effect
+    and is refused.
+
+    Raises:
+        ValueError: an argument out of range, or `learning_rate`.
+    """
+
+    moe_lr: float = field(default=1e-3, metadata={"help": "Learning rate of modulators, gammas, learned routers."})
+    peft_lr: float = field(default=4e-4, metadata={"help": "Learning rate of the PEFT parameters."})
+    moe_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the modulators' group."})
+    importance_coef: float = field(default=0.1, metadata={"help": "Coefficient of the importance loss."})
+    kl_coef: float = field(default=0.01, metadata={"help": "Coefficient of the KL loss."})
+    balance_every_n_steps: int = field(default=1, metadata={"help": "Balance losses on one step in this many."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of the PEFT parameters."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up: a share of all steps below 1, else steps."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        found = [
+            f"{name}: expected at least 0, got {getattr(self, name)}"
+            for name in ("moe_lr", "peft_lr", "moe_weight_decay", "importance_coef", "kl_coef")
+            if getattr(self, name) < 0
+        ]
+        if self.balance_every_n_steps < 1:
+            found.append(f"balance_every_n_steps: expected at least 1, got {self.balance_every_n_steps}")
+        default = next(f.default for f in dataclasses.fields(TrainingArguments) if f.name == "learning_rate")
+        if self.learning_rate != default:
+            found.append("learning_rate: has no effect, the two groups have moe_lr and peft_lr; set those")
+        if found:
+            raise ValueError("invalid LimeTrainingArguments:\n" + "\n".join(f"  {line}" for line in found))
+
+
+_BALANCE = ("importance_coef", "kl_coef", "balance_every_n_steps", "moe_lr", "moe_weight_decay")
+
+
+class LimeTrainer(Trainer):
+    """The `Trainer` of transformers with LiME's optimiser groups, balance losses and expert statistics.
+
+    An optimiser step over micro-batches i with n_i label tokens each, N in all, minimises
+
+        L = (1 / N) sum_i [ sum_tokens -log p  +  n_i (alpha L_imp,i + beta L_KL,i) ],
+
+    so neither term depends on how the rows were cut into micro-batches or processes. (Models that do not normalise
+    their own loss over the accumulated batch, as Qwen2-VL, get it from here.) Where labels cannot be counted, each
+    micro-batch counts the same.
+
+    Every training log has, besides the Trainer's, `loss/task`, `loss/importance`, `loss/kl`, `routing/entropy` (nats),
+    `routing/experts_active` (per token), `routing/usage_<i>` (share of tokens to whose modulation expert i contributes,
+    mean over layers), `lr/modulators` and `lr/peft`. `last_routing` holds the statistics by layer of the last log.
+
+    Raises:
+        TypeError: `args` are not `LimeTrainingArguments`.
+        ValueError: reentrant activation checkpointing, several GPUs in one process (`nn.DataParallel`), or an
+            optimiser that makes its own parameter groups.
+    """
+
+    args: LimeTrainingArguments
+    last_routing: lime.tuner.RoutingStatistics | None = None
+
+    def __init__(self, model: Any = None, args: LimeTrainingArguments | None = None, **kwargs: Any):
+        if not isinstance(args, LimeTrainingArguments):
+            raise TypeError(f"args: expected LimeTrainingArguments, got {type(args).__name__}")
+        super().__init__(model=model, args=args, **kwargs)
+        self._sums: dict[str, Tensor] = {}
+        self._routing: lime.tuner.RoutingStatistics | None = None
+        self._window_start: int | None = None
+        self._rates: dict[str, float] = {}
+        if self.compute_loss_func is None and not self.model_accepts_loss_kwargs and self._loss_shifts_labels:
+            self.compute_loss_func = causal_loss
+        if lime.tuner.has_routing(self._model()):
+            self._check_routing()
+        else:
+            default = {f.name: f.default for f in dataclasses.fields(LimeTrainingArguments)}
+            idle = [name for name in _BALANCE if getattr(args, name) != default[name]]
+            if idle:
+                log.warning("the model has no LiME layers, so these have no effect: %s", ", ".join(idle))
+
+    def _model(self) -> nn.Module:
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    def _check_routing(self) -> None:
+        options: Any = self.args.activation_checkpointing_kwargs or {}
+        if self.args.activation_checkpointing and options.get("use_reentrant"):
+            raise ValueError(
+                "activation_checkpointing_kwargs: LiME needs non-reentrant checkpointing, with the reentrant kind "
+                'gradients are wrong without a word; set {"use_reentrant": False}'
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process (nn.DataParallel): routing is recorded by process; start one "
+                "process per GPU with torchrun or accelerate launch, or show one GPU only (CUDA_VISIBLE_DEVICES)"
+            )
+
+    # -- optimiser -------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser that `args.optim` names, with the groups `modulators` and `peft`."""
+        if self.optimizer is None:
+            model = self._model() if model is None else model
+            if self.optimizer_cls_and_kwargs is not None:
+                cls, options = self.optimizer_cls_and_kwargs
+            else:
+                cls, options = self.get_optimizer_cls_and_kwargs(self.args, model)  # type: ignore[arg-type]
+            if is_optimizer_factory(cls) or {"params", "model", "optimizer_dict"} & options.keys():
+                raise ValueError(
+                    f"optim: {self.args.optim} makes its own parameter groups; take another, e.g. adamw_torch"
+                )
+            self.optimizer = cls(self._groups(model), **options)
+        return super().create_optimizer(model)
+
+    def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        rates = {
+            "modulators": (self.args.moe_lr, self.args.moe_weight_decay),
+            "peft": (self.args.peft_lr, self.args.weight_decay),
+        }
+        groups = lime.tuner.parameter_groups(model)
+        return [
+            {"name": name, "params": [p for _, p in groups[name]], "lr": lr, "weight_decay": decay}
+            for name, (lr, decay) in rates.items()
+            if groups[name]
+        ]
+
+    # -- loss ------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The Trainer's loss plus this micro-batch's share of the balance losses."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._window_start is None:
+            self._window_start = self.state.global_step
+        share, scale = self._share(inputs, num_items_in_batch)
+        if not lime.tuner.has_routing(self._model()):
+            task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            self._add({"loss/task": task}, self._weight_of(share))
+            return (task, outputs) if return_outputs else task
+        with lime.tuner.record(self._model()) as recorder:
+            task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        terms = recorder.balance()
+        loss = task
+        if self.state.global_step % self.args.balance_every_n_steps == 0:
+            loss = task + share * scale * terms.total(self.args.importance_coef, self.args.kl_coef)
+        weight = self._weight_of(share)
+        self._add({"loss/task": task}, weight)
+        self._add({"loss/importance": terms.importance, "loss/kl": terms.kl}, share * scale * weight)
+        statistics = recorder.statistics()
+        self._routing = statistics if self._routing is None else self._routing + statistics
+        return (loss, outputs) if return_outputs else loss
+
+    def _share(self, inputs: dict[str, Any], num_items: Any) -> tuple[Any, int]:
+        """Share of this micro-batch in its process's optimiser step, and the factor by which the Trainer multiplies
+        a loss whose gradients are averaged over processes.
+
+        A share of 1 is one that the Trainer divides by the number of micro-batches afterwards.
+        """
+        if not self._is_scaled(num_items):
+            return 1, 1
+        if num_items is None:
+            return 1 / self.current_gradient_accumulation_steps, 1
+        if "shift_labels" in inputs:
+            labels = inputs["shift_labels"]
+        else:
+            labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+        scale = self.accelerator.num_processes // self.get_tp_size() if self.args.average_tokens_across_devices else 1
+        return labels.ne(-100).sum() / num_items, scale
+
+    def _is_scaled(self, num_items: Any) -> bool:
+        """Whether the Trainer takes a loss as normalised over the whole accumulated batch."""
+        if self.loss_is_scaled_for_ga is not None:
+            return bool(self.loss_is_scaled_for_ga)
+        return (self.model_accepts_loss_kwargs and num_items is not None) or self.compute_loss_func is not None
+
+    def _weight_of(self, share: Any) -> float:
+        """Weight of a micro-batch's values in the step's logged mean."""
+        return 1 / self.current_gradient_accumulation_steps if isinstance(share, int) else 1.0
+
+    # -- logs ------------------------------------------------------------------------------------------------
+
+    def _add(self, values: dict[str, Tensor], weight: Any) -> None:
+        for name, value in values.items():
+            value = value.detach().float() * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        if self.optimizer is not None:
+            self._rates = {f"lr/{g['name']}": float(g["lr"]) for g in self.optimizer.param_groups if "name" in g}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add losses, expert statistics and learning rates to the logs of training."""
+        if "loss" in logs and self._sums:
+            logs = {**logs, **self._window()}
+        super().log(logs, start_time)
+
+    def _window(self) -> dict[str, float]:
+        """Means since the last log, over all processes, and a fresh start."""
+        steps = max(1, self.state.global_step - (self._window_start or 0))
+        values = {name: total / steps for name, total in self._sums.items()}
+        if self._routing:
+            values |= _routing_means(self._routing)
+        together = self.accelerator.reduce(torch.stack([value.float() for value in values.values()]), reduction="mean")
+        self.last_routing, self._routing, self._sums = self._routing, None, {}
+        self._window_start = self.state.global_step
+        return dict(zip(values, together.tolist(), strict=True)) | self._rates
+
+
+def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """`sum_tokens -log p / num_items_in_batch` of a causal language model; scalar.
+
+    Args:
+        outputs: with `logits` (B, T, V); leading positions that have no label (virtual tokens) are left out.
+        labels: (B, T), -100 where there is none.
+    """
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    logits = logits[:, -labels.shape[1] :]
+    return ForCausalLMLoss(logits, labels, logits.shape[-1], num_items_in_batch=num_items_in_batch)
+
+
+def _routing_means(statistics: lime.tuner.RoutingStatistics) -> dict[str, Tensor]:
+    found = {
+        "routing/entropy": statistics.mean(lambda layer: layer.entropy),
+        "routing/experts_active": statistics.mean(lambda layer: layer.experts_per_token),
+    }
+    widths = {layer.usage.shape[0] for layer in statistics.values()}
+    if len(widths) == 1:
+        usage = torch.stack([layer.usage for layer in statistics.values()]).mean(0)
+        found |= {f"routing/usage_{i}": share for i, share in enumerate(usage.unbind())}
+    return found

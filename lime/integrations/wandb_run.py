@@ -1,0 +1,141 @@
+"""A run on Weights & Biases: metrics, configuration, sample predictions with their pictures, expert usage."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wandb
+from PIL import Image
+
+from lime.analysis.usage import usage_figure
+from lime.data.datamodule import MMTDataModule
+from lime.data.media import load_image, load_video
+from lime.data.tasks import TASKS
+from lime.evaluation.aggregation import Evaluation
+from lime.evaluation.predictions import Prediction
+from lime.training.config import WandbConfig
+
+log = logging.getLogger(__name__)
+
+PREDICTION_COLUMNS = ("id", "task", "picture", "question", "raw", "extracted", "truth", "correct", "frozen")
+DATA_DIR = "WANDB_DATA_DIR"
+FRAMES = 4  # of a video in the table
+
+
+class WandbRun:
+    """One run with the real client.
+
+    Args:
+        config: project, names, mode.
+        name: name of the run.
+        folder: the run's folder; offline runs lie in its ``wandb`` subfolder until ``wandb sync``.
+        settings: the resolved configuration.
+    """
+
+    def __init__(self, config: WandbConfig, name: str, folder: Path, settings: Mapping[str, Any]):
+        self._config = config
+        # Pictures of tables wait for their upload in wandb's data folder: keep them with the run, not with the user.
+        self._sets_data_dir = DATA_DIR not in os.environ
+        if self._sets_data_dir:
+            os.environ[DATA_DIR] = str((folder / "wandb").resolve())
+        self._run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            group=config.group,
+            tags=config.tags or None,
+            name=name,
+            dir=str(folder),
+            config=dict(settings),
+            mode=resolve_mode(config.mode),
+        )
+        if self._run.offline:
+            log.info("wandb: offline; upload later with: wandb sync %s", Path(self._run.dir).parent)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def log_run(
+        self,
+        predictions: Sequence[Prediction],
+        evaluation: Evaluation,
+        usage: Mapping[str, Sequence[float]],
+        data: MMTDataModule,
+    ) -> None:
+        """What is known at the end of a run: scores, sample predictions with pictures, expert usage."""
+        macro = evaluation.macro
+        scores = {f"exact_match/{score.split}": score.exact_match for score in evaluation.splits}
+        scores |= {f"exact_match/{group.name}": group.exact_match.value for group in evaluation.categories}
+        self.log_results(
+            scores | {"exact_match/macro": macro.exact_match.value, "majority/macro": macro.majority_exact}
+        )
+        chosen = sample(predictions, self._config.samples)
+        if chosen:
+            self.log_predictions(chosen, lambda prediction: picture(prediction, data))
+        if usage:
+            self.log_usage(usage)
+
+    def log_usage(self, usage: Mapping[str, Sequence[float]]) -> None:
+        """The heat map of expert usage by layer."""
+        self._run.log({"routing/usage_by_layer": wandb.Image(usage_figure(usage))})
+
+    def log_predictions(
+        self, predictions: Sequence[Prediction], picture: Callable[[Prediction], Image.Image | None]
+    ) -> None:
+        """A table of predictions; ``picture`` gives the image of a row (frames side by side for a video)."""
+        table = wandb.Table(columns=list(PREDICTION_COLUMNS))
+        for p in predictions:
+            image = picture(p)
+            shown = wandb.Image(image) if image is not None else None
+            values = (p.id, p.split, shown, p.question, p.raw, p.extracted, p.truth, p.correct, p.frozen)
+            table.add_data(*values)
+        self._run.log({"predictions": table})
+
+    def log_results(self, results: Mapping[str, Any]) -> None:
+        """Scores into the run's summary."""
+        self._run.summary.update(dict(results))
+
+    def finish(self, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
+        if self._sets_data_dir:
+            os.environ.pop(DATA_DIR, None)
+
+
+def sample(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
+    """``count`` predictions, taken from the splits in turn."""
+    by_split: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        by_split.setdefault(prediction.split, []).append(prediction)
+    turns = itertools.zip_longest(*by_split.values())
+    return [p for turn in turns for p in turn if p is not None][:count]
+
+
+def picture(prediction: Prediction, data: MMTDataModule) -> Image.Image | None:
+    """The picture of a row, the frames of its video side by side, or None for text and for unreadable media."""
+    if prediction.raw is None or not prediction.media_path:
+        return None
+    path, modality = data.dataset.root / prediction.media_path, TASKS[prediction.split].modality
+    if modality == "image":
+        return load_image(path, prediction.id)
+    return (
+        side_by_side(load_video(path, FRAMES, data.config.video_backend, prediction.id))
+        if modality == "video"
+        else None
+    )
+
+
+def resolve_mode(mode: str) -> Any:
+    """``auto`` becomes WANDB_MODE where that is set, else online where somebody is logged in, else offline."""
+    if mode != "auto":
+        return mode
+    return os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+
+
+def side_by_side(frames: np.ndarray) -> Image.Image:
+    """Frames (T, H, W, 3) uint8 of a video as one picture, T frames wide."""
+    return Image.fromarray(np.concatenate(list(frames), axis=1))

@@ -1,0 +1,97 @@
+"""Zero-parameter routing (Eq. 3) and its learned ablation: from signals to probabilities.
+
+Shapes: B batch, T tokens, I input width, O output width, E experts. Leading dimensions may be any; `BT`
+    stands for them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DIVISOR_FLOOR = 1e-6
+"""Every norm clamps its divisor from below at this value."""
+
+
+def routing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Routing is computed in float32, or in float64 where the signal is."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def feature_start(feature_slice: str, num_experts: int, width: int) -> int:
+    """First of the `num_experts` consecutive features of a `leading`, `trailing` or `central` slice of
+    `width` features."""
+    starts = {"leading": 0, "trailing": width - num_experts, "central": (width - num_experts) // 2}
+    if feature_slice not in starts:
+        raise ValueError(f"feature_slice: expected one of {', '.join(starts)}, got {feature_slice!r}")
+    return starts[feature_slice]
+
+
+def random_features(num_experts: int, width: int, seed: int) -> Tensor:
+    """Indices of `num_experts` distinct features out of `width`, drawn once from `seed`; int64, shape
+    (E,)."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randperm(width, generator=generator)[:num_experts]
+
+
+def pick(signal_BTO: Tensor, features: int | Tensor, num_experts: int) -> Tensor:
+    """The E routing features of a signal, in the routing precision; shape (B, T, E).
+
+    Args:
+        features: first feature of a consecutive slice, or the indices of random features, shape (E,).
+    """
+    if isinstance(features, int):
+        picked_BTE = signal_BTO.narrow(-1, features, num_experts)
+    else:
+        picked_BTE = signal_BTO.index_select(-1, features)
+    return picked_BTE.to(routing_dtype(signal_BTO.dtype))
+
+
+def normalise(
+    picked_BTE: Tensor, norm: str, signal_BTO: Tensor | None = None, considered_BT1: Tensor | None = None
+) -> Tensor:
+    """Divide the picked features by their norm, clamped from below at `DIVISOR_FLOOR`.
+
+    Args:
+        norm: `slice`, largest absolute value among the picked features of each token; `token`, of the whole
+            vector of each token; `tensor`, of the picked features of the whole tensor.
+        signal_BTO: the whole vectors; needed by `token`.
+        considered_BT1: tokens that count in the maximum of `tensor`; all when absent.
+
+    Source: Eq. 3; `tensor` is the authors' code.
+    """
+    if norm == "slice":
+        divisor = picked_BTE.abs().amax(-1, keepdim=True)
+    elif norm == "token":
+        assert signal_BTO is not None
+        divisor = signal_BTO.abs().amax(-1, keepdim=True).to(picked_BTE.dtype)
+    elif norm == "tensor":
+        magnitude_BTE = picked_BTE.abs()
+        if considered_BT1 is not None:
+            magnitude_BTE = magnitude_BTE.masked_fill(~considered_BT1, 0.0)
+        divisor = magnitude_BTE.amax()
+    else:
+        raise ValueError(f"routing_norm: expected one of slice, token, tensor, got {norm!r}")
+    return picked_BTE / divisor.clamp_min(DIVISOR_FLOOR)
+
+
+def blend(frozen_BTE: Tensor, update_BTE: Tensor, gamma_routing: float) -> Tensor:
+    """Routing logits `(1 - g) norm(z)[S] + g norm(zhat)[S]` (Eq. 3) of normalised signals; shape (B, T,
+    E)."""
+    return torch.lerp(frozen_BTE, update_BTE, gamma_routing)
+
+
+def jitter(logits_BTE: Tensor, amount: float) -> Tensor:
+    """Multiply by noise `U(1 - amount, 1 + amount)`; for training only."""
+    return logits_BTE * torch.empty_like(logits_BTE).uniform_(1 - amount, 1 + amount)
+
+
+def learned_logits(x_BTI: Tensor, router_EI: Tensor) -> Tensor:
+    """Logits of the learned router `R x` (ablation, paper Figure 4b); shape (B, T, E)."""
+    return F.linear(x_BTI, router_EI).to(routing_dtype(x_BTI.dtype))
+
+
+def probabilities(logits_BTE: Tensor, temperature: float) -> Tensor:
+    """`softmax(logits / tau)`; rows sum to one."""
+    return (logits_BTE / temperature).softmax(-1)

@@ -1,0 +1,172 @@
+"""Loading a backbone: the model, its processor, and a fingerprint of what was loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from lime.models.config import EMBEDDED, FAMILIES, ModelConfig
+from lime.models.processing import load_processor
+
+log = logging.getLogger(__name__)
+
+_WHOLE = 64 * 2**20
+_SAMPLE = 2**20
+
+
+@dataclass
+class Backbone:
+    """A loaded backbone. `fingerprint` identifies configuration and weights; `revision` is the hub commit,
+    if any.
+    """
+
+    name: str
+    family: str
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    path: str
+    revision: str | None
+    fingerprint: str
+
+
+def load_backbone(config: ModelConfig) -> Backbone:
+    """Model and processor of `config`, on the CPU, in evaluation mode.
+
+    Raises FileNotFoundError where the checkpoint is not there (saying what to fetch and where to put it),
+    ValueError where it is of another family, lacks weights of this architecture, or has a tokenizer larger
+    than its embeddings.
+    """
+    location = config.location
+    config_file = _config_file(config)
+    _check_family(config, config_file)
+    revision = extract_commit_hash(str(config_file), None) or config.revision
+    processor = load_processor(
+        location, config.family, revision=config.revision, image=config.image, video=config.video
+    )
+    model = _load_model(config, location)
+    if config.family == "llava_onevision":
+        model.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints
+    embeddings: Any = model.get_input_embeddings()
+    entries = int(embeddings.weight.shape[0])
+    if len(processor.tokenizer) > entries:
+        raise ValueError(
+            f"model.path: {location}: its tokenizer has {len(processor.tokenizer)} entries, its embeddings "
+            f"{entries}: tokenizer and weights are of different models"
+        )
+    fingerprint = checkpoint_fingerprint(config_file.parent)
+    log.info("loaded %s (%s) from %s, fingerprint %s", config.name, config.family, location, fingerprint[:12])
+    return Backbone(config.name, config.family, model.eval(), processor, location, revision, fingerprint)
+
+
+def _config_file(config: ModelConfig) -> Path:
+    location = config.location
+    if Path(location).is_dir():
+        path = Path(location) / "config.json"
+        if path.is_file():
+            return path
+        text = f"model.path: {location} has no config.json: expected a checkpoint folder. {_how(config)}"
+        raise FileNotFoundError(text)
+    if (
+        config.path is None
+        or Path(location).is_absolute()
+        or location.startswith((".", "~"))
+        or location.count("/") != 1
+    ):
+        raise FileNotFoundError(f"model.path: {location} is not a folder. {_how(config)}")
+    try:
+        found = cached_file(location, "config.json", revision=config.revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model.path: {location} is neither a local folder nor reachable on the hub or in its cache. {_how(config)}"
+        ) from error
+    assert found is not None
+    return Path(found)
+
+
+def _how(config: ModelConfig) -> str:
+    if config.path is None and config.name in EMBEDDED:
+        return (
+            "The embedded checkpoints belong to the package: install it again, or train one with "
+            f"`python scripts/pretrain_tiny.py --model {config.name}`"
+        )
+    name = (
+        config.path if config.path and config.path.count("/") == 1 and not config.path.startswith(".") else "ORG/NAME"
+    )
+    revision = f" --revision {config.revision}" if config.revision else ""
+    return (
+        f"On a machine with access: `hf download {name}{revision} --local-dir FOLDER` (config, tokenizer, "
+        "processor files and *.safetensors), bring FOLDER here, and set model.path=FOLDER"
+    )
+
+
+def _check_family(config: ModelConfig, config_file: Path) -> None:
+    try:
+        found = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{config_file}: not valid JSON ({error}); fetch the file again") from error
+    if found == config.family:
+        return
+    advice = f"set model.family={found}" if found in FAMILIES else f"supported are {', '.join(FAMILIES)}"
+    raise ValueError(
+        f"model.path: {config.location} holds a {found!r} model, but model.family is {config.family!r}; {advice}"
+    )
+
+
+def _load_model(config: ModelConfig, location: str) -> PreTrainedModel:
+    cls = getattr(transformers, FAMILIES[config.family])
+    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    try:
+        model, report = cls.from_pretrained(
+            location,
+            revision=config.revision,
+            dtype=dtype,
+            attn_implementation=config.attn_implementation,
+            output_loading_info=True,
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model.path: no weights could be read from {location}: {error}. {_how(config)}"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(f"model.path: the weights in {location} do not fit its own config.json: {error}") from error
+    absent = sorted(report["missing_keys"])
+    wrong = sorted(str(key) for key in report.get("mismatched_keys", ()))
+    if absent or wrong:
+        raise ValueError(
+            f"model.path: the weights in {location} are not those of a {config.family} model: "
+            f"{len(absent)} missing ({', '.join(absent[:3])}…), "
+            f"{len(wrong)} of another shape ({', '.join(wrong[:3])})"
+        )
+    if report["unexpected_keys"]:
+        log.warning("%s: %d weights that the model does not have", location, len(report["unexpected_keys"]))
+    return model
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """SHA-256 over config.json and the weight files of a checkpoint folder.
+
+    Files above 64 MiB count by name, size, first and last MiB (which hold the safetensors header and the last
+    weights), so that a fingerprint of a large model takes no minute.
+    """
+    total = hashlib.sha256()
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        size = path.stat().st_size
+        total.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as stream:
+            if size <= _WHOLE:
+                total.update(stream.read())
+            else:
+                total.update(stream.read(_SAMPLE))
+                stream.seek(-_SAMPLE, 2)
+                total.update(stream.read())
+    return total.hexdigest()

@@ -1,0 +1,146 @@
+"""From a model and a data set to a scored, written and shown evaluation: shared by train.py and eval.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from lime.config.schema import EvalConfig, TrainConfig
+from lime.data.datamodule import MMTDataModule
+from lime.data.rows import Row
+from lime.data.tasks import CATEGORIES, TASKS
+from lime.evaluation.aggregation import Evaluation
+from lime.evaluation.predictions import Prediction, collect, score_predictions
+from lime.evaluation.report import write_report
+from lime.evaluation.tables import markdown_table, results_table, summary_lines
+from lime.models.loading import Backbone
+from lime.training.frozen import frozen_answers
+from lime.training.inference import Progress, answer_rows
+from lime.training.progress import ProgressDisplay
+
+log = logging.getLogger(__name__)
+
+Allowed = dict[str, list[str] | None]
+
+
+class TestRows:
+    """The test rows to answer, and the closed answer set of each split.
+
+    Args:
+        data: the opened data module.
+        splits: names of the splits to take; None for every one that is present.
+
+    Raises:
+        ValueError: a named split is not there, or none is.
+    """
+
+    __test__ = False  # not a test class of pytest
+
+    def __init__(self, data: MMTDataModule, splits: Sequence[str] | None):
+        present = list(data.dataset.tests)
+        lacking = [split for split in splits or () if split not in present]
+        if lacking:
+            raise ValueError(
+                f"evaluation.splits: {', '.join(lacking)} not in {data.dataset.root}; it has {', '.join(present)}"
+            )
+        self.splits = [split for split in present if splits is None or split in splits]
+        if not self.splits:
+            raise ValueError(f"{data.dataset.root}: no test split to evaluate")
+        self.rows: list[Row] = [row for split in self.splits for row in data.test_rows(split)]
+        self.allowed: Allowed = {split: data.dataset.allowed_answers(split) for split in self.splits}
+        if data.dataset.absent:
+            count = len(data.dataset.absent)
+            log.info("%d of %d test splits are absent; they are named below the table", count, len(TASKS))
+
+
+def answer_frozen(
+    backbone: Backbone,
+    data: MMTDataModule,
+    tests: TestRows,
+    config: TrainConfig | EvalConfig,
+    show_progress: bool,
+) -> list[str | None] | None:
+    """The frozen backbone's answers where evaluation.baseline_frozen asks for them (cached), else None."""
+    if not config.evaluation.baseline_frozen:
+        return None
+    with _shown("frozen backbone", len(tests.rows), show_progress) as progress:
+        return frozen_answers(
+            backbone,
+            data.collator,
+            tests.rows,
+            tests.allowed,
+            model_config=config.model,
+            data_config=config.data,
+            data_fingerprint=data.dataset.fingerprint,
+            config=config.evaluation,
+            cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+            progress=progress,
+        )
+
+
+def answer_adapted(
+    model: nn.Module,
+    data: MMTDataModule,
+    tests: TestRows,
+    config: TrainConfig | EvalConfig,
+    show_progress: bool,
+    frozen: Sequence[str | None] | None,
+) -> list[Prediction]:
+    """The model's answers, extracted and compared."""
+    with _shown("evaluation", len(tests.rows), show_progress) as progress:
+        raw = answer_rows(
+            model,
+            data.collator,
+            tests.rows,
+            tests.allowed,
+            config.evaluation,
+            num_workers=config.data.num_workers,
+            progress=progress,
+        )
+    return collect(tests.rows, raw, TASKS, tests.allowed, frozen)
+
+
+def report(
+    predictions: Sequence[Prediction],
+    allowed: Mapping[str, Sequence[str] | None],
+    config: TrainConfig | EvalConfig,
+    folder: Path,
+    info: Mapping[str, Any],
+) -> Evaluation:
+    """Score, write results.json, .csv and .md and predictions.jsonl into ``folder``, and show the table."""
+    evaluation = score_predictions(
+        predictions,
+        TASKS,
+        allowed,
+        categories=CATEGORIES,
+        resamples=config.evaluation.resamples,
+        seed=config.evaluation.bootstrap_seed,
+    )
+    write_report(folder, evaluation, predictions, allowed=allowed, info=info)
+    summary = "\n".join(f"- {line.removeprefix('* ')}" for line in summary_lines(evaluation)[1:])
+    (folder / "results.md").write_text(f"{markdown_table(evaluation, CATEGORIES)}\n{summary}\n", encoding="utf-8")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
+    console.print(results_table(evaluation, CATEGORIES))
+    log.info("results in %s", folder)
+    return evaluation
+
+
+@contextmanager
+def _shown(title: str, total: int, enabled: bool) -> Iterator[Progress]:
+    with ProgressDisplay(title, total, enabled) as display:
+        before = 0
+
+        def progress(done: int, _: int) -> None:
+            nonlocal before
+            display.advance(done - before)
+            before = done
+
+        yield progress

@@ -1,0 +1,154 @@
+"""Callbacks of the training loop: what is written at logged steps, and the progress bar."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from lime.training.config import CallbacksConfig
+from lime.training.metrics import MetricsFile, UsageFile, peak_memory_mb
+from lime.training.module import AdaptationModule
+from lime.training.progress import ProgressDisplay
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_READINGS = 0.5
+
+
+class Sink(Protocol):
+    """Where metrics go besides the run's own files, e.g. Weights & Biases."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+
+
+class MetricsCallback(Callback):
+    """Write a row of metrics.csv and a line of routing.jsonl every ``every_n_steps`` optimiser steps.
+
+    Also keeps the last expert usage (``usage``: layer name to mean routing probability of each expert).
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int, sinks: list[Sink]):
+        self._file = MetricsFile(folder / "metrics.csv")
+        self._usage_path = folder / "routing.jsonl"
+        self._usage_file: UsageFile | None = None
+        self._every, self._sinks = every_n_steps, sinks
+        self._written = 0
+        self._started = time.perf_counter()
+        self.usage: dict[str, list[float]] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._written = trainer.global_step
+        self._started = time.perf_counter()
+        if isinstance(pl_module, AdaptationModule):
+            pl_module.window.reset()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, AdaptationModule)
+        due = trainer.global_step % self._every == 0
+        if due and trainer.global_step > self._written:
+            self._write(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or "val/loss" not in trainer.callback_metrics:
+            return
+        value = float(trainer.callback_metrics["val/loss"])
+        log.info("step %d: validation loss %.4f", trainer.global_step, value)
+        self._emit(trainer, {"val/loss": value})
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, AdaptationModule)
+        if trainer.global_step > self._written:
+            self._write(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._file.close()
+        if self._usage_file is not None:
+            self._usage_file.close()
+
+    def _write(self, trainer: pl.Trainer, module: AdaptationModule) -> None:
+        window = module.window
+        row = window.means()
+        row["peak_memory_mb"] = peak_memory_mb()
+        if module.grad_norm is not None:
+            row["grad_norm"] = float(module.grad_norm)
+        row |= {f"lr/{name}": rate for name, rate in module.learning_rates.items()}
+        if window.routing:
+            row["routing/entropy"] = float(window.routing.mean(lambda layer: layer.entropy))
+            row["routing/experts_active"] = float(window.routing.mean(lambda layer: layer.experts_per_token))
+            self.usage = {name: layer.mean_probability.tolist() for name, layer in window.routing.items()}
+            self._write_usage(trainer.global_step)
+        self._emit(trainer, row)
+        self._written = trainer.global_step
+        window.reset()
+
+    def _write_usage(self, step: int) -> None:
+        if self._usage_file is None:
+            self._usage_file = UsageFile(self._usage_path)
+        self._usage_file.write(step, self.usage)
+
+    def _emit(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
+        seconds = time.perf_counter() - self._started
+        self._file.write({"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": seconds, **values})
+        for sink in self._sinks:
+            sink.log_metrics(values, trainer.global_step)
+
+
+class ProgressCallback(Callback):
+    """A bar over all micro-batches of the run, with the running loss per answer token."""
+
+    def __init__(self) -> None:
+        self._display: ProgressDisplay | None = None
+        self._loss: float | None = None
+        self._read = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        total = int(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
+        self._display = ProgressDisplay("training", total)
+        self._display.__enter__()
+        self._display.advance(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._display is not None
+        assert isinstance(pl_module, AdaptationModule)
+        now = time.monotonic()
+        if now - self._read > SECONDS_BETWEEN_READINGS:  # reading a loss waits for a GPU: not at every step
+            self._read = now
+            loss = float(pl_module.last_loss)
+            self._loss = loss if self._loss is None else 0.8 * self._loss + 0.2 * loss
+        self._display.advance(1, "" if self._loss is None else f"loss {self._loss:.3f}")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._display is not None:
+            self._display.__exit__(None, None, None)
+            self._display = None
+
+
+def checkpoint_callback(folder: Path, config: CallbacksConfig) -> ModelCheckpoint:
+    """Checkpoints ``checkpoints/step-N.ckpt`` and ``checkpoints/last.ckpt``, written after an optimiser step."""
+    return ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="step-{step}",  # no "=", which Hydra's command line would want quoted
+        auto_insert_metric_name=False,
+        monitor="step",
+        mode="max",
+        save_top_k=config.keep_checkpoints,
+        save_last=True,
+        every_n_train_steps=config.checkpoint_every_n_steps,
+        every_n_epochs=1 if config.checkpoint_every_n_steps is None else None,
+        save_on_train_epoch_end=config.checkpoint_every_n_steps is None,
+    )

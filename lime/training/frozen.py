@@ -1,0 +1,70 @@
+"""Answers of the frozen backbone, kept on disk: a sweep over methods asks for them once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lime.data.config import DataConfig
+from lime.data.rows import Row
+from lime.evaluation.config import EvaluationConfig
+from lime.models.config import ModelConfig
+from lime.models.loading import Backbone
+from lime.training.inference import Progress, answer_rows
+from lime.training.record import write_json
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raise when the way of answering changes
+_INPUT_KEYS = ("max_length", "system_prompt", "video_backend", "on_missing_media", "on_overlong")
+
+
+def frozen_answers(
+    backbone: Backbone,
+    collator: Any,
+    rows: Sequence[Row],
+    allowed: Mapping[str, Sequence[str] | None],
+    *,
+    model_config: ModelConfig,
+    data_config: DataConfig,
+    data_fingerprint: str,
+    config: EvaluationConfig,
+    cache_dir: Path | None,
+    progress: Progress | None = None,
+) -> list[str | None]:
+    """The frozen backbone's answer to each row, by likelihood over the allowed answers where a task has a closed set.
+
+    Read from ``cache_dir`` when all that decides them is the same: backbone, data, rows, processing and options.
+    """
+    device = next(backbone.model.parameters()).device.type
+    decisive = {
+        "version": VERSION,
+        "backbone": backbone.fingerprint,
+        "data": data_fingerprint,
+        "rows": hashlib.sha256("\n".join(row.id for row in rows).encode()).hexdigest(),
+        "allowed": {split: answers for split, answers in allowed.items() if answers},
+        "model": {k: v for k, v in dataclasses.asdict(model_config).items() if k not in ("name", "path", "revision")},
+        "input": {key: getattr(data_config, key) for key in _INPUT_KEYS},
+        "normalisation": config.likelihood_normalisation,
+        "max_new_tokens": config.max_new_tokens,
+        "device": device,
+    }
+    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    path = cache_dir / "frozen" / f"{backbone.name}-{key[:20]}.json" if cache_dir is not None else None
+    if path is not None and path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))["answers"]
+        log.info("frozen backbone: %d answers from %s", len(known), path)
+        return [known[row.id] for row in rows]
+    model: nn.Module = backbone.model
+    answers = answer_rows(model, collator, rows, allowed, config, mode="likelihood", progress=progress)
+    if path is not None:
+        by_row = {row.id: answer for row, answer in zip(rows, answers, strict=True)}
+        write_json(path, {**decisive, "answers": by_row})
+    return answers

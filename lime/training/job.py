@@ -1,0 +1,175 @@
+"""train.py: adapt a backbone, evaluate it frozen and adapted, and leave a whole record behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.callbacks import Callback
+
+import lime.tuner
+from lime.config.reuse import RUN_FILE
+from lime.config.schema import TrainConfig
+from lime.data.datamodule import MMTDataModule
+from lime.evaluation.aggregation import Evaluation
+from lime.models.loading import Backbone, load_backbone
+from lime.training.answering import TestRows, answer_adapted, answer_frozen, report
+from lime.training.callbacks import MetricsCallback, ProgressCallback, checkpoint_callback
+from lime.training.module import AdaptationModule
+from lime.training.record import RunStatus, environment, plain, write_config, write_json
+from lime.training.setup import device_of, media_errors_as_input_errors, open_data, prepare_process
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, output_dir: Path, overrides: Sequence[str] = ()) -> Evaluation:
+    """Run the main job into ``output_dir``.
+
+    The folder then holds config.yaml, environment.json, status.json, metrics.csv, routing.jsonl, adapter/,
+    checkpoints/, predictions.jsonl, results.json and results.csv.
+
+    Raises:
+        ValueError, OSError: what the user can mend (missing data, unreadable media, targets that match nothing, a
+            checkpoint of another model); the message says what to do.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with RunStatus(output_dir), media_errors_as_input_errors():
+        return _Run(config, output_dir, overrides).run()
+
+
+class _Run:
+    def __init__(self, config: TrainConfig, folder: Path, overrides: Sequence[str]):
+        self.config, self.folder = config, folder
+        self.overrides = list(overrides)
+        self.settings = dataclasses.asdict(config)
+
+    def run(self) -> Evaluation:
+        config = self.config
+        prepare_process(config.seed, config.trainer.num_threads)
+        write_config(self.folder / "config.yaml", self.settings)
+        self.device = device_of(config.trainer.accelerator)
+        backbone = load_backbone(config.model)
+        data = open_data(config, backbone, config.trainer.batch_size)
+        data.setup("fit")
+        tests = TestRows(data, config.evaluation.splits)
+        self.info = self._record_environment(backbone, data)
+        backbone.model.to(self.device)  # type: ignore[arg-type]
+        frozen = answer_frozen(backbone, data, tests, config, config.callbacks.progress)
+        wandb_run = self._wandb()
+        failed = True
+        try:
+            model, applied = lime.tuner.apply(backbone.model, config.settings())
+            if config.trainer.gradient_checkpointing:
+                _checkpoint_activations(model)
+            metrics = self.fit(model, backbone, data, [wandb_run] if wandb_run else [])
+            self.save_adapter(model, backbone)
+            model.to(self.device)
+            predictions = answer_adapted(model, data, tests, config, config.callbacks.progress, frozen)
+            kept = {
+                "config": self.settings,
+                "environment": self.info,
+                "trainable_parameters": applied.trainable,
+                "adapted_layers": applied.layers,
+                "rows_left_out": data.left_out.counts(),
+            }
+            evaluation = report(predictions, tests.allowed, config, self.folder, kept)
+            if wandb_run is not None:
+                wandb_run.log_run(predictions, evaluation, metrics.usage, data)
+            failed = False
+        finally:
+            if wandb_run is not None:
+                wandb_run.finish(failed)
+        return evaluation
+
+    def fit(self, model: Any, backbone: Backbone, data: MMTDataModule, sinks: list[Any]) -> MetricsCallback:
+        """Train the adapters of ``model`` in place."""
+        options = self.config.trainer
+        module = AdaptationModule(
+            model,
+            self.config.optim,
+            self.config.lime.balance if self.config.lime.enabled else None,
+            self.config.seed,
+            backbone={"name": backbone.name, "fingerprint": backbone.fingerprint},
+        )
+        metrics = MetricsCallback(self.folder, options.log_every_n_steps, sinks)
+        callbacks: list[Callback] = [metrics]
+        if self.config.callbacks.progress:
+            callbacks.append(ProgressCallback())
+        if self.config.callbacks.checkpoint:
+            callbacks.append(checkpoint_callback(self.folder, self.config.callbacks))
+        on_gpu = self.device.type == "cuda"
+        validates = options.validate_every_n_epochs is not None
+        trainer = pl.Trainer(
+            accelerator="gpu" if on_gpu else "cpu",
+            devices=options.devices,
+            strategy=distributed_strategy(options.devices, self.config.peft.scope),
+            precision=_precision(options.precision, on_gpu),  # type: ignore[arg-type]
+            max_epochs=options.max_epochs,
+            max_steps=options.max_steps if options.max_steps is not None else -1,
+            accumulate_grad_batches=options.accumulate_grad_batches,
+            gradient_clip_val=options.gradient_clip_val,
+            deterministic="warn" if options.deterministic and on_gpu else False,
+            check_val_every_n_epoch=options.validate_every_n_epochs or 1,
+            limit_val_batches=1.0 if validates else 0,
+            num_sanity_val_steps=0,
+            logger=False,
+            callbacks=callbacks,
+            enable_checkpointing=self.config.callbacks.checkpoint,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=self.folder,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=self.config.ckpt_path)
+        return metrics
+
+    def save_adapter(self, model: Any, backbone: Backbone) -> None:
+        """``adapter/`` in peft's format, and beside it what eval.py needs to repeat the evaluation."""
+        folder = self.folder / "adapter"
+        model.save_pretrained(folder)
+        run = {"config": plain(self.settings), "backbone": self.info["backbone"]}
+        (folder / RUN_FILE).write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        log.info("adapter of %s saved in %s", backbone.name, folder)
+
+    def _record_environment(self, backbone: Backbone, data: MMTDataModule) -> dict[str, Any]:
+        info = environment(self.config.seed) | {
+            "overrides": self.overrides,
+            "data_fingerprint": data.dataset.fingerprint,
+            "backbone": {
+                "name": backbone.name,
+                "fingerprint": backbone.fingerprint,
+                "revision": backbone.revision,
+            },
+        }
+        write_json(self.folder / "environment.json", info)
+        return info
+
+    def _wandb(self) -> Any:
+        if self.config.logger.wandb is None:
+            return None
+        from lime.integrations.wandb_run import WandbRun
+
+        settings = plain(self.settings) | {"environment": self.info}
+        return WandbRun(self.config.logger.wandb, self.config.name, self.folder, settings)
+
+
+def distributed_strategy(devices: int, scope: str) -> str:
+    """Lightning's strategy. A batch of text alone leaves a vision tower's adapters without a gradient, which
+    DistributedDataParallel must be told to expect."""
+    return "ddp_find_unused_parameters_true" if devices > 1 and scope != "language_model" else "auto"
+
+
+def _precision(precision: str, on_gpu: bool) -> str:
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if on_gpu else "32-true"
+
+
+def _checkpoint_activations(model: Any) -> None:
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()

@@ -1,0 +1,118 @@
+"""What a training run measures: sums over a window of optimiser steps, turned into numbers only when logged."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "loss/task",
+    "loss/importance",
+    "loss/kl",
+    "loss/total",
+    "routing/entropy",
+    "routing/experts_active",
+    "grad_norm",
+    "lr/modulators",
+    "lr/peft",
+    "samples_per_second",
+    "tokens_per_second",
+    "peak_memory_mb",
+    "val/loss",
+    "seconds",
+)
+"""Columns of metrics.csv. Losses are per answer token (nats), routing per token and layer, entropy in nats."""
+
+
+class Window:
+    """Sums since the last logged row. Tensors stay on their device until :meth:`means`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self.answer_tokens = self.rows = self.tokens = 0
+        self.routing: Any = None
+        self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop the clock of the throughput, e.g. during validation."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        self._started += time.perf_counter() - self._paused
+
+    def add(self, sums: Mapping[str, Tensor], answer_tokens: int, rows: int, tokens: int) -> None:
+        for name, value in sums.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.answer_tokens += answer_tokens
+        self.rows += rows
+        self.tokens += tokens
+
+    def add_routing(self, statistics: Any) -> None:
+        self.routing = statistics if self.routing is None else self.routing + statistics
+
+    def means(self) -> dict[str, float]:
+        """Losses per answer token and throughput of the window."""
+        elapsed = time.perf_counter() - self._started
+        found = {name: float(value) / self.answer_tokens for name, value in self._sums.items()}
+        return found | {
+            "samples_per_second": self.rows / elapsed,
+            "tokens_per_second": self.tokens / elapsed,
+        }
+
+
+class MetricsFile:
+    """metrics.csv with the fixed columns, flushed at every row, so that a killed run keeps what it measured."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer.writeheader()
+
+    def write(self, row: Mapping[str, float | int]) -> None:
+        self._writer.writerow({name: _short(value) for name, value in row.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class UsageFile:
+    """routing.jsonl: at each logged step the expert usage of every adapted layer."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("w", encoding="utf-8")
+
+    def write(self, step: int, usage: Mapping[str, list[float]]) -> None:
+        rounded = {layer: [round(share, 6) for share in shares] for layer, shares in usage.items()}
+        self._file.write(json.dumps({"step": step, "usage": rounded}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MB: of the GPU where one is used, else the resident set of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _short(value: float | int) -> float | int | str:
+    return f"{value:.9g}" if isinstance(value, float) else value

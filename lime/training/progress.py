@@ -1,0 +1,79 @@
+"""Progress of long work: a bar with the time left in a terminal, a log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class ProgressDisplay:
+    """``with ProgressDisplay("training", 300) as bar: bar.advance(1, "loss 1.23")``.
+
+    Args:
+        title: what is being done.
+        total: number of units of work.
+        enabled: False shows and logs nothing.
+    """
+
+    def __init__(self, title: str, total: int, enabled: bool = True):
+        self._title, self._total, self._enabled = title, total, enabled
+        self._done = 0
+        self._started = self._told = time.monotonic()
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if enabled and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """``count`` more units are done; ``note`` is shown beside the bar."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, note=note)
+        elif self._enabled and time.monotonic() - self._told > SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            left = (self._told - self._started) / self._done * (self._total - self._done)
+            log.info(
+                "%s: %d of %d%s, %.0f s left",
+                self._title,
+                self._done,
+                self._total,
+                note and f", {note}",
+                left,
+            )

@@ -1,0 +1,245 @@
+"""LiME as a tuner of the `peft` library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, _is_key_under_prefixes
+from torch import nn
+
+from lime.tuner.base import MERGE_REFUSED, LimeLayer
+from lime.tuner.config import LimeConfig, LimePeftType
+from lime.tuner.context import RoutingState
+from lime.tuner.format import upgrade_keys
+from lime.tuner.hooks import CloseCall, OpenCall
+from lime.tuner.layer import LimeLinear, check_fit
+from lime.tuner.over import LimeOver
+from lime.tuner.over_injection import inject_base
+from lime.tuner.prompt import CHILD, PromptLayer, prompt_layer, prompt_place
+from lime.tuner.prompt_hooks import GenerateWithPrompt, InsertPrompt, RemovePrompt
+from lime.tuner.towers import Target, Tower, find_towers, matches_any, resolve_targets
+
+
+class LimeModel(BaseTuner):
+    """Puts LiME layers into a model: `LimeLinear` in place of linear layers, `LimeOver` around layers of another type
+    of the `peft` library, or one `PromptLayer` into the language model. Every way into peft comes through
+    `inject_adapter`.
+
+    Raises:
+        ValueError: targets that match nothing, or more experts than a layer has outputs; the model is then
+            unchanged.
+        TypeError: a target that is not a plain `nn.Linear`.
+    """
+
+    prefix = "lime_"
+    tuner_layer_cls = LimeLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - declared so by the base class
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
+        if isinstance(peft_config, LimeConfig) and peft_config.peft == "any":  # transformers gives no dictionary
+            raise ValueError(
+                "transformers cannot load or add an adapter over another type of the peft library, because its loader "
+                "knows the tensors of one type alone; load it with lime.load or PeftModel.from_pretrained"
+            )
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config = self.peft_config[adapter_name]
+        if not isinstance(config, LimeConfig):
+            raise TypeError(f"{adapter_name}: expected a LimeConfig, got {type(config).__name__}")
+        self.lime_towers = {tower.name: tower for tower in find_towers(model)}
+        self.lime_state = routing_state(model) or RoutingState()
+        if config.peft == "prompt_tuning":
+            self.lime_prompt_tower, embedding = prompt_place(model, config)
+            self.lime_targets = {embedding}
+        else:
+            targets = self._checked_targets(model, config)
+            if config.peft == "any":
+                low_memory = kwargs.get("low_cpu_mem_usage", args[1] if len(args) > 1 else False)
+                inject_base(model, config, targets, adapter_name, low_memory)
+            self.lime_targets = {target.name for target in targets}
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        layers = [layer for layer in lime_layers(model) if not isinstance(layer, PromptLayer)]
+        hooked = {hook.scope for module in model.modules() for hook in module._forward_pre_hooks.values()
+                  if isinstance(hook, OpenCall)}  # fmt: skip
+        for name in sorted({layer.scope for layer in layers if layer.routes} - hooked):
+            tower = model.get_submodule(name)
+            opening = OpenCall(self.lime_state, name, self.lime_towers[name].flat)
+            tower.register_forward_pre_hook(opening, with_kwargs=True)
+            tower.register_forward_hook(CloseCall(self.lime_state, name), with_kwargs=True, always_call=True)
+
+    def _checked_targets(self, model: nn.Module, config: LimeConfig) -> list[Target]:
+        targets = resolve_targets(model, config, config.modules_to_save)
+        for target in targets:
+            check_fit(target.name, config, target.module)
+            module = model.get_submodule(target.name)
+            if config.peft != "any" and isinstance(module, BaseTunerLayer) and not isinstance(module, LimeLinear):
+                raise TypeError(
+                    f"{target.name}: LiME adapts plain nn.Linear layers, got {type(module).__name__}; to modulate an "
+                    "adapter of the peft library use peft='any'"
+                )
+        return targets
+
+    def _check_target_module_exists(self, peft_config: LimeConfig, key: str) -> Any:  # type: ignore[override]
+        if matches_any(key, peft_config.exclude_modules):
+            return _ExcludedModule()
+        return key in self.lime_targets
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: Any) -> PeftConfig:
+        return peft_config  # absent targets mean the attention projections of each tower
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: LimeConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        options: dict[str, Any] = {"inference_mode": peft_config.inference_mode}
+        if peft_config.peft != "any":
+            options["init_weights"] = peft_config.init_weights
+        if peft_config.peft == "prompt_tuning":
+            self._add_prompt(peft_config, adapter_name, target, options)
+            return
+        kind = LimeOver if peft_config.peft == "any" else LimeLinear
+        if isinstance(target, kind):
+            target.update_layer(adapter_name, peft_config.settings(), **options)
+            return
+        if isinstance(target, LimeLayer) or not isinstance(target, BaseTunerLayer if kind is LimeOver else nn.Linear):
+            raise TypeError(f"{current_key}: LiME adapts plain nn.Linear layers, got {type(target).__name__}")
+        layer = kind(target, current_key, self._tower_of(current_key).name, self.lime_state)
+        layer.update_layer(adapter_name, peft_config.settings(), **options)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _add_prompt(self, config: LimeConfig, adapter_name: str, embedding: nn.Module, options: dict[str, Any]) -> None:
+        if isinstance(embedding, BaseTunerLayer):
+            embedding = embedding.get_base_layer()
+        weight: torch.Tensor = embedding.weight  # type: ignore[assignment]
+        tower = self.lime_prompt_tower.name
+        language = self.model.get_submodule(tower)
+        layer = prompt_layer(language)
+        if layer is None:
+            layer = PromptLayer(f"{tower}.{CHILD}" if tower else CHILD, tower, self.lime_state, weight.shape[1])
+            language.add_module(CHILD, layer)
+            # Before LiME's own hook, so that adapted layers find the virtual tokens among the real ones.
+            language.register_forward_pre_hook(InsertPrompt(), with_kwargs=True, prepend=True)
+            language.register_forward_hook(RemovePrompt(), with_kwargs=True, always_call=True)
+        layer.update_layer(adapter_name, config.settings(), weight, **options)
+        if adapter_name not in self.active_adapters:
+            layer.lime_delta[adapter_name].requires_grad_(False)
+        if config.enabled and hasattr(type(self.model), "generate") and "generate" not in vars(self.model):
+            self.model.generate = GenerateWithPrompt(self.model)
+
+    def _tower_of(self, key: str) -> Tower:
+        return next(tower for tower in self.lime_towers.values() if tower.holds(key))
+
+    # -- saving and loading ----------------------------------------------------------------------------------
+
+    @classmethod
+    def _get_adapter_state_dict(cls, model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Called by peft to save: what layers share (the projections of VeRA) is saved once."""
+        found: dict[str, torch.Tensor] = super()._get_adapter_state_dict(model, *args, **kwargs)
+        repeated = _repeated(model)
+        return {key: value for key, value in found.items() if key not in repeated}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Called by peft with the content of an adapter file: bring older keys up to date, and fail on any that is
+        missing or left over."""
+        found: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=upgrade_keys(state_dict.items())
+        )
+        state = model.state_dict().keys()
+        places = [name for name, module in model.named_modules() if isinstance(module, LimeLayer)]
+        expected = {
+            key
+            for key in state - _repeated(model)
+            if cls._remove_adapter_name_from_key(key, adapter_name) != key and _is_key_under_prefixes(key, set(places))
+        }
+        missing = sorted(cls._remove_adapter_name_from_key(key, adapter_name) for key in expected - found.keys())
+        extra = sorted(found.keys() - state)
+        for what, keys in (("lacks", missing), ("has, beyond those of this model,", extra)):
+            if keys:
+                raise ValueError(
+                    f"adapter {adapter_name!r}: the file {what} {len(keys)} tensors, first {keys[0]}; load it on the "
+                    "model it was trained on"
+                )
+        return found
+
+    # -- leaving ---------------------------------------------------------------------------------------------
+
+    def unload(self) -> nn.Module:
+        """The base model without adapters and without hooks."""
+        for module in self.model.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for handle_id in [i for i, hook in hooks.items() if isinstance(hook, _HOOKS)]:
+                    _remove_hook(module, hooks, handle_id)
+        for module in [module for module in self.model.modules() if prompt_layer(module) is not None]:
+            delattr(module, CHILD)
+        if isinstance(vars(self.model).get("generate"), GenerateWithPrompt):
+            del self.model.generate
+        return super().unload()
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError(MERGE_REFUSED)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        raise NotImplementedError(MERGE_REFUSED)
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        raise NotImplementedError(MERGE_REFUSED)
+
+
+_HOOKS = (OpenCall, CloseCall, InsertPrompt, RemovePrompt)
+
+
+def _repeated(model: nn.Module) -> set[str]:
+    """Names of tensors that the model holds under an earlier name as well."""
+
+    def names(remove_duplicate: bool) -> set[str]:
+        parameters = model.named_parameters(remove_duplicate=remove_duplicate)
+        buffers = model.named_buffers(remove_duplicate=remove_duplicate)
+        return {name for name, _ in (*parameters, *buffers)}
+
+    return names(remove_duplicate=False) - names(remove_duplicate=True)
+
+
+def _remove_hook(module: nn.Module, hooks: Any, handle_id: int) -> None:
+    del hooks[handle_id]
+    for extra in (
+        module._forward_pre_hooks_with_kwargs,
+        module._forward_hooks_with_kwargs,
+        module._forward_hooks_always_called,
+    ):
+        extra.pop(handle_id, None)
+
+
+def lime_layers(model: nn.Module) -> list[LimeLayer]:
+    """The layers of a model that have a LiME adapter."""
+    return [module for module in model.modules() if isinstance(module, LimeLayer)]
+
+
+def routing_state(model: nn.Module) -> RoutingState | None:
+    """The open calls and recorder of a model with LiME; nothing without."""
+    return next((layer.routing_state for layer in lime_layers(model)), None)
+
+
+def register() -> None:
+    """Make `peft` know LiME, so that `PeftModel.from_pretrained` reads its adapters. Registering again
+    changes nothing."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[LimePeftType.LIME] = LimeConfig  # type: ignore[index]
+    PEFT_TYPE_TO_TUNER_MAPPING[LimePeftType.LIME] = LimeModel  # type: ignore[index]
+    PEFT_TYPE_TO_PREFIX_MAPPING[LimePeftType.LIME] = LimeModel.prefix  # type: ignore[index]
+
+
+register()

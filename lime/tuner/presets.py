@@ -1,0 +1,56 @@
+"""Named sets of LiME options, as overrides of the defaults of `LimeSettings`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+
+from lime.tuner.aliases import resolve_aliases
+from lime.tuner.settings import OPTIONS, LimeSettings
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Causal, independent of batch neighbours and padding: use this one.
+    "default": {},
+    # The formulas as printed in arXiv 2604.02338. Windows decide at their last token: not causal.
+    "paper": {"routing_norm": "token", "n_gram": 3, "window_anchor": "last"},
+    # The authors' code: batch-wide norm and soft masks. Not causal, and dependent on batch neighbours.
+    "authors": {"routing_norm": "tensor", "soft": True, "n_gram": 3, "window_anchor": "last"},
+    # The authors' introductory example: one decision per token, hard top-k.
+    "quickstart": {"selection": "topk", "top_k": 2, "n_gram": 1},
+}
+
+
+def preset_settings(preset: str = "default", **options: Any) -> LimeSettings:
+    """Settings of a preset with some options changed.
+
+    Args:
+        preset: a key of `PRESETS`.
+        options: fields of `LimeSettings` that win over the preset; the names of the LiME page (`rank`, `auto_topk`,
+            …; see `lime.tuner.aliases`) are accepted.
+
+    Raises:
+        ValueError: unknown preset or option (the nearest known one is suggested), one option under two names, or
+            invalid settings.
+    """
+    options = resolve_aliases(options)
+    if preset not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    for option in options:
+        if option not in OPTIONS:
+            near = get_close_matches(option, OPTIONS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known options: {', '.join(OPTIONS)}"
+            raise ValueError(f"unknown LiME option {option!r}{hint}")
+    default = LimeSettings()
+    settings = replace(default, **{**PRESETS[preset], **options})
+    # What the preset sets and the options switch off (its window anchor, with n_gram=1) falls back to its default.
+    idle = {line.partition(":")[0] for line in settings.errors() if "has no effect" in line}
+    idle &= PRESETS[preset].keys() - options.keys()
+    settings = replace(settings, **{option: getattr(default, option) for option in idle})
+    settings.check()
+    if "top_k" in options and settings.selection != "topk":
+        raise ValueError(
+            f"top_k: {options['top_k']} has no effect with selection {settings.selection!r}; leave it out, or set "
+            "selection='topk' (auto_topk=False)"
+        )
+    return settings

@@ -1,0 +1,156 @@
+"""What was adapted: modules, towers, parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from lime.tuner.base import LimeLayer
+from lime.tuner.prompt import PromptLayer
+from lime.tuner.towers import find_towers
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One adapted linear layer, or the virtual tokens of a language model: then `d_in` is their number."""
+
+    module: str
+    tower: str
+    d_in: int
+    d_out: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class TowerTotal:
+    """Adapted layers of one kind of tower."""
+
+    tower: str
+    layers: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class ApplyReport:
+    """The adapted layers, in the model's order.
+
+    Attributes:
+        rows: one per adapted layer.
+        total_parameters: all parameters of the model, adapter included.
+        adapter_parameters: those that the adapter added, whether they train or not.
+        saved_modules: trainable parameters of `modules_to_save`.
+    """
+
+    rows: tuple[ReportRow, ...]
+    total_parameters: int
+    adapter_parameters: int
+    saved_modules: int = 0
+
+    @property
+    def trainable(self) -> int:
+        """Trainable parameters in all."""
+        return sum(row.trainable for row in self.rows) + self.saved_modules
+
+    @property
+    def layers(self) -> int:
+        """Number of adapted layers."""
+        return len(self.rows)
+
+    @property
+    def towers(self) -> tuple[TowerTotal, ...]:
+        """Totals of each kind of tower."""
+        kinds = list(dict.fromkeys(row.tower for row in self.rows))
+        by_kind = {kind: [row for row in self.rows if row.tower == kind] for kind in kinds}
+        return tuple(TowerTotal(kind, len(rows), sum(row.trainable for row in rows)) for kind, rows in by_kind.items())
+
+    def table(self, every_layer: bool = False) -> str:
+        """Plain text: per tower (or, with `every_layer`, per layer) the adapted layers and their trainable
+        parameters."""
+        if every_layer:
+            lines = [("module", "tower", "d_in", "d_out", "trainable")]
+            lines += [(r.module, r.tower, f"{r.d_in:,}", f"{r.d_out:,}", f"{r.trainable:,}") for r in self.rows]
+            return _aligned(lines, left=2)
+        lines3 = [("tower", "layers", "trainable")]
+        lines3 += [(t.tower, f"{t.layers:,}", f"{t.trainable:,}") for t in self.towers]
+        if self.saved_modules:
+            lines3.append(("modules_to_save", "", f"{self.saved_modules:,}"))
+        lines3.append(("total", f"{self.layers:,}", f"{self.trainable:,}"))
+        share = 100 * self.trainable / self.total_parameters
+        return _aligned(lines3, left=1) + f"\n{share:.3f}% of {self.total_parameters:,} parameters train"
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def _aligned(lines: Sequence[tuple[str, ...]], left: int) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = []
+    for line in lines:
+        cells = (
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        rows.append("  ".join(cells).rstrip())
+    return "\n".join(rows)
+
+
+def report(model: nn.Module) -> ApplyReport:
+    """Report on a model that was adapted before, by LiME or by a plain type of the `peft` library."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    towers = find_towers(base)
+    rows, saved, added = [], 0, 0
+    inside = None
+    for name, module in base.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        if not isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            continue
+        inside = name + "."
+        parameters = list(base.get_submodule(name).parameters())
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        if isinstance(module, ModulesToSaveWrapper):
+            saved += trainable
+            original: Any = module.original_module
+        else:
+            original = None if isinstance(module, PromptLayer) else module.get_base_layer()
+            shape: Any = module if original is None else original
+            tower = next((tower.kind for tower in towers if tower.holds(name)), "other")
+            rows.append(ReportRow(name, tower, shape.in_features, shape.out_features, trainable))
+        added += sum(p.numel() for p in parameters)
+        added -= 0 if original is None else sum(p.numel() for p in original.parameters())
+    return ApplyReport(tuple(rows), sum(p.numel() for p in base.parameters()), added, saved)
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Trainable parameters by optimiser group, asked of the modules that own them.
+
+    Returns:
+        `modulators`: experts, shared modulators, gammas, learned routers. `peft`: parameters of the update,
+        of plain peft adapters and of `modules_to_save`. Each entry is the parameter's full name and the
+        parameter.
+
+    Raises:
+        ValueError: a trainable parameter that belongs to no adapter.
+    """
+    group_of: dict[int, str] = {}
+    for module in model.modules():
+        if isinstance(module, LimeLayer):
+            for name in module.lime_settings:
+                for group, parameters in module.grouped_parameters(name).items():
+                    group_of.update({id(p): group for p in parameters})
+        elif isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            for p in module.parameters():
+                group_of.setdefault(id(p), "peft")
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {"modulators": [], "peft": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) not in group_of:
+            raise ValueError(f"{name}: trains, but belongs to no adapter; freeze the base model before adapting it")
+        groups[group_of[id(parameter)]].append((name, parameter))
+    return groups

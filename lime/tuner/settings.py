@@ -1,0 +1,244 @@
+"""Every option of LiME in one torch-free dataclass, checked in one place.
+
+`lime.tuner.LimeConfig` (the `peft` configuration) and the configuration schema of the experiment framework
+are both built from `LimeSettings`, so an option, its default and its check exist once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+ROUTERS = ("zero", "learned")
+FEATURE_SLICES = ("leading", "trailing", "central", "random")
+ROUTING_NORMS = ("slice", "token", "tensor")
+SELECTIONS = ("auto", "topk", "dense")
+WINDOW_ANCHORS = ("first", "last")
+SCOPES = ("language_model", "vision_tower", "both")
+ORIENTATIONS = ("columns", "rows", "both")
+PROMPT_INITS = ("vocabulary", "normal")
+OPTIONS_OF_TYPE: dict[str, tuple[str, ...]] = {
+    "lora": ("r", "lora_alpha", "dropout"),
+    "lora_fa": ("r", "lora_alpha", "dropout"),
+    "dora": ("r", "lora_alpha", "dropout"),
+    "slicefine": ("r", "dropout", "orientation"),
+    "prompt_tuning": ("num_virtual_tokens", "prompt_init"),
+    "any": ("base", "base_options"),
+}
+"""PEFT types and the options that shape their update. Those of linear layers are registered in `lime.method.deltas`."""
+PEFT_TYPES = tuple(OPTIONS_OF_TYPE)
+
+
+@dataclass
+class LimeSettings:
+    """Options of one LiME adapter (arXiv 2604.02338, equations 1, 3, 4; `E` experts, update of rank `r`).
+
+    Attributes:
+        enabled: `False` adapts with the plain PEFT type alone, as a baseline: no experts, no routing.
+        peft: type of the shared update `zhat`: `lora`, `lora_fa` (A frozen), `dora` (with a learned magnitude),
+            `slicefine` (a slice of the frozen weight itself), `prompt_tuning` (virtual tokens before the input), or
+            `any` other type of the `peft` library, named by `base`.
+        r: rank of the update; for `slicefine` the number of columns, of rows, or of each.
+        lora_alpha: numerator of the update's scale `s = lora_alpha / r`, of the LoRA types.
+        dropout: probability of dropping an input feature of the update, in training.
+        orientation: what `slicefine` trains of the frozen weight: `columns`, `rows` or `both`.
+        num_virtual_tokens: length of the prompt of `prompt_tuning`.
+        prompt_init: frozen part of that prompt: embeddings drawn from the `vocabulary`, or `normal`, N(0, 0.02^2).
+        base: for `any`, the type of the `peft` library whose update is modulated, by its name there: `vera`, `ia3`, ….
+        base_options: options of that type, by their names in the `peft` library; its defaults when absent.
+        num_experts: number of expert modulators `E`; at most the width of every adapted layer.
+        router: `zero`, routing without parameters (Eq. 3), or `learned`, a `d_in x E` matrix per layer.
+        gamma_routing: share `g` of the update in the routing signal; the frozen output has `1 - g`.
+        temperature: softmax temperature `tau` of the routing.
+        feature_slice: which `E` output features route: the `leading`, `trailing` or `central` ones, or
+            `random` ones drawn from `routing_seed` and stored with the adapter.
+        routing_seed: seed of `feature_slice: random`.
+        routing_norm: divisor of the routing signal: largest absolute value of the picked features per token
+            (`slice`), of the whole vector per token (`token`, as printed in the paper), or of the picked
+            features of the whole batch (`tensor`, as in the authors' code: then a sample's output depends on
+            its neighbours, padding and later tokens).
+        jitter_noise: half width `j` of the multiplicative noise `U(1 - j, 1 + j)` on the logits, in training.
+        selection: `auto`, every expert with `w_i >= auto_topk_threshold * max w`; `topk`, the `top_k`
+            largest; `dense`, all.
+        auto_topk_threshold: `theta` of `selection: auto`, in [0, 1].
+        top_k: number of experts of `selection: topk`.
+        max_experts: largest number of experts that `selection: auto` keeps; no cap when absent.
+        soft: replace the hard set of `auto` or `topk` by a sigmoid mask. Every expert then carries weight.
+        soft_temperature: `T` of the sigmoid mask.
+        shared_modulator: add the always-on modulator `p_s` with its scalar `gamma`.
+        n_gram: number of consecutive real tokens that share one routing decision.
+        window_anchor: token of a window at which the decision is taken: `first` (causal; cached decoding
+            equals one full pass) or `last` (as published; earlier tokens of a window then depend on later
+            ones).
+        scope: towers to adapt.
+        target_modules: linear layers to adapt: names (a module matches by its whole name or its last parts),
+            or one regular expression over whole names, or `all-linear`. Absent: the attention projections of
+            each tower.
+        exclude_modules: names, or one regular expression, of modules to leave out.
+    """
+
+    enabled: bool = True
+    peft: str = "lora"
+    r: int = 2
+    lora_alpha: float = 16.0
+    dropout: float = 0.0
+    orientation: str = "columns"
+    num_virtual_tokens: int = 20
+    prompt_init: str = "vocabulary"
+    base: str = "lora"
+    base_options: Any = None
+    num_experts: int = 4
+    router: str = "zero"
+    gamma_routing: float = 0.7
+    temperature: float = 0.5
+    feature_slice: str = "leading"
+    routing_seed: int = 0
+    routing_norm: str = "slice"
+    jitter_noise: float = 0.1
+    selection: str = "auto"
+    auto_topk_threshold: float = 0.7
+    top_k: int = 2
+    max_experts: int | None = None
+    soft: bool = False
+    soft_temperature: float = 0.5
+    shared_modulator: bool = True
+    n_gram: int = 1
+    window_anchor: str = "first"
+    scope: str = "language_model"
+    # `Any`: a list of names or one regular expression (structured configuration schemas have no such union).
+    target_modules: Any = None
+    exclude_modules: Any = None
+
+    def errors(self, key: Callable[[str], str] = lambda option: option) -> list[str]:
+        """Everything wrong with these settings, each message naming the option, what was given and what is
+        expected.
+
+        Args:
+            key: full configuration key of an option, e.g. `lambda option: f"lime.{option}"`.
+        """
+        found = [*_wrong_types(self, key)]
+        if found:  # comparisons below would only repeat them
+            return found
+
+        def check(option: str, holds: bool, expected: str) -> None:
+            if not holds:
+                found.append(f"{key(option)}: expected {expected}, got {getattr(self, option)!r}")
+
+        check("peft", self.peft in PEFT_TYPES, _one_of(PEFT_TYPES))
+        check("r", self.r >= 1, "a rank of at least 1")
+        check("lora_alpha", self.lora_alpha > 0, "a number above 0")
+        check("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)")
+        check("orientation", self.orientation in ORIENTATIONS, _one_of(ORIENTATIONS))
+        check("num_virtual_tokens", self.num_virtual_tokens >= 1, "at least 1 virtual token")
+        check("prompt_init", self.prompt_init in PROMPT_INITS, _one_of(PROMPT_INITS))
+        check("base", self.base != "", "a type of the peft library")
+        check(
+            "base_options",
+            self.base_options is None or isinstance(self.base_options, dict),
+            "options of the base type by name, or nothing",
+        )
+        check("scope", self.scope in SCOPES, _one_of(SCOPES))
+        if self.peft == "prompt_tuning":
+            check("scope", self.scope == "language_model", "language_model, whose input takes the virtual tokens")
+        for option in ("target_modules", "exclude_modules"):
+            check(
+                option,
+                _is_target(getattr(self, option)),
+                "a list of module names, one regular expression, or nothing",
+            )
+        if not self.enabled:
+            return found + self._without_effect(key)
+
+        check("num_experts", self.num_experts >= 1, "at least 1 expert")
+        check("router", self.router in ROUTERS, _one_of(ROUTERS))
+        check("gamma_routing", 0 <= self.gamma_routing <= 1, "a share in [0, 1]")
+        check("temperature", self.temperature > 0, "a temperature above 0")
+        check("feature_slice", self.feature_slice in FEATURE_SLICES, _one_of(FEATURE_SLICES))
+        check("routing_norm", self.routing_norm in ROUTING_NORMS, _one_of(ROUTING_NORMS))
+        check("jitter_noise", 0 <= self.jitter_noise < 1, "a half width in [0, 1)")
+        check("selection", self.selection in SELECTIONS, _one_of(SELECTIONS))
+        check("auto_topk_threshold", 0 <= self.auto_topk_threshold <= 1, "a threshold in [0, 1]")
+        check("soft_temperature", self.soft_temperature > 0, "a temperature above 0")
+        check("n_gram", self.n_gram >= 1, "a window of at least 1 token")
+        check("window_anchor", self.window_anchor in WINDOW_ANCHORS, _one_of(WINDOW_ANCHORS))
+        if self.selection == "topk":
+            check(
+                "top_k",
+                1 <= self.top_k <= self.num_experts,
+                f"between 1 and num_experts ({self.num_experts})",
+            )
+        if self.max_experts is not None:
+            check("max_experts", self.max_experts >= 1, "at least 1 expert, or nothing for no cap")
+        return found + self._without_effect(key)
+
+    def _without_effect(self, key: Callable[[str], str]) -> list[str]:
+        """Options set away from their default that another option switches off."""
+        default = LimeSettings()
+        found: list[str] = []
+
+        def needs(option: str, active: bool, what: str) -> None:
+            value = getattr(self, option)
+            if not active and value != getattr(default, option):
+                found.append(f"{key(option)}: {value!r} has no effect without {what}; remove it or set that")
+
+        for option in dict.fromkeys(option for options in OPTIONS_OF_TYPE.values() for option in options):
+            having = [name for name, options in OPTIONS_OF_TYPE.items() if option in options]
+            needs(option, self.peft in having or self.peft not in PEFT_TYPES, f"`peft: {' or '.join(having)}`")
+        for option in ("target_modules", "exclude_modules"):
+            needs(option, self.peft != "prompt_tuning", "a type that adapts linear layers")
+        if not self.enabled:
+            return found
+        zero = self.router == "zero"
+        for option in ("gamma_routing", "feature_slice", "routing_norm"):
+            needs(option, zero, "`router: zero`")
+        needs("routing_seed", zero and self.feature_slice == "random", "`feature_slice: random`")
+        needs("auto_topk_threshold", self.selection == "auto", "`selection: auto`")
+        needs("top_k", self.selection == "topk", "`selection: topk`")
+        needs("max_experts", self.selection == "auto" and not self.soft, "`selection: auto` with `soft: false`")
+        needs("soft", self.selection != "dense", "`selection: auto` or `topk`")
+        needs("soft_temperature", self.soft, "`soft: true`")
+        needs("window_anchor", self.n_gram > 1, "`n_gram` above 1")
+        return found
+
+    def check(self, key: Callable[[str], str] = lambda option: option) -> None:
+        """Raise one `ValueError` that lists every entry of `errors`."""
+        if found := self.errors(key):
+            raise ValueError("invalid LiME settings:\n" + "\n".join(f"  {line}" for line in found))
+
+
+OPTIONS: tuple[str, ...] = tuple(f.name for f in fields(LimeSettings))
+"""Names of all public options, in order."""
+
+
+def _one_of(values: tuple[str, ...]) -> str:
+    return "one of " + ", ".join(values)
+
+
+def _is_target(value: Any) -> bool:
+    if value is None or isinstance(value, str):
+        return value != ""
+    return not isinstance(value, dict) and len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a word"),
+    "int | None": ((int, type(None)), "a whole number or nothing"),
+}
+
+
+def _wrong_types(settings: LimeSettings, key: Callable[[str], str]) -> list[str]:
+    found = []
+    for field in fields(LimeSettings):
+        value, kind = getattr(settings, field.name), str(field.type)
+        if kind == "Any":
+            if value is not None and not hasattr(value, "__iter__"):
+                found.append(f"{key(field.name)}: expected a list of names or one regular expression, got {value!r}")
+            continue
+        types, expected = _KINDS[kind]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            found.append(f"{key(field.name)}: expected {expected}, got {value!r}")
+    return found

@@ -1,0 +1,160 @@
+"""The towers of a vision-language model, and which of their layers an adapter targets."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from lime.tuner.settings import LimeSettings
+
+ATTENTION_PROJECTIONS = {
+    "language_model": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    # SigLIP has separate projections; Qwen2-VL's tower has q, k and v in one fused `qkv` layer and calls the
+    # output `proj`.
+    "vision_tower": ("q_proj", "k_proj", "v_proj", "out_proj", "qkv", "proj"),
+}
+"""Default targets of each kind of tower; they count only inside an attention module."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """An innermost `PreTrainedModel`.
+
+    Attributes:
+        name: its name in the model; empty for the model itself.
+        kind: `language_model` or `vision_tower`.
+        flat: it lays the tokens of all its sequences end to end in one dimension (Qwen2-VL's vision tower).
+    """
+
+    name: str
+    kind: str
+    flat: bool
+
+    def holds(self, module: str) -> bool:
+        return not self.name or module.startswith(self.name + ".")
+
+
+def find_towers(model: nn.Module) -> list[Tower]:
+    """The innermost `PreTrainedModel`s of a model; a module without any is one language model."""
+    models: list[tuple[str, nn.Module]] = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, PreTrainedModel)
+    ]
+    innermost = [
+        (name, module)
+        for name, module in models
+        if not any(other != name and (not name or other.startswith(name + ".")) for other, _ in models)
+    ]
+    towers = []
+    for name, module in innermost or [("", model)]:
+        modalities = getattr(module, "input_modalities", "text")
+        reads_text = "text" in ([modalities] if isinstance(modalities, str) else modalities)
+        flat = "grid_thw" in inspect.signature(module.forward).parameters
+        towers.append(Tower(name, "language_model" if reads_text else "vision_tower", flat))
+    return towers
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear layer to adapt, by its full name."""
+
+    name: str
+    tower: Tower
+    module: nn.Linear
+
+
+def resolve_targets(
+    model: nn.Module, settings: LimeSettings, modules_to_save: Iterable[str] | None = None
+) -> list[Target]:
+    """The linear layers that `scope`, `target_modules` and `exclude_modules` name, in the model's order.
+
+    Raises:
+        ValueError: a scope without a tower, or a target that matches no linear layer in it; names what there
+            is.
+    """
+    towers = [tower for tower in find_towers(model) if settings.scope in (tower.kind, "both")]
+    kinds = {tower.kind for tower in towers}
+    wanted_kinds = {"language_model", "vision_tower"} if settings.scope == "both" else {settings.scope}
+    if absent := sorted(wanted_kinds - kinds):
+        raise ValueError(f"scope: {settings.scope!r} needs a {absent[0]}, which {type(model).__name__} does not have")
+    candidates = list(_candidates(model, towers))
+    kept = [target for target in candidates if not matches_any(target.name, modules_to_save)]
+    wanted = settings.target_modules
+    if wanted is None:
+        found = [target for target in kept if _is_attention_projection(target)]
+    elif wanted == "all-linear":
+        found = kept
+    else:
+        found = [target for target in kept if matches_any(target.name, wanted)]
+        _check_each(wanted, found, candidates, settings, model)
+    excluded = {target.name for target in found if matches_any(target.name, settings.exclude_modules)}
+    if settings.exclude_modules is not None and not excluded:
+        raise ValueError(
+            f"exclude_modules: {settings.exclude_modules!r} excludes none of the targeted layers; remove it"
+        )
+    found = [target for target in found if target.name not in excluded]
+    if not found:
+        raise ValueError(f"target_modules: nothing is left to adapt. {_available(candidates, settings)}")
+    return found
+
+
+def _candidates(model: nn.Module, towers: list[Tower]) -> Iterator[Target]:
+    inside = None  # an adapter's layer, or attention that reads its output projection's weight itself
+    for name, module in model.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        if isinstance(module, BaseTunerLayer | nn.MultiheadAttention):
+            inside = name + "."
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        tower = next((tower for tower in towers if tower.holds(name)), None)
+        if tower is not None and isinstance(base, nn.Linear):
+            yield Target(name, tower, base)
+
+
+def _is_attention_projection(target: Target) -> bool:
+    *_, parent, leaf = ["", *target.name.split(".")]
+    return leaf in ATTENTION_PROJECTIONS[target.tower.kind] and ("attn" in parent or "attention" in parent)
+
+
+def _matches(name: str, wanted: str) -> bool:
+    return name == wanted or name.endswith("." + wanted)
+
+
+def matches_any(name: str, wanted: Any) -> bool:
+    """peft's convention: a string is a regular expression over whole names, a list holds names or their last
+    parts."""
+    if wanted is None:
+        return False
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(_matches(name, one) for one in wanted)
+
+
+def _check_each(
+    wanted: Any, found: list[Target], candidates: list[Target], settings: LimeSettings, model: nn.Module
+) -> None:
+    each = [wanted] if isinstance(wanted, str) else sorted(wanted)
+    for one in each:
+        as_given = one if isinstance(wanted, str) else [one]
+        if any(matches_any(target.name, as_given) for target in found):
+            continue
+        elsewhere = [name for name, _ in model.named_modules() if name and matches_any(name, as_given)]
+        hint = f" It matches {elsewhere[0]} outside the linear layers of that scope." if elsewhere else ""
+        raise ValueError(
+            f"target_modules: {one!r} matches no linear layer in scope {settings.scope!r}.{hint} "
+            f"{_available(candidates, settings)}"
+        )
+
+
+def _available(candidates: list[Target], settings: LimeSettings) -> str:
+    counts = Counter(target.name.rpartition(".")[2] for target in candidates)
+    listed = ", ".join(f"{leaf} ({count})" for leaf, count in sorted(counts.items()))
+    example = f"; full names look like {candidates[0].name}" if candidates else ""
+    return f"Linear layers in scope {settings.scope!r}: {listed or 'none'}{example}"

@@ -1,0 +1,107 @@
+"""Count what an experiment would train, from shapes alone: no weights are read.
+
+python scripts/count_parameters.py model=llava_onevision method=lime_lora [peft.r=8] [lime.num_experts=6] …
+
+Takes every option of train.py. Counts the scopes language model, vision tower and both, or peft.scope where that is
+given.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hydra import compose, initialize_config_dir  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+
+from lime.config.check import ConfigError, build  # noqa: E402
+from lime.config.overrides import check, force, register  # noqa: E402
+from lime.config.schema import TrainConfig  # noqa: E402
+
+if TYPE_CHECKING:
+    from lime.tuner import ApplyReport, LimeSettings
+
+SCOPES = ("language_model", "vision_tower", "both")
+
+
+def configuration(overrides: list[str]) -> TrainConfig:
+    """The checked configuration of train.py with these overrides.
+
+    Raises:
+        ConfigError: everything that is wrong with them.
+    """
+    register(TrainConfig)
+    folder = ROOT / "conf"
+    check(overrides, folder, "train", TrainConfig)
+    with initialize_config_dir(str(folder), version_base="1.3", job_name="count_parameters"):
+        config = compose("train", overrides=force(overrides, TrainConfig))
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    return build(TrainConfig, values)
+
+
+def count(config: TrainConfig, scope: str) -> ApplyReport:
+    """Adapt the backbone's shapes in a scope and report.
+
+    Raises:
+        ValueError: an unknown backbone, or settings that do not fit it.
+    """
+    from dataclasses import replace
+
+    import lime
+    from lime.models.architectures import build_shapes
+
+    path = config.model.path
+    shapes = build_shapes(config.model.name, Path(path) if path and Path(path).is_dir() else None)
+    return lime.apply(shapes, replace(config.settings(), scope=scope))[1]
+
+
+def table(config: TrainConfig, reports: dict[str, ApplyReport]) -> str:
+    """Layers and trainable parameters by scope."""
+    settings = config.settings()
+    experts = f", {settings.num_experts} experts" if settings.enabled else ""
+    first = next(iter(reports.values()))
+    lines = [
+        f"{config.model.name}: {first.total_parameters - first.adapter_parameters:,} parameters",
+        f"{config.method}: {_size(settings)}{experts}",
+        "",
+        f"{'scope':<16}{'layers':>8}{'trainable':>14}{'% of all':>10}",
+    ]
+    for scope, made in reports.items():
+        share = 100 * made.trainable / made.total_parameters
+        lines.append(f"{scope:<16}{made.layers:>8,}{made.trainable:>14,}{share:>10.4f}")
+    return "\n".join(lines)
+
+
+def _size(settings: LimeSettings) -> str:
+    """What sets the size of the update."""
+    if settings.peft == "prompt_tuning":
+        return f"{settings.num_virtual_tokens} virtual tokens"
+    if settings.peft == "any":
+        options = ", ".join(f"{name} {value}" for name, value in (settings.base_options or {}).items())
+        return f"{settings.base} of the peft library, {options or 'its defaults'}"
+    return f"rank {settings.r}"
+
+
+def main(overrides: list[str]) -> int:
+    if any(flag in overrides for flag in ("-h", "--help")):
+        print(__doc__)
+        return 0
+    try:
+        config = configuration(overrides)
+        given = any(text.split("=")[0].lstrip("+") == "peft.scope" for text in overrides)
+        settings = config.settings()
+        scopes = (settings.scope,) if given or settings.peft == "prompt_tuning" else SCOPES
+        reports = {scope: count(config, scope) for scope in scopes}
+    except (ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(config, reports))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""The conf/ tree composes, agrees with the package's presets, and mistakes on the command line are told together."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from lime.config.check import ConfigError, build
+from lime.config.overrides import check, register
+from lime.config.schema import EvalConfig, TrainConfig
+from lime.tuner.presets import PRESETS, preset_settings
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+
+
+def composed(*overrides: str, config_name: str = "train", schema: type = TrainConfig) -> Any:
+    register(schema)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(config_name, overrides=list(overrides))
+    return build(schema, OmegaConf.to_container(config, resolve=True))
+
+
+def told(*overrides: str) -> list[str]:
+    register(TrainConfig)
+    with pytest.raises(ConfigError) as caught:
+        check(overrides, CONF, "train", TrainConfig)
+    return caught.value.problems
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def test_defaults_are_the_main_job() -> None:
+    config = composed()
+    assert (config.method, config.model.name, config.data.name) == ("lime_lora", "tiny_llava_onevision", "mmt47_mini")
+    assert config.lime.enabled
+    assert composed(config_name="eval", schema=EvalConfig).adapter is None
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_lime_group_agrees_with_preset(preset: str) -> None:
+    assert dataclasses.replace(composed(f"lime={preset}").settings(), r=2, lora_alpha=16.0) == preset_settings(preset)
+
+
+def test_every_choice_of_every_group_composes() -> None:
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    assert {"method", "model", "peft", "lime", "data", "optim", "trainer", "evaluation", "logger"} <= set(groups)
+    defaults = OmegaConf.load(CONF / "train.yaml").defaults
+    composed_already = {next(iter(entry.items())) for entry in defaults if not isinstance(entry, str)}
+    for group in groups:
+        for choice in choices(group):
+            if (group, choice) in composed_already:
+                continue
+            extra = ["data.root=."] if (group, choice) == ("data", "mmt47") else []
+            extra += ["method=lora"] if (group, choice) == ("lime", "off") else []
+            plus = "+" if group == "experiment" else ""
+            composed(f"{plus}{group}={choice}", *extra)
+
+
+def test_method_lora_switches_the_experts_off() -> None:
+    config = composed("method=lora")
+    assert config.method == "lora"
+    assert not config.settings().enabled
+
+
+def test_option_without_effect_is_an_error() -> None:
+    assert told("method=lora", "lime.num_experts=8") == ["lime.num_experts: has no effect with lime=off (method=lora)"]
+
+
+def test_plain_method_with_experts_is_an_error() -> None:
+    assert any(
+        problem.startswith("method: lora adapts without experts") for problem in told("method=lora", "lime=paper")
+    )
+
+
+def test_all_mistakes_of_a_command_line_are_told_together() -> None:
+    found = told("lime.num_expert=3", "lime.temperature=hot", "model=tiny_lava", "peft.r=0", "+nonsense.x=1", "a=[1")
+    assert len(found) == 6
+    text = "\n".join(found)
+    assert "lime.num_expert: unknown key; did you mean lime.num_experts?" in text
+    assert "lime.temperature: expected a number, got 'hot' (text)" in text
+    assert "model: no choice named 'tiny_lava'; did you mean tiny_llava_onevision?" in text
+    assert "peft.r: expected a rank of at least 1, got 0" in text
+    assert "nonsense.x: unknown key" in text
+    assert "a=[1: cannot be read as KEY=VALUE" in text
+
+
+def test_every_value_of_a_sweep_is_checked() -> None:
+    assert told("lime.num_experts=4,0,many") == [
+        "lime.num_experts: expected at least 1 expert, got 0",
+        "lime.num_experts: expected a whole number, got 'many' (text)",
+    ]
+
+
+def test_key_inside_a_null_section_can_be_set() -> None:
+    register(TrainConfig)
+    check(["logger=wandb", "logger.wandb.project=mine", "model.image.max_pixels=null"], CONF, "train", TrainConfig)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiment_composes(path: Path) -> None:
+    register(TrainConfig)
+    check([f"+experiment={path.stem}"], CONF, "train", TrainConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        params = compose("train", [f"+experiment={path.stem}"], return_hydra_config=True).hydra.sweeper.params
+    assert params
+    check([f"{key}={value}" for key, value in params.items()], CONF, "train", TrainConfig)
+
+
+def test_wrong_configuration_fails_fast_without_torch() -> None:
+    started = time.perf_counter()
+    code = "import runpy, sys; sys.argv = ['train.py', 'lime.num_expert=3']\n"
+    code += "try: runpy.run_path('train.py', run_name='__main__')\n"
+    code += "finally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "did you mean lime.num_experts?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip() == "False"
+    assert time.perf_counter() - started < 10  # generous: the machine may be busy; seconds are measured by hand

@@ -1,0 +1,124 @@
+"""The types that the battery runs over. A new type is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+RANK, EXPERTS = 4, 4
+
+CAUSAL_MODES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "top-k, 3-grams, token norm": {"selection": "topk", "n_gram": 3, "routing_norm": "token"},
+    "learned router, soft, 2-grams": {"router": "learned", "soft": True, "n_gram": 2},
+}
+"""Routing choices between which every causal branch of the method is taken."""
+
+
+@dataclass(frozen=True)
+class Type:
+    """A PEFT type, alone or under LiME.
+
+    Attributes:
+        options: what `lime.apply` is given.
+        trained: last parts of the names of the update's trained parameters.
+        count: number of them in one row of the report, of `(d_in, d_out, r)`.
+        routed: it has experts.
+        starts_frozen: a fresh adapter changes nothing (a prompt of initial tokens does).
+        exact_in_bf16: not even in the last digit of a bf16 base.
+        causal: no output depends on later tokens (the routing of a prompt reads the whole input).
+    """
+
+    options: dict[str, Any]
+    trained: frozenset[str]
+    count: Callable[[int, int, int], int]
+    routed: bool = True
+    starts_frozen: bool = True
+    exact_in_bf16: bool = True
+    causal: bool = True
+
+    @property
+    def modes(self) -> dict[str, dict[str, Any]]:
+        return CAUSAL_MODES if self.routed else {"default": {}}
+
+    def layer_count(self, d_in: int, d_out: int) -> int:
+        """Trainable parameters of one adapted layer."""
+        modulators = EXPERTS * d_out + d_out + 1 if self.routed else 0
+        return self.count(d_in, d_out, RANK) + modulators
+
+
+def _lora(d_in: int, d_out: int, r: int) -> int:
+    return r * (d_in + d_out)
+
+
+def _dora(d_in: int, d_out: int, r: int) -> int:
+    return r * (d_in + d_out) + d_out
+
+
+def _outputs(d_in: int, d_out: int, r: int) -> int:
+    return r * d_out
+
+
+def _inputs(d_in: int, d_out: int, r: int) -> int:
+    return r * d_in
+
+
+def _tokens(count: int, width: int, r: int) -> int:
+    return count * width
+
+
+_LAYERS = {"r": RANK, "scope": "both"}
+_PROMPT = {"peft": "prompt_tuning", "num_virtual_tokens": 5}
+_DELTAS: dict[str, tuple[dict[str, Any], set[str], Callable[[int, int, int], int]]] = {
+    "lora": ({"peft": "lora", **_LAYERS}, {"A", "B"}, _lora),
+    "lora_fa": ({"peft": "lora_fa", **_LAYERS}, {"B"}, _outputs),
+    "dora": ({"peft": "dora", **_LAYERS}, {"A", "B", "magnitude"}, _dora),
+    "slicefine columns": ({"peft": "slicefine", **_LAYERS}, {"column_change"}, _outputs),
+    "slicefine rows": ({"peft": "slicefine", "orientation": "rows", **_LAYERS}, {"row_change"}, _inputs),
+    "slicefine both": (
+        {"peft": "slicefine", "orientation": "both", **_LAYERS},
+        {"column_change", "row_change"},
+        _lora,
+    ),
+}
+
+_LIBRARY = {  # alone these two are the peft library's own
+    "lora": {"lora_A.default.weight", "lora_B.default.weight"},
+    "dora": {"lora_A.default.weight", "lora_B.default.weight", "lora_magnitude_vector.default.weight"},
+}
+
+TYPES: dict[str, Type] = {
+    **{
+        f"lime {name}": Type(options, frozenset(f"lime_delta.default.{one}" for one in trained), count)
+        for name, (options, trained, count) in _DELTAS.items()
+    },
+    **{
+        name: Type(
+            {**options, "enabled": False},
+            frozenset(_LIBRARY.get(name, {f"lime_delta.default.{one}" for one in trained})),
+            count,
+            routed=False,
+            exact_in_bf16=name != "dora",  # the library rounds its quotient of norms to bf16
+        )
+        for name, (options, trained, count) in _DELTAS.items()
+    },
+    "lime prompt_tuning": Type(
+        _PROMPT, frozenset({"lime_delta.default.offset"}), _tokens, starts_frozen=False, causal=False
+    ),
+    "prompt_tuning": Type(
+        {**_PROMPT, "enabled": False},
+        frozenset({"lime_delta.default.offset"}),
+        _tokens,
+        routed=False,
+        starts_frozen=False,
+    ),
+    "lime any lora": Type(
+        {"peft": "any", "base": "lora", "base_options": {"r": RANK, "lora_alpha": 16}, "scope": "both"},
+        frozenset(_LIBRARY["lora"]),
+        _lora,
+    ),
+}
+
+MODULATORS = frozenset({"lime_experts.default", "lime_shared.default", "lime_gamma.default"})
+"""Last parts of the names of a layer's trained modulators, with the zero-parameter router."""

@@ -1,0 +1,151 @@
+"""The task table, and data roots in every layout; each thing wrong with one is an error that names it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lime.data.rows import DataError, MMTDataset, Row, content_hash
+from lime.data.tasks import ANSWER_TYPES, CATEGORIES, MODALITIES, TASKS
+from tests.data import tiny
+
+
+def test_forty_seven_tasks_in_seven_categories():
+    counts = Counter(task.category for task in TASKS.values())
+    assert [counts[c] for c in CATEGORIES] == [8, 6, 8, 6, 5, 7, 7]
+    assert all(task.split == split and task.split.endswith(f"_test_{task.name}") for split, task in TASKS.items())
+    assert {task.modality for task in TASKS.values()} == set(MODALITIES)
+    assert {task.answer_type for task in TASKS.values()} <= set(ANSWER_TYPES)
+    assert [t.name for t in TASKS.values() if t.metric == "correlation"] == ["stsb"]
+    assert sum(t.modality == "video" for t in TASKS.values()) == 19
+
+
+def test_the_table_agrees_with_the_published_splits(real_root):
+    published = json.loads((real_root.parent / "published.json").read_text())
+    assert {k: v["n"] for k, v in published["test_splits"].items()} == {k: t.published_rows for k, t in TASKS.items()}
+    assert set(CATEGORIES) == set(published["table2"]["lora"]) - {"trainable_params_millions"}
+
+
+def test_real_rows_open_and_the_absent_splits_are_listed(real_root):
+    data = MMTDataset(real_root)
+    assert len(data.train) == 1044
+    assert len(data.tests) == 7
+    assert len(data.absent) == 40
+    assert set(data.tests) | set(data.absent) == set(TASKS)
+    first = data.tests["text_test_boolq"][0]
+    assert first.id == "text_test_boolq/0"
+    assert first.answer == "B"
+    assert all((real_root / row.media_path).is_file() for row in data.train if row.source_type == "image")
+
+
+@pytest.mark.parametrize("place", ["", "MMT_47"])
+def test_arrow_and_parquet_give_the_same_rows(tmp_path, place):
+    content = tiny.splits()
+    arrow, parquet = tmp_path / "arrow", tmp_path / "parquet"
+    datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in content.items()}).save_to_disk(
+        str(arrow / place if place else arrow)
+    )
+    folder = parquet / place / "data" if place else parquet / "data"
+    folder.mkdir(parents=True)
+    for name, rows in content.items():
+        table = pa.Table.from_pylist(rows)
+        half = len(rows) // 2
+        for part, piece in enumerate((table[:half], table[half:])):
+            pq.write_table(piece, folder / f"{name}-0000{part}-of-00002.parquet")
+    a, b = MMTDataset(arrow), MMTDataset(parquet)
+    assert list(a.train) == list(b.train)
+    assert {k: list(v) for k, v in a.tests.items()} == {k: list(v) for k, v in b.tests.items()}
+    assert a.fingerprint == b.fingerprint
+    (folder / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match="'train' has 1 of 2 parquet shards"):
+        MMTDataset(parquet)
+
+
+def test_views_keep_ids_and_samples_are_stable(root):
+    rows = MMTDataset(root).train
+    assert rows[3:6][1].id == "train/4"
+    assert [row.index for row in rows.take([5, 2])] == [5, 2]
+    few, more = rows.sample(5), rows.sample(10)
+    assert {row.id for row in few} < {row.id for row in more}
+    assert [row.index for row in few] == sorted(row.index for row in few)
+    assert rows.sample(1000) is rows
+    assert len({content_hash(row) for row in rows}) == len(rows)
+
+
+def test_the_fingerprint_follows_the_content(tmp_path):
+    content = tiny.splits()
+    before = MMTDataset(tiny.write_root(tmp_path / "a", content, media=False)).fingerprint
+    content["train"][0]["answer"] = "other"
+    assert MMTDataset(tiny.write_root(tmp_path / "b", content, media=False)).fingerprint != before
+
+
+def test_allowed_answers_come_from_the_manifest_then_the_task(tmp_path):
+    root = tiny.write_root(tmp_path, tiny.splits(), media=False)
+    assert MMTDataset(root).allowed_answers("glue_test_sst2") == ["positive", "negative"]
+    assert MMTDataset(root).allowed_answers("image_test_caltech101") is None
+    (root / "manifest.json").write_text(json.dumps({"allowed_answers": {"image_test_caltech101": ["red", "blue"]}}))
+    assert MMTDataset(root).allowed_answers("image_test_caltech101") == ["red", "blue"]
+    (root / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json: not valid JSON"):
+        MMTDataset(root)
+
+
+def test_a_root_that_is_absent_or_empty_says_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data\.root: .*nowhere is not a folder"):
+        MMTDataset(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"holds no split.*notes\.txt"):
+        MMTDataset(tmp_path)
+
+
+def test_a_missing_column_names_split_column_and_what_was_found(tmp_path):
+    rows = [{k: v for k, v in row.items() if k != "answer"} for row in tiny.splits()["glue_test_sst2"]]
+    root = tiny.write_root(tmp_path, {**tiny.splits(), "glue_test_sst2": rows}, media=False)
+    with pytest.raises(DataError, match="split 'glue_test_sst2' lacks column 'answer'; found 'source_type'"):
+        MMTDataset(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "  "}, "row train/1: its answer is empty"),
+        ({"question": ""}, "row train/1: its question is empty"),
+        ({"source_type": "audio"}, "row train/1: source_type is 'audio'"),
+        ({"source_type": "image", "media_path": ""}, "row train/1: a image row without a media_path"),
+        ({"source_type": "image", "media_path": "../x.png"}, "row train/1: media_path '../x.png' leaves the data root"),
+        ({"answer": None}, "row train/1: answer is None"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, change, message):
+    content = tiny.splits()
+    content["train"][1].update(change)
+    with pytest.raises(DataError, match=message):
+        MMTDataset(tiny.write_root(tmp_path, content, media=False))
+
+
+def test_splits_of_no_task_are_named_and_left_out(tmp_path, caplog):
+    content = {**tiny.splits(), "image_test_unheard_of": tiny.splits()["glue_test_sst2"]}
+    data = MMTDataset(tiny.write_root(tmp_path, content, media=False))
+    assert data.unknown == ["image_test_unheard_of"]
+    assert "image_test_unheard_of" in caplog.text
+
+
+def test_without_train_it_can_still_be_evaluated(tmp_path):
+    content = tiny.splits()
+    del content["train"]
+    data = MMTDataset(tiny.write_root(tmp_path, content, media=False))
+    assert len(data.tests) == 3
+    with pytest.raises(DataError, match="no 'train' split"):
+        _ = data.train
+
+
+def test_a_row_is_a_value():
+    row = Row("a/0", "a", 0, "text", "", "q", "x")
+    assert row == Row("a/0", "a", 0, "text", "", "q", "x")
+    with pytest.raises(AttributeError):
+        row.answer = "y"

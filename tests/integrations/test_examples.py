@@ -1,0 +1,43 @@
+"""The programs of the README are those in examples/, and they run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lime.models.config import ModelConfig
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+ARGUMENTS = {"apply_lime": [], "train_lime": ["2"]}  # short settings
+
+
+@pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
+def test_the_readme_prints_it_word_for_word(program: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert program.read_text(encoding="utf-8") in blocks
+
+
+def test_every_example_is_run() -> None:
+    assert {path.stem for path in EXAMPLES} == ARGUMENTS.keys()
+
+
+@pytest.mark.skipif(
+    not (Path(ModelConfig().location) / "model.safetensors").is_file(), reason="the embedded backbone is not there"
+)
+@pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
+def test_it_runs(program: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, program, *ARGUMENTS[program.stem]],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "parameters train" in done.stdout
+    (adapter,) = tmp_path.glob(f"outputs/{program.stem}/adapter_model.safetensors")
+    assert adapter.stat().st_size > 1000
