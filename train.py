@@ -15,4 +15,5 @@ def run(config: TrainConfig, output_dir: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    launch(run, TrainConfig, Path(__file__).parent / "conf", "train")
+    root = Path(__file__).parent
+    launch(run, TrainConfig, root / "conf", "train", experiments=root / "experiments")

@@ -23,7 +23,13 @@ USER_ERROR = 2  # exit code of a wrong configuration or wrong input
 INFO_FLAGS = ("help", "hydra_help", "version", "info", "cfg", "shell_completion")
 
 
-def launch(task: Callable[[T, Path, list[str]], None], schema: type[T], config_dir: Path, config_name: str) -> None:
+def launch(
+    task: Callable[[T, Path, list[str]], None],
+    schema: type[T],
+    config_dir: Path,
+    config_name: str,
+    experiments: Path | None = None,
+) -> None:
     """Compose ``config_name``, check it against ``schema`` and call ``task(configuration, output folder, overrides)``.
 
     All problems of the configuration are printed together, before the task (and with it any model library) is
@@ -31,8 +37,14 @@ def launch(task: Callable[[T, Path, list[str]], None], schema: type[T], config_d
     a traceback. Both end with exit code 2. Other exceptions keep their traceback.
 
     In a sweep (``-m``) a failed job is reported and the others go on; the exit code is 2 if any failed.
+
+    Args:
+        experiments: folder of overlays for ``+experiment=NAME``.
     """
-    register(schema)
+    try:
+        register(schema, experiments)
+    except ConfigError as error:
+        sys.exit(_tell(error))
     arguments = get_args_parser().parse_args()
     if not any(getattr(arguments, flag, None) for flag in INFO_FLAGS):
         try:

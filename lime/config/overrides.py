@@ -13,21 +13,45 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lime.config.check import ConfigError, build, known_keys, unknown_key
 
 SCHEMA_NODE = "schema"
+EXPERIMENT_GROUP = "experiment"
 
 
-def register(schema: Callable[[], Any]) -> None:
-    """Offer the schema's defaults to Hydra as the config ``schema``, the first entry of every defaults list.
+def register(schema: Callable[[], Any], experiments: Path | None = None) -> None:
+    """Offer the schema's defaults to Hydra as the config ``schema``, the first entry of every defaults list, and the
+    overlays of a folder as the group ``experiment``.
 
-    It is a plain mapping, without types: types are checked by :func:`lime.config.check.build`, which reports all
-    wrong ones together where Hydra stops at the first.
+    The schema is a plain mapping, without types: types are checked by :func:`lime.config.check.build`, which reports
+    all wrong ones together where Hydra stops at the first.
+
+    Args:
+        experiments: folder of overlays, ``NAME.yaml`` for ``+experiment=NAME``. It stands beside the folder of the
+            other groups, where Hydra does not look by itself.
+
+    Raises:
+        ConfigError: an overlay is not a YAML mapping; names the file.
     """
-    ConfigStore.instance().store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
+    store = ConfigStore.instance()
+    store.store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
+    for path in sorted(experiments.glob("*.yaml")) if experiments else ():
+        node = _overlay(path)
+        store.store(path.stem, node=node, group=EXPERIMENT_GROUP, package="_global_", provider=str(path))
+
+
+def _overlay(path: Path) -> DictConfig:
+    try:
+        node = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError([f"{path}: cannot be read as YAML ({_whole_message(error)})"]) from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError([f"{path}: expected a mapping of keys to values, as in the other overlays"])
+    return node
 
 
 def check(overrides: Sequence[str], config_dir: Path, config_name: str, schema: type) -> None:
@@ -88,7 +112,9 @@ def _forced(text: str, keys: set[str]) -> str:
 
 def _groups(config_dir: Path) -> dict[str, list[str]]:
     folders = [path for path in sorted(config_dir.iterdir()) if path.is_dir()]
-    return {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
+    stored = ConfigStore.instance().repo.get(EXPERIMENT_GROUP, {})
+    groups = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
+    return {**groups, EXPERIMENT_GROUP: sorted(name.removesuffix(".yaml") for name in stored)} if stored else groups
 
 
 def _problem_of(override: Override, groups: Mapping[str, list[str]], keys: set[str], schema: type) -> str | None:

@@ -63,8 +63,14 @@ def test_every_choice_of_every_group_composes() -> None:
                 continue
             extra = ["data.root=."] if (group, choice) == ("data", "mmt47") else []
             extra += ["method=lora"] if (group, choice) == ("lime", "off") else []
-            plus = "+" if group == "experiment" else ""
-            composed(f"{plus}{group}={choice}", *extra)
+            composed(f"{group}={choice}", *extra)
+
+
+def test_unreadable_experiment_names_its_file(tmp_path: Path) -> None:
+    for text in ("a: [1", "- a\n- b\n"):
+        (tmp_path / "odd.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"odd\.yaml"):
+            register(TrainConfig, tmp_path)
 
 
 def test_method_lora_switches_the_experts_off() -> None:
@@ -109,7 +115,7 @@ def test_key_inside_a_null_section_can_be_set() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_experiment_composes(path: Path) -> None:
-    register(TrainConfig)
+    register(TrainConfig, path.parent)
     check([f"+experiment={path.stem}"], CONF, "train", TrainConfig)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         params = compose("train", [f"+experiment={path.stem}"], return_hydra_config=True).hydra.sweeper.params

@@ -29,8 +29,8 @@ def frozen(family: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def fresh(name: str, family: str, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, Any]:
     """A new adapter on a copy of the base model, both towers; and the report."""
-    torch.manual_seed(1)
     base = copy.deepcopy(frozen(family, dtype))
+    torch.manual_seed(1)  # after the base: building it, on the first call, draws numbers too
     model, report = lime.apply(base, **{**TYPES[name].options, **options})  # type: ignore[arg-type]
     return model.eval(), report
 
