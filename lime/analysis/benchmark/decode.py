@@ -1,0 +1,118 @@
+"""Generated tokens per second with a key-value cache, by method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from lime.analysis.benchmark import models
+from lime.analysis.benchmark.forms import REFERENCE, Subject, shared_copy
+from lime.analysis.benchmark.options import option
+from lime.analysis.benchmark.record import Column, record
+from lime.analysis.benchmark.timing import Spread, interleaved, ratios
+from lime.models.config import EMBEDDED
+from lime.tuner.settings import LimeSettings
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure; the methods are interleaved and share the frozen weights."""
+
+    architectures: tuple[str, ...] = option(tuple(EMBEDDED), "architectures", models.names())
+    layers: int = option(0, "layers of each tower; 0 as published")
+    methods: tuple[str, ...] = option(("frozen", "lora", "lime_lora"), "methods, with their form")
+    dtype: str = option("bfloat16", "dtype of the frozen weights", ("float32", "bfloat16", "float16"))
+    batches: tuple[int, ...] = option((1, 64), "rows decoded together")
+    prompt: int = option(64, "tokens of the prompt")
+    new_tokens: int = option(32, "tokens to generate")
+    experts: int = option(4, "experts E")
+    rank: int = option(8, "rank r")
+    n_gram: int = option(1, "window of a routing decision")
+    attention: str = option("eager", "attention implementation", ("eager", "sdpa", "flash_attention_2"))
+    repetitions: int = option(25, "interleaved repetitions")
+    device: str = option("cpu", "device", ("cpu", "cuda"))
+    seed: int = option(0, "seed of weights and inputs")
+
+
+COLUMNS = (
+    Column("architecture", "model"),
+    Column("dtype", "dtype"),
+    Column("batch", "batch"),
+    Column("method", "method"),
+    Column("tokens_per_second", "tokens/s", ",.0f"),
+    Column("rate_vs_lora", "tokens/s / lora", ".3f"),
+    Column("rate_vs_frozen", "tokens/s / frozen", ".3f"),
+)
+NOTES = (
+    "Greedy, with prompt processing; every row is decoded to full length. Ratios are medians (quartiles) over "
+    "repetitions.",
+)
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure and return the record.
+
+    Raises:
+        ValueError: unknown methods or architectures.
+    """
+    subjects = [Subject.of(name) for name in options.methods]
+    settings = LimeSettings(num_experts=options.experts, r=options.rank, n_gram=options.n_gram)
+    rows: list[dict[str, Any]] = []
+    for architecture in options.architectures:
+        base = models.build(
+            architecture,
+            layers=options.layers or None,
+            dtype=options.dtype,
+            attention=options.attention,
+            device=options.device,
+            seed=options.seed,
+        )
+        adapted = {subject.name: subject.adapt(shared_copy(base), settings).eval() for subject in subjects}
+        for batch in options.batches:
+            inputs = models.text_inputs(base, batch, options.prompt, options.seed)
+            where = {"architecture": architecture, "dtype": options.dtype, "batch": batch}
+            rows += [where | row for row in compare(adapted, base, inputs, options)]
+    return record("decode", options, COLUMNS, rows, notes=NOTES, device=options.device)
+
+
+def compare(
+    adapted: dict[str, nn.Module], base: PreTrainedModel, inputs: dict[str, Tensor], options: Options
+) -> list[dict[str, Any]]:
+    """One row for each method."""
+    ends = base.generation_config.eos_token_id  # type: ignore[union-attr]
+    settings = GenerationConfig(
+        max_new_tokens=options.new_tokens,
+        min_new_tokens=options.new_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=0,
+        eos_token_id=ends,
+    )
+
+    def work(model: nn.Module) -> Callable[[], Tensor]:
+        @torch.no_grad()
+        def generate() -> Tensor:
+            tokens: Tensor = model.generate(**inputs, generation_config=settings)  # type: ignore[operator]
+            return tokens
+
+        return generate
+
+    subjects = {name: work(model) for name, model in adapted.items()}
+    seconds = interleaved(subjects, options.repetitions, device=options.device)
+    made = options.new_tokens * len(inputs["input_ids"])
+    against = {
+        name: ratios({other: [1 / s for s in times] for other, times in seconds.items()}, name)
+        for name in (REFERENCE, "frozen")
+        if name in seconds
+    }
+    rows = []
+    for name, times in seconds.items():
+        row: dict[str, Any] = {"method": name, "tokens_per_second": Spread.of([made / s for s in times])}
+        row |= {f"rate_vs_{other}": spread[name] for other, spread in against.items()}
+        rows.append(row | {"seconds": times})
+    return rows

@@ -1,0 +1,175 @@
+"""The subjects of a comparison: a model adapted by a method, in one of its forms.
+
+A subject is named `method` or `method:form`:
+
+- `frozen`: the model as it is.
+- `lora`, `dora`, …: a PEFT type alone (LoRA and DoRA by the `peft` library itself), or a MoE baseline.
+- `lime_lora`, `lime_dora`, …: LiME over that type, as this package computes it.
+- `lime_lora:literal`: Eq. 1 term by term, with its (tokens, d_out) temporaries.
+- `moe_lora:loop`: a loop over the experts, the form usual elsewhere; here for comparison alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lime
+from lime.method.deltas.lora import LoRADelta
+from lime.tuner.router import Router
+from lime.tuner.settings import PEFT_TYPES, LimeSettings
+from lime.tuner.towers import resolve_targets
+
+REFERENCE = "lora"
+"""The subject that ratios are taken against, beside `frozen`."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method in a form; `name` as it was asked for."""
+
+    name: str
+    method: str
+    form: str
+
+    @classmethod
+    def of(cls, name: str) -> Subject:
+        """From `method` or `method:form`.
+
+        Raises:
+            ValueError: an unknown method or form.
+        """
+        method, _, form = name.partition(":")
+        known = ["frozen", *PEFT_TYPES, *(f"lime_{kind}" for kind in LIME_TYPES)]
+        if method not in known:
+            raise ValueError(f"methods: unknown method {method!r}; expected one of {', '.join(known)}")
+        if form and f"{method}:{form}" not in FORMS:
+            raise ValueError(f"methods: unknown form {name!r}; expected one of {', '.join(FORMS)}, or no form")
+        return cls(name, method, form)
+
+    @property
+    def balances(self) -> bool:
+        """Whether balance terms can be computed for it."""
+        return self.method.startswith("lime_") and not self.form
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether its cost depends on the number of experts."""
+        return self.method not in ("frozen", *LIME_TYPES)
+
+    def adapt(self, model: nn.Module, settings: LimeSettings) -> nn.Module:
+        """Adapt a model in place and put it into training mode; only the adapter then trains.
+
+        Args:
+            model: a model of transformers, or any module with linear layers.
+            settings: experts, rank and options of LiME. `peft` and `enabled` are set by the method, and options
+                that it does not have are left out.
+        """
+        model.requires_grad_(False)
+        own = self.settings(settings)
+        if own is None:
+            return model.train()
+        if self.form:
+            make = FORMS[f"{self.method}:{self.form}"]
+            for target in resolve_targets(model, own):
+                parent, _, leaf = target.name.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, make(target.module, own, target.name))
+            return model.train()
+        adapted: nn.Module = lime.apply(model, own)[0]  # type: ignore[arg-type]
+        return adapted.train()
+
+    def settings(self, settings: LimeSettings) -> LimeSettings | None:
+        """The method's own settings; None for the frozen model."""
+        if self.method == "frozen":
+            return None
+        enabled = self.method.startswith("lime_")
+        kind = self.method.removeprefix("lime_")
+        if enabled:
+            return replace(settings, peft=kind, enabled=True)
+        plain = LimeSettings(enabled=False, peft=kind)
+        for name in ("r", "lora_alpha", "dropout", "scope", "target_modules", "exclude_modules", *MOE_OPTIONS):
+            trial = replace(plain, **{name: getattr(settings, name)})
+            if not trial.errors():
+                plain = trial
+        return plain
+
+
+MOE_OPTIONS = ("num_experts",)
+"""Options of LiME that a MoE baseline has as well."""
+
+LIME_TYPES = ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning")
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own and the same parameters and buffers, to adapt without more memory."""
+    memo = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, memo)
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+class LiteralLime(nn.Module):
+    """LiME-LoRA term by term: `out = z + zhat * (w P) + gamma (zhat * p_s)`, each factor and product written out as
+    (tokens, d_out), differentiated by autograd.
+
+    Masks, windows and balance terms are left out.
+    """
+
+    def __init__(self, base: nn.Linear, settings: LimeSettings, name: str):
+        super().__init__()
+        self.base, self.key = base, name
+        width, device = base.out_features, base.weight.device
+        self.delta = LoRADelta(base, r=settings.r, lora_alpha=settings.lora_alpha, dropout=settings.dropout)
+        self.router = Router(base, settings, name, torch.float32)
+        self.experts = nn.Parameter(torch.empty(settings.num_experts, width, device=device).uniform_(0.9, 1.1))
+        self.shared = nn.Parameter(torch.empty(width, device=device).normal_(0.0, 0.1))
+        self.gamma = nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.base(x)
+        zhat = self.delta(x.float())
+        pick = self.router.pick
+        probabilities = self.router.zero_probabilities(pick(z).float(), pick(zhat), z, zhat, None)
+        w = self.router.weights(probabilities, self.key, None)
+        out: Tensor = z + zhat * (w @ self.experts) + self.gamma * (zhat * self.shared)
+        return out.to(z.dtype)
+
+
+class MoELoRALoop(nn.Module):
+    """E routed LoRAs and one shared LoRA, one after another: `out = z + s B_s A_s x + sum_i w_i s B_i A_i x`.
+
+    The softmax router is `E x d_in`, without bias. The same computation as `moe_lora`, which is one product.
+    """
+
+    def __init__(self, base: nn.Linear, settings: LimeSettings, name: str):
+        super().__init__()
+        self.base = base
+        options: dict[str, Any] = {"r": settings.r, "lora_alpha": settings.lora_alpha, "dropout": settings.dropout}
+        self.experts = nn.ModuleList(LoRADelta(base, **options) for _ in range(settings.num_experts))
+        self.shared = LoRADelta(base, **options)
+        shape = (settings.num_experts, base.in_features)
+        self.router = nn.Parameter(torch.randn(shape, device=base.weight.device) * base.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, x = self.base(x), x.to(self.router.dtype)
+        w = F.linear(x, self.router).softmax(-1)
+        dtype, out = out.dtype, out + self.shared(x)
+        for index, expert in enumerate(self.experts):
+            out = out + w[..., index : index + 1] * expert(x)
+        return out.to(dtype)
+
+
+FORMS: dict[str, Callable[[nn.Linear, LimeSettings, str], nn.Module]] = {
+    "lime_lora:literal": LiteralLime,
+    "moe_lora:loop": MoELoRALoop,
+}
+"""Forms that exist for comparison alone."""

@@ -1,0 +1,226 @@
+"""One adapted layer: forward and backward time, activations kept, passes over memory, by method."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lime
+from lime.analysis.benchmark.counting import Traffic, kept_storages
+from lime.analysis.benchmark.forms import REFERENCE, Subject, trainable
+from lime.analysis.benchmark.options import option
+from lime.analysis.benchmark.record import Column, record
+from lime.analysis.benchmark.timing import Spread, interleaved, ratios
+from lime.tuner.settings import LimeSettings
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "mask": {},
+    "dropout": {"dropout": 0.1},
+    "soft": {"soft": True},
+    "topk": {"selection": "topk"},
+    "dense": {"selection": "dense"},
+    "ngram": {"n_gram": 3},
+    "balance": {},
+}
+"""Variants and the options of LiME that make them. `mask`: a quarter of the tokens is padding; `balance`: the balance
+terms join the loss."""
+
+COUNTED_TOKENS = 64
+"""Counts come from the difference between this many tokens and twice as many, which takes out what does not grow."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure; every combination is timed, all methods of one combination interleaved."""
+
+    shapes: tuple[str, ...] = option(("896x896", "896x128"), "d_in x d_out of the layer")
+    tokens: tuple[int, ...] = option((1024, 3000), "tokens")
+    dtypes: tuple[str, ...] = option(
+        ("float32",), "dtype of the frozen weight and input", ("float32", "bfloat16", "float16")
+    )
+    methods: tuple[str, ...] = option(
+        ("frozen", "lora", "lime_lora", "lime_lora:literal", "moe_lora", "moe_lora:loop"), "methods, with their form"
+    )
+    variants: tuple[str, ...] = option(("plain",), "variants of LiME", tuple(VARIANTS))
+    experts: tuple[int, ...] = option((4,), "experts E")
+    ranks: tuple[int, ...] = option((2,), "rank r")
+    repetitions: int = option(25, "interleaved repetitions")
+    device: str = option("cpu", "device", ("cpu", "cuda"))
+    seed: int = option(0, "seed of weights and inputs")
+
+
+COLUMNS = (
+    Column("shape", "layer"),
+    Column("tokens", "tokens", ","),
+    Column("dtype", "dtype"),
+    Column("variant", "variant"),
+    Column("experts", "E"),
+    Column("rank", "r"),
+    Column("method", "method"),
+    Column("milliseconds", "ms", ".2f"),
+    Column("vs_lora", "time / lora", ".3f"),
+    Column("vs_frozen", "time / frozen", ".3f"),
+    Column("kept_per_token", "kept bytes a token", ",.0f"),
+    Column("passes", "wide passes", ".2f"),
+    Column("trainable", "trainable", ","),
+    Column("launches", "kernels"),
+    Column("forward_bandwidth", "forward GB/s", ",.0f"),
+)
+NOTES = (
+    "`ms` is forward and backward; ratios are medians (quartiles) over repetitions. `kept bytes a token`: saved for "
+    "the backward pass beyond the input. `wide passes`: elements read and written beyond the frozen layer's, forward "
+    "and backward, in units of tokens x d_out.",
+)
+
+
+class Tower(nn.Module):
+    """A model of one linear layer, called as a language model is: with embeddings and a mask."""
+
+    def __init__(self, base: nn.Linear):
+        super().__init__()
+        self.proj = base
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        out: Tensor = self.proj(inputs_embeds)
+        return out
+
+
+class Case:
+    """One method's layer and one input, ready to run forward and backward.
+
+    Args:
+        base: the frozen layer, copied.
+        subject: the method.
+        settings: experts, rank and options.
+        variant: a key of `VARIANTS`.
+        tokens: tokens of the input.
+        seed: seed of the adapter and the input.
+    """
+
+    def __init__(self, base: nn.Linear, subject: Subject, settings: LimeSettings, variant: str, tokens: int, seed: int):
+        torch.manual_seed(seed)
+        self.model = subject.adapt(Tower(copy.deepcopy(base)), settings)
+        weight = base.weight
+        self.x = torch.randn(1, tokens, base.in_features, device=weight.device).to(weight.dtype).requires_grad_()
+        self.gradient = torch.randn(1, tokens, base.out_features, device=weight.device).to(weight.dtype)
+        self.mask: Tensor | None = None
+        if variant == "mask":
+            self.mask = torch.ones(1, tokens, dtype=torch.long, device=weight.device)
+            self.mask[:, tokens - tokens // 4 :] = 0
+        self.balanced = variant == "balance" and subject.balances
+        self.inputs = [self.x, *trainable(self.model)]
+
+    def forward(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The outputs that have a gradient, and these gradients."""
+        if not self.balanced:
+            return [self.model(inputs_embeds=self.x, attention_mask=self.mask)], [self.gradient]
+        with lime.record(self.model) as recorder:
+            out = self.model(inputs_embeds=self.x, attention_mask=self.mask)
+        return [out, recorder.balance().total(0.1, 0.01)], [self.gradient, None]
+
+    def run(self) -> None:
+        """Forward and backward, gradients of input and adapter."""
+        outputs, gradients = self.forward()
+        torch.autograd.grad(outputs, self.inputs, gradients, allow_unused=True)
+
+
+def counts(make: Callable[[int], Case], width: int) -> dict[str, float]:
+    """`kept_per_token` in bytes and `passes` in units of d_out elements a token, without what does not grow with the
+    tokens."""
+    kept, moved = [], []
+    for tokens in (COUNTED_TOKENS, 2 * COUNTED_TOKENS):
+        case = make(tokens)
+        case.run()  # what is made once is made here
+        with kept_storages(case.model, case.x) as storages:
+            held = case.forward()
+        kept.append(sum(storages.values()))
+        del held
+        with Traffic() as traffic:
+            case.run()
+        moved.append(traffic.elements)
+    return {
+        "kept_per_token": (kept[1] - kept[0]) / COUNTED_TOKENS,
+        "passes": (moved[1] - moved[0]) / (COUNTED_TOKENS * width),
+    }
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure and return the record.
+
+    Raises:
+        ValueError: unknown methods, or a shape that is not `d_in x d_out`.
+    """
+    subjects = [Subject.of(name) for name in options.methods]
+    rows: list[dict[str, Any]] = []
+    for shape in options.shapes:
+        for dtype in options.dtypes:
+            base = linear(shape, dtype, options)
+            for tokens in options.tokens:
+                for variant in options.variants:
+                    for experts in options.experts:
+                        for rank in options.ranks:
+                            settings = LimeSettings(
+                                num_experts=experts, r=rank, target_modules=["proj"], **VARIANTS[variant]
+                            )
+                            where = {"shape": shape, "tokens": tokens, "dtype": dtype, "variant": variant}
+                            where |= {"experts": experts, "rank": rank}
+                            measured = compare(base, subjects, settings, variant, tokens, options)
+                            rows += [where | row for row in measured]
+    return record("layer", options, COLUMNS, rows, notes=NOTES, device=options.device)
+
+
+def linear(shape: str, dtype: str, options: Options) -> nn.Linear:
+    """The frozen layer of a shape, with bias."""
+    d_in, _, d_out = shape.partition("x")
+    if not (d_in.isdigit() and d_out.isdigit()):
+        raise ValueError(f"--shapes: expected D_INxD_OUT, e.g. 896x128, got {shape!r}")
+    torch.manual_seed(options.seed)
+    return nn.Linear(int(d_in), int(d_out)).to(options.device, getattr(torch, dtype))
+
+
+def compare(
+    base: nn.Linear, subjects: list[Subject], settings: LimeSettings, variant: str, tokens: int, options: Options
+) -> list[dict[str, Any]]:
+    """One row for each subject."""
+
+    def make(subject: Subject) -> Callable[[int], Case]:
+        return lambda count: Case(base, subject, settings, variant, count, options.seed)
+
+    cases = {subject.name: make(subject)(tokens) for subject in subjects}
+    device = torch.device(options.device)
+    seconds = interleaved({name: case.run for name, case in cases.items()}, options.repetitions, device=device)
+    rows = []
+    counted = {subject.name: counts(make(subject), base.out_features) for subject in subjects}
+    floor = counted["frozen"]["passes"] if "frozen" in counted else 4.0  # x, z, and their gradients
+    against = {name: ratios(seconds, name) for name in (REFERENCE, "frozen") if name in seconds}
+    launches, forward = on_gpu(cases, options) if device.type == "cuda" else ({}, {})
+    for name, case in cases.items():
+        row: dict[str, Any] = {"method": name, "milliseconds": Spread.of(seconds[name]).scaled(1e3)}
+        row |= {f"vs_{other}": spread[name] for other, spread in against.items()}
+        row |= {"kept_per_token": counted[name]["kept_per_token"], "passes": counted[name]["passes"] - floor}
+        row |= {"trainable": sum(p.numel() for p in trainable(case.model)), "launches": launches.get(name)}
+        row |= {"forward_milliseconds": forward.get(name), "seconds": seconds[name]}
+        rows.append(row)
+    return rows
+
+
+def on_gpu(cases: Mapping[str, Case], options: Options) -> tuple[dict[str, int], dict[str, Spread]]:
+    """Kernels launched forward and backward, and the time of the forward pass alone, in milliseconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    launches = {}
+    for name, case in cases.items():
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+            case.run()
+            torch.cuda.synchronize()
+        launches[name] = sum(event.count for event in trace.key_averages() if "LaunchKernel" in event.key)
+    seconds = interleaved(
+        {name: case.forward for name, case in cases.items()}, options.repetitions, device=options.device
+    )
+    return launches, {name: Spread.of(times).scaled(1e3) for name, times in seconds.items()}

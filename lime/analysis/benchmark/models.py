@@ -1,0 +1,96 @@
+"""Named architectures with random weights: what a step or decoding costs does not depend on the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+
+from lime.models.architectures import ARCHITECTURES, CHECKPOINTS
+from lime.models.config import EMBEDDED
+
+QWEN2_896 = "qwen2_896"
+"""A text model of the width of the 0.5B backbone, four layers, and a small vocabulary, so that the layers decide."""
+
+
+def names() -> tuple[str, ...]:
+    """All architectures that can be built."""
+    return (QWEN2_896, *EMBEDDED, *ARCHITECTURES)
+
+
+def build(
+    name: str,
+    *,
+    layers: int | None = None,
+    dtype: str = "float32",
+    attention: str = "eager",
+    device: str = "cpu",
+    seed: int = 0,
+) -> PreTrainedModel:
+    """A model with random weights, frozen.
+
+    Args:
+        name: one of `names()`.
+        layers: layers of each tower; as published when absent.
+        dtype: of the weights.
+        attention: implementation in transformers.
+        device: where it is made.
+        seed: of the weights.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    torch.manual_seed(seed)
+    config = _config(name)
+    if layers is not None:
+        text = config.get_text_config()
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:1] * layers
+        vision = getattr(config, "vision_config", None)
+        if vision is not None:
+            vision.depth = vision.num_hidden_layers = layers
+    kind: Any = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    with torch.device(device):
+        model: PreTrainedModel = kind.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation=attention
+        )
+    model.requires_grad_(False)
+    return model
+
+
+def _config(name: str) -> Any:
+    if name == QWEN2_896:
+        return AutoConfig.for_model(
+            "qwen2",
+            vocab_size=1024,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=4,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            max_position_embeddings=32768,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    if name in EMBEDDED:
+        return AutoConfig.from_pretrained(CHECKPOINTS / name)
+    if name in ARCHITECTURES:
+        return AutoConfig.for_model(ARCHITECTURES[name].family, **ARCHITECTURES[name].config())
+    raise ValueError(f"--architecture: unknown {name!r}; expected one of {', '.join(names())}")
+
+
+def text_inputs(model: PreTrainedModel, batch: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random rows of text without padding: `input_ids` and `attention_mask`, (batch, tokens)."""
+    vocabulary = min(model.config.get_text_config().vocab_size, 1000)  # ids below any special token
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, vocabulary, (batch, tokens), generator=generator).to(model.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def parameters(model: nn.Module) -> int:
+    """All parameters, each counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,97 @@
+"""Options of a subcommand: a dataclass, and the command line made from it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field with its help text, and for words the allowed ones."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+def add_arguments(parser: argparse.ArgumentParser, schema: type) -> None:
+    """One `--option` for every field; tuples are lists with commas."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        given = field.metadata["choices"]
+        shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text = field.metadata["help"] + (f"; of {', '.join(given)}" if given else "") + f" (default: {shown})"
+        if hints[field.name] is bool:
+            parser.add_argument(f"--{_flag(field.name)}", action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(f"--{_flag(field.name)}", metavar=metavar(hints[field.name]), help=text)
+        parser.set_defaults(**{field.name: field.default})
+
+
+def parse(schema: type[T], values: dict[str, Any]) -> T:
+    """An instance from the parsed command line.
+
+    Raises:
+        ValueError: all values that do not fit, by their option.
+    """
+    hints = typing.get_type_hints(schema)
+    arguments, problems = {}, []
+    for field in dataclasses.fields(schema):  # type: ignore[arg-type]
+        value = values[field.name]
+        try:
+            arguments[field.name] = _convert(value, hints[field.name]) if isinstance(value, str) else value
+        except ValueError as error:
+            problems.append(f"--{_flag(field.name)}: {error}, got {value!r}")
+            continue
+        chosen = arguments[field.name] if isinstance(arguments[field.name], tuple) else (arguments[field.name],)
+        allowed = field.metadata["choices"]
+        problems += [
+            f"--{_flag(field.name)}: expected one of {', '.join(allowed)}, got {one!r}"
+            for one in chosen
+            if allowed and one not in allowed
+        ]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return schema(**arguments)
+
+
+def command_line(command: str, options: Any) -> str:
+    """The command that repeats a measurement: what differs from the defaults, but not where output goes."""
+    parts = ["python scripts/benchmark.py", command]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            parts.append(f"--{'' if value else 'no-'}{_flag(field.name)}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            parts.append(f"--{_flag(field.name)} {text}")
+    return " ".join(parts)
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _convert(text: str, hint: Any) -> Any:
+    if typing.get_origin(hint) is tuple:
+        part = typing.get_args(hint)[0]
+        return tuple(_convert(item.strip(), part) for item in text.split(",") if item.strip())
+    if hint is str:
+        return text
+    try:
+        return hint(text)
+    except ValueError as error:
+        kind = {int: "a whole number", float: "a number"}[hint]
+        raise ValueError(f"expected {kind}") from error
+
+
+def metavar(hint: Any) -> str:
+    """How help shows a value."""
+    if typing.get_origin(hint) is tuple:
+        part = metavar(typing.get_args(hint)[0])
+        return f"{part},…"
+    return {int: "N", float: "X"}.get(hint, "WORD")

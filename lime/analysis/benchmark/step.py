@@ -1,0 +1,193 @@
+"""A whole training step (forward, backward, AdamW) of a named architecture with random weights, by method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import lime
+from lime.analysis.benchmark import models
+from lime.analysis.benchmark.counting import LiveTensors, kept_storages
+from lime.analysis.benchmark.forms import REFERENCE, Subject, shared_copy, trainable
+from lime.analysis.benchmark.options import option
+from lime.analysis.benchmark.record import Column, record
+from lime.analysis.benchmark.timing import Spread, interleaved, ratios
+from lime.tuner.settings import LimeSettings
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure; the methods are interleaved and share the frozen weights."""
+
+    architecture: str = option(models.QWEN2_896, "architecture", models.names())
+    layers: int = option(0, "layers of each tower; 0 as published")
+    methods: tuple[str, ...] = option(
+        ("frozen", "lora", "lime_lora", "lime_lora:literal", "moe_lora", "moe_lora:loop"), "methods, with their form"
+    )
+    dtypes: tuple[str, ...] = option(
+        ("float32",), "dtype of the frozen weights", ("float32", "bfloat16", "float16")
+    )
+    batch: int = option(2, "rows of a micro-batch")
+    tokens: int = option(512, "tokens of a row")
+    accumulate: int = option(1, "micro-batches of a step")
+    experts: tuple[int, ...] = option((4,), "experts E; several are interleaved")
+    rank: int = option(2, "rank r")
+    balance: bool = option(False, "add the balance terms to the loss of LiME")
+    attention: str = option("eager", "attention implementation", ("eager", "sdpa", "flash_attention_2"))
+    repetitions: int = option(25, "interleaved repetitions")
+    device: str = option("cpu", "device", ("cpu", "cuda"))
+    seed: int = option(0, "seed of weights and inputs")
+
+
+COLUMNS = (
+    Column("architecture", "model"),
+    Column("dtype", "dtype"),
+    Column("method", "method"),
+    Column("experts", "E"),
+    Column("milliseconds", "ms a step", ",.0f"),
+    Column("vs_lora", "time / lora", ".3f"),
+    Column("vs_frozen", "time / frozen", ".3f"),
+    Column("kept_mib", "kept MiB", ",.1f"),
+    Column("kept_vs_lora", "kept / lora", ".3f"),
+    Column("peak_mib", "peak MiB", ",.1f"),
+    Column("trainable", "trainable", ","),
+    Column("optimiser_mib", "AdamW MiB", ".2f"),
+    Column("rows_per_second", "rows/s", ",.1f"),
+)
+NOTES = (
+    "Ratios are medians (quartiles) over repetitions. `kept`: activations saved for the backward pass of a micro-batch. "
+    "`peak`: on a CPU the most tensors alive at once in a step beyond what was there before, on a GPU the allocator's "
+    "peak with weights and optimiser state of this method alone. `AdamW`: its two moments.",
+)
+
+
+class Case:
+    """One method's model, optimiser and batch."""
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        subject: Subject,
+        settings: LimeSettings,
+        inputs: dict[str, Tensor],
+        accumulate: int = 1,
+        balance: bool = False,
+        seed: int = 0,
+    ):
+        torch.manual_seed(seed)
+        own: PreTrainedModel = shared_copy(base)  # type: ignore[assignment]
+        self.model: nn.Module = subject.adapt(own, settings)
+        self.inputs, self.accumulate, self.has_experts = inputs, accumulate, subject.has_experts
+        self.balanced = balance and subject.balances
+        self.optimizer: torch.optim.Optimizer | None = None
+        if trainable(self.model):
+            self.optimizer = torch.optim.AdamW(trainable(self.model), lr=1e-4)
+        else:  # the backward pass still goes through every layer
+            own.enable_input_require_grads()
+
+    def loss(self) -> Tensor:
+        """Next-token loss of the batch."""
+        labels = self.inputs["input_ids"]
+        if not self.balanced:
+            loss: Tensor = self.model(**self.inputs, labels=labels, use_cache=False).loss
+            return loss
+        with lime.record(self.model) as recorder:
+            loss = self.model(**self.inputs, labels=labels, use_cache=False).loss
+        total: Tensor = loss + recorder.balance().total(0.1, 0.01)
+        return total
+
+    def run(self) -> None:
+        """One optimiser step."""
+        for _ in range(self.accumulate):
+            (self.loss() / self.accumulate).backward()  # type: ignore[no-untyped-call]
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def kept(self) -> int:
+        """Bytes of activations kept for the backward pass of a micro-batch."""
+        with kept_storages(self.model, *self.inputs.values()) as storages:
+            held = self.loss()
+        del held
+        return sum(storages.values())
+
+    def optimiser_bytes(self) -> int:
+        """Bytes of AdamW's moments: two numbers for each trainable parameter."""
+        return sum(2 * p.numel() * p.element_size() for p in trainable(self.model))
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure and return the record.
+
+    Raises:
+        ValueError: unknown methods or architecture.
+    """
+    subjects = [Subject.of(name) for name in options.methods]
+    rows: list[dict[str, Any]] = []
+    for dtype in options.dtypes:
+        base = models.build(
+            options.architecture,
+            layers=options.layers or None,
+            dtype=dtype,
+            attention=options.attention,
+            device=options.device,
+            seed=options.seed,
+        )
+        inputs = models.text_inputs(base, options.batch, options.tokens, options.seed)
+        cases: dict[tuple[str, int], Case] = {}
+        for subject in subjects:
+            for experts in options.experts if subject.has_experts else options.experts[:1]:
+                settings = LimeSettings(num_experts=experts, r=options.rank)
+                cases[subject.name, experts] = Case(
+                    base, subject, settings, inputs, options.accumulate, options.balance, options.seed
+                )
+        where = {"architecture": options.architecture, "dtype": dtype, "parameters": models.parameters(base)}
+        rows += [where | row for row in compare(cases, options)]
+    return record("step", options, COLUMNS, rows, notes=NOTES, device=options.device)
+
+
+def compare(cases: dict[tuple[str, int], Case], options: Options) -> list[dict[str, Any]]:
+    """One row for each method and number of experts."""
+    device = torch.device(options.device)
+    several = len(options.experts) > 1
+    labels = {key: f"{key[0]} {key[1]}" if several else key[0] for key in cases}
+    work: dict[str, Callable[[], Any]] = {labels[key]: case.run for key, case in cases.items()}
+    seconds = interleaved(work, options.repetitions, device=device)
+    first = {key[0]: label for key, label in reversed(labels.items())}
+    against = {name: ratios(seconds, first[name]) for name in (REFERENCE, "frozen") if name in first}
+    kept = {label: cases[key].kept() for key, label in labels.items()}
+    rows = []
+    for key, label in labels.items():
+        case, name = cases[key], key[0]
+        milliseconds = Spread.of(seconds[label]).scaled(1e3)
+        row: dict[str, Any] = {"method": name, "experts": key[1] if case.has_experts else None, "milliseconds": milliseconds}
+        row |= {f"vs_{other}": spread[label] for other, spread in against.items()}
+        row |= {"kept_mib": kept[label] / 2**20, "peak_mib": peak(case, list(cases.values()), device) / 2**20}
+        if REFERENCE in first:
+            row["kept_vs_lora"] = kept[label] / kept[first[REFERENCE]]
+        row |= {"trainable": sum(p.numel() for p in trainable(case.model))}
+        row |= {"optimiser_mib": case.optimiser_bytes() / 2**20}
+        row |= {"rows_per_second": 1e3 * options.batch * options.accumulate / milliseconds.median}
+        rows.append(row | {"seconds": seconds[label]})
+    return rows
+
+
+def peak(case: Case, cases: list[Case], device: torch.device) -> int:
+    """Peak bytes of a step: of live tensors beyond those before it (CPU), or of the allocator with this method's
+    weights and optimiser state alone (GPU)."""
+    if device.type != "cuda":
+        with LiveTensors() as tensors:
+            case.run()
+        return tensors.peak
+    case.run()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    case.run()
+    torch.cuda.synchronize(device)
+    others = sum(other.optimiser_bytes() * 3 // 2 for other in cases if other is not case)  # parameters and moments
+    return torch.cuda.max_memory_allocated(device) - others

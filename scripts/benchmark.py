@@ -1,0 +1,54 @@
+"""Measure what things cost: python scripts/benchmark.py COMMAND [--option value …]
+
+Commands are listed by --help, their options by COMMAND --help. Prints a Markdown table; --output FILE.json keeps the
+record, with the table beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lime.analysis.benchmark import COMMANDS  # noqa: E402
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "commands:\n" + "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
+    command = parser.parse_args(arguments[:1]).command  # nothing is imported for the list of commands
+
+    from lime.analysis.benchmark.options import add_arguments, parse
+    from lime.analysis.benchmark.record import markdown, save
+
+    module = import_module(f"lime.analysis.benchmark.{command}")
+    parser = argparse.ArgumentParser(prog=f"benchmark.py {command}", description=COMMANDS[command])
+    add_arguments(parser, module.Options)
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="keep the record here, the table beside it")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    values = vars(parser.parse_args(arguments[1:]))
+    output, threads = values.pop("output"), values.pop("threads")
+    try:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        content = module.run(parse(module.Options, values))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if output is not None:
+        save(content, output)
+    print(markdown(content))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
