@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lime.config.cli import launch
 from lime.config.schema import TrainConfig
+from lime.experiments.resume import ResumingSweep
 
 
 def run(config: TrainConfig, output_dir: Path, overrides: list[str]) -> None:
@@ -16,4 +17,4 @@ def run(config: TrainConfig, output_dir: Path, overrides: list[str]) -> None:
 
 if __name__ == "__main__":
     root = Path(__file__).parent
-    launch(run, TrainConfig, root / "conf", "train", experiments=root / "experiments")
+    launch(run, TrainConfig, root / "conf", "train", experiments=root / "experiments", sweep=ResumingSweep())

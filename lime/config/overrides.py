@@ -40,17 +40,22 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
     store = ConfigStore.instance()
     store.store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
     for path in sorted(experiments.glob("*.yaml")) if experiments else ():
-        node = _overlay(path)
+        node = _overlay(path, set(known_keys(schema)))  # type: ignore[arg-type]
         store.store(path.stem, node=node, group=EXPERIMENT_GROUP, package="_global_", provider=str(path))
 
 
-def _overlay(path: Path) -> DictConfig:
+def _overlay(path: Path, keys: set[str]) -> DictConfig:
+    """An overlay. The keys it sweeps are forced as on the command line, so that either can replace the other."""
     try:
         node = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError([f"{path}: cannot be read as YAML ({_whole_message(error)})"]) from error
     if not isinstance(node, DictConfig):
         raise ConfigError([f"{path}: expected a mapping of keys to values, as in the other overlays"])
+    params = OmegaConf.select(node, "hydra.sweeper.params")
+    if params is not None:
+        forced = {_forced(f"{key}=", keys)[:-1]: value for key, value in params.items()}
+        OmegaConf.update(node, "hydra.sweeper.params", forced, merge=False)
     return node
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from lime.data.config import DataConfig
 from lime.evaluation.config import EvaluationConfig
@@ -77,6 +77,8 @@ class TrainConfig:
         method: row of the published Table 2 that the groups peft and lime were set to.
         ckpt_path: checkpoint of an earlier run to resume from.
         cache_dir: folder of what runs share: results of the frozen backbones.
+        reuse: which finished runs a sweep takes as they are. ``exact``: those of the same configuration, data and code;
+            ``any_code``: also those of another version of the code; ``never``: none.
     """
 
     name: str = "main"
@@ -84,6 +86,7 @@ class TrainConfig:
     method: str = "lime_lora"
     ckpt_path: str | None = None
     cache_dir: str | None = ".cache/lime"
+    reuse: Literal["exact", "any_code", "never"] = "exact"
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftSection = field(default_factory=lambda: PeftSection())
     lime: LimeSection = field(default_factory=lambda: LimeSection())
@@ -159,6 +162,8 @@ class EvalConfig:
     def errors(self) -> list[str]:
         found = _seed_errors(self.seed) + _name_errors(self.name)
         found += _path_errors(self.data, adapter=self.adapter, predictions=self.predictions)
+        if self.evaluation.mode == "none":
+            found.append("evaluation.mode: none leaves nothing to do here; expected generate or likelihood")
         if self.adapter is not None and self.predictions is not None:
             found.append("predictions: scores saved answers without a model; leave out adapter")
         return found

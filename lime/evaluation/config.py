@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection
 from dataclasses import dataclass
 
-MODES = ("generate", "likelihood")
+MODES = ("generate", "likelihood", "none")
 NORMALISATIONS = ("mean", "sum")
 
 
@@ -16,7 +16,7 @@ class EvaluationConfig:
 
     mode: `generate` decodes greedily and extracts the answer from the text; `likelihood` picks the allowed
         answer of the highest log-likelihood (splits without a closed set of answers are generated in either
-        mode).
+        mode); `none` reads no test row, for searches that choose by the validation loss.
     splits: test splits to score; None means every split of the data set.
     batch_size: rows per batch.
     max_new_tokens: longest generated answer in tokens, the end token included.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from lime.experiments.records import LayerRouting, Training
 from lime.training.config import CallbacksConfig
-from lime.training.metrics import MetricsFile, UsageFile, peak_memory_mb
+from lime.training.metrics import MetricsFile, UsageFile, Window, peak_memory_mb
 from lime.training.module import AdaptationModule
 from lime.training.progress import ProgressDisplay
+from lime.tuner.recorder import LayerStatistics
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,8 @@ class Sink(Protocol):
 class MetricsCallback(Callback):
     """Write a row of metrics.csv and a line of routing.jsonl every ``every_n_steps`` optimiser steps.
 
-    Also keeps the last expert usage (``usage``: layer name to mean routing probability of each expert).
+    Also keeps the last expert usage (``usage``: layer name to mean routing probability of each expert), the routing of
+    each layer that it comes from (``routing``), and what :meth:`measured` sums up.
     """
 
     def __init__(self, folder: Path, every_n_steps: int, sinks: list[Sink]):
@@ -40,6 +44,15 @@ class MetricsCallback(Callback):
         self._written = 0
         self._started = time.perf_counter()
         self.usage: dict[str, list[float]] = {}
+        self.routing: dict[str, LayerRouting] = {}
+        self._measured = Training()
+
+    def measured(self) -> Training:
+        """Steps, time, throughput, memory and validation losses of the whole training, for the record."""
+        found = self._measured
+        per_second = {"samples_per_second": found.rows, "tokens_per_second": found.tokens}
+        rates = {name: count / found.seconds if found.seconds else 0.0 for name, count in per_second.items()}
+        return dataclasses.replace(found, peak_memory_mb=peak_memory_mb(), **rates)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._written = trainer.global_step
@@ -60,6 +73,7 @@ class MetricsCallback(Callback):
             return
         value = float(trainer.callback_metrics["val/loss"])
         log.info("step %d: validation loss %.4f", trainer.global_step, value)
+        self._measured.validation.append({"step": trainer.global_step, "loss": value})
         self._emit(trainer, {"val/loss": value})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -75,6 +89,7 @@ class MetricsCallback(Callback):
     def _write(self, trainer: pl.Trainer, module: AdaptationModule) -> None:
         window = module.window
         row = window.means()
+        self._add(window, row, trainer.global_step)
         row["peak_memory_mb"] = peak_memory_mb()
         if module.grad_norm is not None:
             row["grad_norm"] = float(module.grad_norm)
@@ -83,10 +98,19 @@ class MetricsCallback(Callback):
             row["routing/entropy"] = float(window.routing.mean(lambda layer: layer.entropy))
             row["routing/experts_active"] = float(window.routing.mean(lambda layer: layer.experts_per_token))
             self.usage = {name: layer.mean_probability.tolist() for name, layer in window.routing.items()}
+            self.routing = {name: _layer_routing(layer) for name, layer in window.routing.items()}
             self._write_usage(trainer.global_step)
         self._emit(trainer, row)
         self._written = trainer.global_step
         window.reset()
+
+    def _add(self, window: Window, means: dict[str, float], step: int) -> None:
+        measured = self._measured
+        measured.steps = step
+        measured.rows += window.rows
+        measured.tokens += window.tokens
+        measured.seconds += window.rows / means["samples_per_second"]
+        measured.loss = means["loss/task"]
 
     def _write_usage(self, step: int) -> None:
         if self._usage_file is None:
@@ -98,6 +122,14 @@ class MetricsCallback(Callback):
         self._file.write({"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": seconds, **values})
         for sink in self._sinks:
             sink.log_metrics(values, trainer.global_step)
+
+
+def _layer_routing(layer: LayerStatistics) -> LayerRouting:
+    return LayerRouting(
+        usage=[round(share, 6) for share in layer.mean_probability.tolist()],
+        entropy=round(float(layer.entropy), 6),
+        experts_per_token=round(float(layer.experts_per_token), 6),
+    )
 
 
 class ProgressCallback(Callback):

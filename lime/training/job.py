@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from lime.config.reuse import RUN_FILE
 from lime.config.schema import TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.evaluation.aggregation import Evaluation
+from lime.evaluation.predictions import Prediction
+from lime.experiments.records import Parameters
 from lime.models.loading import Backbone, load_backbone
 from lime.training.answering import TestRows, answer_adapted, answer_frozen, report
 from lime.training.callbacks import MetricsCallback, ProgressCallback, checkpoint_callback
 from lime.training.module import AdaptationModule
-from lime.training.record import RunStatus, environment, plain, write_config, write_json
+from lime.training.record import RunRecord, environment, plain, write_config, write_json
 from lime.training.setup import device_of, media_errors_as_input_errors, open_data, prepare_process
+from lime.tuner.reporting import ApplyReport
 
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, output_dir: Path, overrides: Sequence[str] = ()) -> Evaluation:
-    """Run the main job into ``output_dir``.
+def train(config: TrainConfig, output_dir: Path, overrides: Sequence[str] = ()) -> Evaluation | None:
+    """Run the main job into ``output_dir``; None with ``evaluation.mode=none``, which reads no test row.
 
-    The folder then holds config.yaml, environment.json, status.json, metrics.csv, routing.jsonl, adapter/,
+    The folder then holds config.yaml, environment.json, status.json, record.json, metrics.csv, routing.jsonl, adapter/,
     checkpoints/, predictions.jsonl, results.json and results.csv.
 
     Raises:
@@ -38,17 +42,25 @@ def train(config: TrainConfig, output_dir: Path, overrides: Sequence[str] = ()) 
             checkpoint of another model); the message says what to do.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    with RunStatus(output_dir), media_errors_as_input_errors():
-        return _Run(config, output_dir, overrides).run()
+    settings = dataclasses.asdict(config)
+    with RunRecord(output_dir, settings, overrides) as record, media_errors_as_input_errors():
+        return _Run(config, output_dir, overrides, settings, record).run()
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, folder: Path, overrides: Sequence[str]):
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        overrides: Sequence[str],
+        settings: dict[str, Any],
+        record: RunRecord,
+    ):
         self.config, self.folder = config, folder
         self.overrides = list(overrides)
-        self.settings = dataclasses.asdict(config)
+        self.settings, self.record = settings, record
 
-    def run(self) -> Evaluation:
+    def run(self) -> Evaluation | None:
         config = self.config
         prepare_process(config.seed, config.trainer.num_threads)
         write_config(self.folder / "config.yaml", self.settings)
@@ -56,10 +68,11 @@ class _Run:
         backbone = load_backbone(config.model)
         data = open_data(config, backbone, config.trainer.batch_size)
         data.setup("fit")
-        tests = TestRows(data, config.evaluation.splits)
+        answers = config.evaluation.mode != "none"
+        tests = TestRows(data, config.evaluation.splits) if answers else None
         self.info = self._record_environment(backbone, data)
         backbone.model.to(self.device)  # type: ignore[arg-type]
-        frozen = answer_frozen(backbone, data, tests, config, config.callbacks.progress)
+        frozen = answer_frozen(backbone, data, tests, config, config.callbacks.progress) if tests else None
         wandb_run = self._wandb()
         failed = True
         try:
@@ -67,19 +80,14 @@ class _Run:
             if config.trainer.gradient_checkpointing:
                 _checkpoint_activations(model)
             metrics = self.fit(model, backbone, data, [wandb_run] if wandb_run else [])
+            parameters = Parameters(applied.trainable, applied.total_parameters, applied.layers)
+            self.record.trained(parameters, metrics.measured(), metrics.routing)
             self.save_adapter(model, backbone)
-            model.to(self.device)
-            predictions = answer_adapted(model, data, tests, config, config.callbacks.progress, frozen)
-            kept = {
-                "config": self.settings,
-                "environment": self.info,
-                "trainable_parameters": applied.trainable,
-                "adapted_layers": applied.layers,
-                "rows_left_out": data.left_out.counts(),
-            }
-            evaluation = report(predictions, tests.allowed, config, self.folder, kept)
-            if wandb_run is not None:
-                wandb_run.log_run(predictions, evaluation, metrics.usage, data)
+            evaluation = None
+            if tests is not None:
+                evaluation, predictions = self.evaluate(model, applied, data, tests, frozen)
+                if wandb_run is not None:
+                    wandb_run.log_run(predictions, evaluation, metrics.usage, data)
             failed = False
         finally:
             if wandb_run is not None:
@@ -128,11 +136,32 @@ class _Run:
         trainer.fit(module, datamodule=data, ckpt_path=self.config.ckpt_path)
         return metrics
 
+    def evaluate(
+        self, model: Any, applied: ApplyReport, data: MMTDataModule, tests: TestRows, frozen: list[str | None] | None
+    ) -> tuple[Evaluation, list[Prediction]]:
+        """Answer and score the test rows, and write the results."""
+        config = self.config
+        model.to(self.device)
+        started = time.perf_counter()
+        predictions = answer_adapted(model, data, tests, config, config.callbacks.progress, frozen)
+        seconds = time.perf_counter() - started
+        kept = {
+            "config": self.settings,
+            "environment": self.info,
+            "trainable_parameters": applied.trainable,
+            "adapted_layers": applied.layers,
+            "rows_left_out": data.left_out.counts(),
+        }
+        evaluation = report(predictions, tests.allowed, config, self.folder, kept)
+        self.record.answered(seconds, evaluation, predictions, data.left_out.counts())
+        return evaluation, predictions
+
     def save_adapter(self, model: Any, backbone: Backbone) -> None:
         """``adapter/`` in peft's format, and beside it what eval.py needs to repeat the evaluation."""
         folder = self.folder / "adapter"
         model.save_pretrained(folder)
         run = {"config": plain(self.settings), "backbone": self.info["backbone"]}
+        self.record.saved(folder)
         (folder / RUN_FILE).write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8")
         log.info("adapter of %s saved in %s", backbone.name, folder)
 
@@ -147,6 +176,7 @@ class _Run:
             },
         }
         write_json(self.folder / "environment.json", info)
+        self.record.environment(info, data.dataset.fingerprint)
         return info
 
     def _wandb(self) -> Any:

@@ -1,10 +1,11 @@
-"""The record of a run beside its results: status, environment and configuration.
+"""The record of a run: status, environment, configuration and, at its end, everything that was measured.
 
 Written so that a crash leaves whole files.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -12,6 +13,7 @@ import platform
 import subprocess
 import time
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +21,24 @@ from typing import Any
 
 import torch
 import yaml
+
+from lime.config.identity import config_hash
+from lime.evaluation.aggregation import Evaluation
+from lime.evaluation.predictions import Prediction
+from lime.evaluation.report import csv_rows
+from lime.evaluation.text import parse_number
+from lime.experiments.code import code_version
+from lime.experiments.records import (
+    Answering,
+    Identity,
+    Items,
+    LayerRouting,
+    Parameters,
+    Record,
+    RunError,
+    Training,
+    write_record,
+)
 
 PACKAGES = (
     "lime-moe", "torch", "transformers", "peft", "lightning", "datasets", "hydra-core", "numpy", "pillow", "av",
@@ -112,6 +132,80 @@ class RunStatus:
         if status != "running":
             content |= {"ended": _iso(now), "seconds": round(now - self._started, 3)}
         write_json(self._path, content | ({"error": error} if error else {}))
+
+
+class RunRecord(RunStatus):
+    """``record.json`` beside ``status.json``: written when the run begins and when it ends, however it ends.
+
+    Args:
+        folder: the run's folder.
+        config: the resolved configuration.
+        overrides: what the command line set.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], overrides: Sequence[str]):
+        super().__init__(folder)
+        self._folder = folder
+        self._record = Record(
+            name=config["name"],
+            seed=config["seed"],
+            identity=Identity(config=config_hash(config), code=code_version()),
+            overrides=list(overrides),
+            config=plain(config),
+        )
+
+    def environment(self, info: dict[str, Any], data_fingerprint: str) -> None:
+        """Versions, commit, hardware and fingerprints."""
+        self._record.environment = info
+        self._record.identity.data = data_fingerprint
+        write_record(self._folder, self._record)
+
+    def trained(self, parameters: Parameters, training: Training, routing: dict[str, LayerRouting]) -> None:
+        """What was adapted and how training went."""
+        self._record.parameters, self._record.training = parameters, training
+        self._record.routing = {name: dataclasses.asdict(layer) for name, layer in routing.items()}
+
+    def saved(self, adapter: Path) -> None:
+        """Size of the saved adapter's tensors."""
+        self._record.adapter_bytes = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
+
+    def answered(
+        self, seconds: float, evaluation: Evaluation, predictions: Sequence[Prediction], left_out: dict[str, Any]
+    ) -> None:
+        """Scores and per-item results."""
+        self._record.answering = Answering(seconds=round(seconds, 3), rows=len(predictions))
+        self._record.scores = csv_rows(evaluation)
+        metrics = {score.split: score.metric for score in evaluation.splits}
+        self._record.items = {
+            split: dataclasses.asdict(items_of([p for p in predictions if p.split == split], metric))
+            for split, metric in metrics.items()
+        }
+        self._record.rows_left_out = left_out
+
+    def _write(self, status: str, error: dict[str, str] | None = None) -> None:
+        super()._write(status, error)
+        self._record.status = status  # type: ignore[assignment]
+        self._record.started = _iso(self._started)
+        if status != "running":
+            now = time.time()
+            self._record.ended, self._record.seconds = _iso(now), round(now - self._started, 3)
+        self._record.error = RunError(**error) if error else None
+        write_record(self._folder, self._record)
+
+
+def items_of(predictions: Sequence[Prediction], metric: str) -> Items:
+    """Per-item results of one split, for the record."""
+    media: dict[str, int] = {}
+    clusters = [media.setdefault(p.media_path or p.id, len(media)) for p in predictions]
+    items = Items(
+        rows=[int(p.id.rpartition("/")[2]) for p in predictions],
+        correct="".join("1" if p.correct else "0" for p in predictions),
+        clusters=clusters if len(media) < len(predictions) else None,
+    )
+    if metric == "correlation":
+        items.values = [None if p.extracted is None else parse_number(p.extracted) for p in predictions]
+        items.truths = [float(parse_number(p.truth) or 0.0) for p in predictions]
+    return items
 
 
 def _iso(timestamp: float) -> str:
