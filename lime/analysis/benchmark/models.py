@@ -54,9 +54,7 @@ def build(
             vision.depth = vision.num_hidden_layers = layers
     kind: Any = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     with torch.device(device):
-        model: PreTrainedModel = kind.from_config(
-            config, dtype=getattr(torch, dtype), attn_implementation=attention
-        )
+        model: PreTrainedModel = kind.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attention)
     model.requires_grad_(False)
     return model
 

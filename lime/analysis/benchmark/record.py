@@ -116,15 +116,17 @@ def markdown(content: Mapping[str, Any]) -> str:
         "|" + "|".join("---" if left else "---:" for left in words) + "|",
     ]
     lines += ["| " + " | ".join(_shown(row.get(c.key), c.form) for c in columns) + " |" for row in content["rows"]]
-    lines += ["", f"`{content['command_line']}`", "", f"{describe(content)}."]
-    lines += [f"{note}" for note in content["notes"]]
+    lines += ["", f"`{content['command_line']}`", "", f"On {describe(content)}.", ""]
+    lines += [f"- {note}" for note in content["notes"]]
     return "\n".join(lines) + "\n"
 
 
 def describe(content: Mapping[str, Any]) -> str:
     """Machine and versions in a line."""
     one, versions = content["machine"], content["versions"]
-    where = one["gpu"] or f"{one['processor']} ({one['cpu_capability']}), {one['cores']} cores, {one['threads']} threads"
+    where = (
+        one["gpu"] or f"{one['processor']} ({one['cpu_capability']}), {one['cores']} cores, {one['threads']} threads"
+    )
     return f"{where}; " + ", ".join(f"{name} {version}" for name, version in versions.items())
 
 

@@ -29,9 +29,7 @@ class Options:
     methods: tuple[str, ...] = option(
         ("frozen", "lora", "lime_lora", "lime_lora:literal", "moe_lora", "moe_lora:loop"), "methods, with their form"
     )
-    dtypes: tuple[str, ...] = option(
-        ("float32",), "dtype of the frozen weights", ("float32", "bfloat16", "float16")
-    )
+    dtypes: tuple[str, ...] = option(("float32",), "dtype of the frozen weights", ("float32", "bfloat16", "float16"))
     batch: int = option(2, "rows of a micro-batch")
     tokens: int = option(512, "tokens of a row")
     accumulate: int = option(1, "micro-batches of a step")
@@ -60,8 +58,8 @@ COLUMNS = (
     Column("rows_per_second", "rows/s", ",.1f"),
 )
 NOTES = (
-    "Ratios are medians (quartiles) over repetitions. `kept`: activations saved for the backward pass of a micro-batch. "
-    "`peak`: on a CPU the most tensors alive at once in a step beyond what was there before, on a GPU the allocator's "
+    "Ratios are medians (quartiles) over repetitions. `kept`: activations saved for the backward pass of a "
+    "micro-batch. `peak`: on a CPU the most tensors alive at once in a step beyond what was there before, on a GPU the allocator's "
     "peak with weights and optimiser state of this method alone. `AdamW`: its two moments.",
 )
 
@@ -127,6 +125,11 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError: unknown methods or architecture.
     """
+    return record("step", options, COLUMNS, measure(options), notes=NOTES, device=options.device)
+
+
+def measure(options: Options) -> list[dict[str, Any]]:
+    """The rows of the record, one for each method, in the order of the options."""
     subjects = [Subject.of(name) for name in options.methods]
     rows: list[dict[str, Any]] = []
     for dtype in options.dtypes:
@@ -148,7 +151,7 @@ def run(options: Options) -> dict[str, Any]:
                 )
         where = {"architecture": options.architecture, "dtype": dtype, "parameters": models.parameters(base)}
         rows += [where | row for row in compare(cases, options)]
-    return record("step", options, COLUMNS, rows, notes=NOTES, device=options.device)
+    return rows
 
 
 def compare(cases: dict[tuple[str, int], Case], options: Options) -> list[dict[str, Any]]:
@@ -165,7 +168,11 @@ def compare(cases: dict[tuple[str, int], Case], options: Options) -> list[dict[s
     for key, label in labels.items():
         case, name = cases[key], key[0]
         milliseconds = Spread.of(seconds[label]).scaled(1e3)
-        row: dict[str, Any] = {"method": name, "experts": key[1] if case.has_experts else None, "milliseconds": milliseconds}
+        row: dict[str, Any] = {
+            "method": name,
+            "experts": key[1] if case.has_experts else None,
+            "milliseconds": milliseconds,
+        }
         row |= {f"vs_{other}": spread[label] for other, spread in against.items()}
         row |= {"kept_mib": kept[label] / 2**20, "peak_mib": peak(case, list(cases.values()), device) / 2**20}
         if REFERENCE in first:
