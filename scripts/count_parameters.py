@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hydra import compose, initialize_config_dir  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
-
-from lime.config.check import ConfigError, build  # noqa: E402
-from lime.config.overrides import check, force, register  # noqa: E402
+from lime.config.check import ConfigError  # noqa: E402
+from lime.config.compose import composed  # noqa: E402
 from lime.config.schema import TrainConfig  # noqa: E402
 
 if TYPE_CHECKING:
@@ -34,13 +31,7 @@ def configuration(overrides: list[str]) -> TrainConfig:
     Raises:
         ConfigError: everything that is wrong with them.
     """
-    register(TrainConfig)
-    folder = ROOT / "conf"
-    check(overrides, folder, "train", TrainConfig)
-    with initialize_config_dir(str(folder), version_base="1.3", job_name="count_parameters"):
-        config = compose("train", overrides=force(overrides, TrainConfig))
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    return build(TrainConfig, values)
+    return composed(overrides, ROOT / "conf", "train", TrainConfig)
 
 
 def count(config: TrainConfig, scope: str) -> ApplyReport:

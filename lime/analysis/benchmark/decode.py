@@ -84,7 +84,7 @@ def compare(
     adapted: dict[str, nn.Module], base: PreTrainedModel, inputs: dict[str, Tensor], options: Options
 ) -> list[dict[str, Any]]:
     """One row for each method."""
-    ends = base.generation_config.eos_token_id  # type: ignore[union-attr]
+    ends = base.generation_config.eos_token_id
     settings = GenerationConfig(
         max_new_tokens=options.new_tokens,
         min_new_tokens=options.new_tokens,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ from lime.method.deltas.lora import LoRADelta
 from lime.tuner.router import Router
 from lime.tuner.settings import PEFT_TYPES, LimeSettings
 from lime.tuner.towers import resolve_targets
+
+M = TypeVar("M", bound=nn.Module)
 
 REFERENCE = "lora"
 """The subject that ratios are taken against, beside `frozen`."""
@@ -106,7 +108,7 @@ MOE_OPTIONS = ("num_experts",)
 LIME_TYPES = ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning")
 
 
-def shared_copy(model: nn.Module) -> nn.Module:
+def shared_copy(model: M) -> M:
     """A copy with modules of its own and the same parameters and buffers, to adapt without more memory."""
     memo = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return copy.deepcopy(model, memo)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lime.analysis.benchmark import layer, models, step
@@ -74,9 +74,11 @@ def _layer(axis: str, options: Options) -> Iterator[dict[str, Any]]:
     base = layer.linear(options.shape, options.dtype, asked)
     subjects = [Subject.of(REFERENCE), Subject.of(options.method)]
     for value in {"experts": options.experts, "rank": options.ranks, "tokens": options.tokens}[axis]:
-        settings = LimeSettings(target_modules=["proj"])
-        if axis != "tokens":
-            settings = replace(settings, **{"num_experts" if axis == "experts" else "r": value})
+        settings = LimeSettings(
+            target_modules=["proj"],
+            num_experts=value if axis == "experts" else 4,
+            r=value if axis == "rank" else 2,
+        )
         tokens = value if axis == "tokens" else options.base_tokens
         row = layer.compare(base, subjects, settings, "plain", tokens, asked)[1]
         yield {"value": value, **{column.key: row[column.key] for column in COLUMNS if column.key in row}}

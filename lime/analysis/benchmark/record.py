@@ -103,7 +103,7 @@ def load(path: Path) -> dict[str, Any]:
     found = content.get("schema") if isinstance(content, dict) else None
     if found != SCHEMA:
         raise ValueError(f"{path}: expected a record of format {SCHEMA}, found {found!r}")
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def markdown(content: Mapping[str, Any]) -> str:

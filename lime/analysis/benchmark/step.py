@@ -59,8 +59,9 @@ COLUMNS = (
 )
 NOTES = (
     "Ratios are medians (quartiles) over repetitions. `kept`: activations saved for the backward pass of a "
-    "micro-batch. `peak`: on a CPU the most tensors alive at once in a step beyond what was there before, on a GPU the allocator's "
-    "peak with weights and optimiser state of this method alone. `AdamW`: its two moments.",
+    "micro-batch. `AdamW`: its two moments.",
+    "`peak`: on a CPU the most tensors alive at once in a step beyond what was there before; on a GPU the allocator's "
+    "peak, with the weights, and optimiser state of this method alone.",
 )
 
 
@@ -78,7 +79,7 @@ class Case:
         seed: int = 0,
     ):
         torch.manual_seed(seed)
-        own: PreTrainedModel = shared_copy(base)  # type: ignore[assignment]
+        own = shared_copy(base)
         self.model: nn.Module = subject.adapt(own, settings)
         self.inputs, self.accumulate, self.has_experts = inputs, accumulate, subject.has_experts
         self.balanced = balance and subject.balances

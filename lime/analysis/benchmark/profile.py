@@ -1,0 +1,208 @@
+"""Where the time of train.py goes: the real job, run in this process with a stopwatch at its seams."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lime.analysis.benchmark.options import option
+from lime.analysis.benchmark.record import Column, record
+from lime.config.compose import composed
+from lime.config.schema import TrainConfig
+from lime.data.sampler import ResumableLoader
+from lime.training import job
+from lime.training.module import AdaptationModule
+from lime.tuner.recorder import Recorder
+from lime.tuner.towers import find_towers
+
+ROOT = Path(__file__).resolve().parents[3]
+
+TRAINING = "training: "
+WAITING = TRAINING + "waiting for data"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which job to run."""
+
+    overrides: tuple[str, ...] = option((), "overrides of train.py; the main job without any")
+
+
+COLUMNS = (
+    Column("section", "section"),
+    Column("seconds", "s", ",.1f"),
+    Column("share", "of the run", ".1%"),
+    Column("training_share", "of training", ".1%"),
+    Column("calls", "calls", ","),
+)
+NOTES = (
+    "Each section without those inside it. `backward` holds the backward passes of the language model and the "
+    "adapters, `language model` their forward passes. Nothing was kept from earlier runs but the generated data.",
+)
+
+
+class Stopwatch:
+    """Seconds of nested sections, each without the sections inside it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.calls: dict[str, int] = {}
+        self._open: list[str] = []
+        self._since = time.perf_counter()
+
+    def enter(self, section: str) -> None:
+        self._charge()
+        self._open.append(section)
+        self.calls[section] = self.calls.get(section, 0) + 1
+
+    def leave(self) -> None:
+        self._charge()
+        self._open.pop()
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        self.enter(name)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._since
+        self._since = now
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Run the job and return the record.
+
+    Raises:
+        ConfigError: wrong overrides.
+        ValueError, OSError: as `train`.
+    """
+    overrides = ["cache_dir=null", *options.overrides]
+    config = composed(overrides, ROOT / "conf", "train", TrainConfig)
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory() as folder, _instrumented(watch), watch.section("the rest"):
+        job.train(config, Path(folder), overrides)
+    total = sum(watch.seconds.values())
+    training = sum(seconds for name, seconds in watch.seconds.items() if name.startswith(TRAINING))
+    rows = [
+        {
+            "section": name,
+            "seconds": seconds,
+            "share": seconds / total,
+            "training_share": seconds / training if name.startswith(TRAINING) else None,
+            "calls": watch.calls[name],
+        }
+        for name, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1])
+    ]
+    rows.append({"section": "all", "seconds": total, "share": 1.0})
+    return record("profile", options, COLUMNS, rows, notes=NOTES)
+
+
+@contextlib.contextmanager
+def _instrumented(watch: Stopwatch) -> Iterator[None]:
+    """The stopwatch at the seams of the job, while inside."""
+    seams: list[tuple[Any, str, str]] = [
+        (job, "load_backbone", "load the backbone"),
+        (job, "open_data", "open the data"),
+        (job, "TestRows", "open the data"),
+        (job.MMTDataModule, "setup", "open the data"),
+        (job, "answer_frozen", "answers of the frozen backbone"),
+        (job, "answer_adapted", "answers of the adapted model"),
+        (job, "report", "scores and report"),
+        (pl.Trainer, "fit", TRAINING + "loop, metrics, checkpoints"),
+        (AdaptationModule, "training_step", TRAINING + "embedding, head and loss"),
+        (AdaptationModule, "backward", TRAINING + "backward"),
+        (AdaptationModule, "optimizer_step", TRAINING + "optimiser"),
+        (AdaptationModule, "configure_gradient_clipping", TRAINING + "optimiser"),
+        (AdaptationModule, "on_before_optimizer_step", TRAINING + "optimiser"),
+        (Recorder, "balance", TRAINING + "balance terms and routing statistics"),
+        (Recorder, "statistics", TRAINING + "balance terms and routing statistics"),
+    ]
+    with contextlib.ExitStack() as stack:
+        for owner, name, section in seams:
+            stack.enter_context(_replaced(owner, name, functools.partial(_timed, watch, section)))
+        stack.enter_context(_replaced(ResumableLoader, "__iter__", functools.partial(_timed_iteration, watch)))
+        stack.enter_context(_replaced(AdaptationModule, "on_fit_start", functools.partial(_timed_towers, watch)))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    own = name in vars(owner)
+    before = getattr(owner, name)
+    setattr(owner, name, wrap(before))
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+def _timed(watch: Stopwatch, section: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function, updated=())
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with watch.section(section):
+            return function(*args, **kwargs)
+
+    return timed
+
+
+def _timed_iteration(watch: Stopwatch, iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """Time spent waiting for each batch, by whoever asks for it."""
+    end = object()
+
+    def timed(loader: Any) -> Iterator[Any]:
+        stream = iterate(loader)
+        while True:
+            with watch.section(WAITING):
+                batch = next(stream, end)
+            if batch is end:
+                return
+            yield batch
+
+    return timed
+
+
+def _timed_towers(watch: Stopwatch, on_fit_start: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Hooks on the towers of the model that is about to be trained."""
+
+    def timed(module: AdaptationModule) -> None:
+        on_fit_start(module)
+        handles = []
+        for tower in find_towers(module.model):
+            section = TRAINING + tower.kind.replace("_", " ")
+            inner = module.model.get_submodule(tower.name)
+
+            def before(_module: Any, _inputs: Any, section: str = section) -> None:
+                watch.enter(section)
+
+            def after(_module: Any, _inputs: Any, _outputs: Any) -> None:
+                watch.leave()
+
+            handles += [inner.register_forward_pre_hook(before), inner.register_forward_hook(after, always_call=True)]
+        module.trainer.callbacks.append(_RemoveHooks(handles))  # type: ignore[attr-defined]
+
+    return timed
+
+
+class _RemoveHooks(pl.Callback):
+    def __init__(self, handles: list[Any]):
+        self._handles = handles
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for handle in self._handles:
+            handle.remove()
