@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
+from lime.data.cache import FrameCache
 from lime.data.conversation import Conversation, expand
 from lime.data.media import MediaError, image_size, load_image, load_video, video_size
 from lime.data.rows import Row
@@ -57,7 +58,7 @@ class Collator:
     `max_length` bounds prompt, visual placeholders and answer together: a longer row raises OverlongError,
     nothing is ever truncated. `cache_mb` bounds the media kept: once full, no more is added (rows come in
     another order each epoch, so evicting would only turn hits into misses). Missing and damaged media raise
-    MediaError.
+    MediaError. `frame_cache` keeps the resized frames of clips on disk; it changes nothing but the time.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Collator:
         system_prompt: str | None = None,
         video_backend: str = "pyav",
         cache_mb: int = 512,
+        frame_cache: FrameCache | None = None,
     ) -> None:
         self.processor, self.family, self.root = processor, family, Path(root)
         self.max_length, self.video_backend = max_length, video_backend
@@ -80,14 +82,17 @@ class Collator:
         self.pad_token_id = int(pad) if pad is not None else self.end_token_id
         self._with_types = "mm_token_type_ids" in processor.model_input_names
         self._prompts: dict[str, np.ndarray] = {}
+        self._answers: dict[tuple[str, str], np.ndarray] = {}
         self._media: dict[str, Visual] = {}
+        self._frames = frame_cache
+        self._sampling = f"{video_backend} {self.visual.video_sampling()}"
         self._room = cache_mb * 2**20
 
     # Batches
 
     def training_batch(self, rows: Sequence[Row]) -> Batch:
         """Right-padded prompts with their answers; labels on the answers and their end tokens only."""
-        return self._labelled(rows, self.conversation.answers(rows))
+        return self._labelled(rows, self._own_answers(rows))
 
     def continuation_batch(self, pairs: Sequence[tuple[Row, str]]) -> Batch:
         """As `training_batch`, with the given answers in place of the rows' own: for scoring them by
@@ -111,7 +116,7 @@ class Collator:
         """Tokens of each row with its answer, visual placeholders included. Reads at most the headers of
         media.
         """
-        answers = self.conversation.answers(rows)
+        answers = self._own_answers(rows)
         return [n + len(a) for n, a in zip(self._prompt_lengths(rows), answers, strict=True)]
 
     # Parts
@@ -128,14 +133,38 @@ class Collator:
             if row.source_type == "image":
                 made = self.visual.encode_image(load_image(path, row.id))
             else:
-                frames = load_video(path, self.visual.num_frames, self.video_backend, row.id)
-                made = self.visual.encode_video(frames)
+                made = self._clip(path, row)
         except ValueError as error:  # the processor refuses its size or shape
             raise MediaError(path, str(error), row.id) from error
         if made.values.nbytes <= self._room:
             self._room -= made.values.nbytes
             self._media[key] = made
         return made
+
+    def _clip(self, path: Path, row: Row) -> Visual:
+        """A row's clip, resized: from the disk if it is kept there, else decoded (and then kept)."""
+        if self._frames is None:
+            return self.visual.encode_video(load_video(path, self.visual.num_frames, self.video_backend, row.id))
+        try:
+            key = self._frames.key(path, self._sampling)
+        except FileNotFoundError as error:
+            raise MediaError(path, "no such file", row.id) from error
+        except OSError as error:
+            raise MediaError(path, f"not readable ({error})", row.id) from error
+        kept = self._frames.get(key)
+        if kept is not None:
+            values, notes = kept
+            return self.visual.restored_video(values, notes["size"], notes["grid"])
+        made = self.visual.encode_video(load_video(path, self.visual.num_frames, self.video_backend, row.id))
+        self._frames.put(key, made.values, {"size": made.size, "grid": made.grid})
+        return made
+
+    def _own_answers(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Tokens of the rows' answers, each tokenised once."""
+        unseen = [row for row in rows if (row.id, row.answer) not in self._answers]
+        for row, ids in zip(unseen, self.conversation.answers(unseen), strict=True):
+            self._answers[row.id, row.answer] = ids
+        return [self._answers[row.id, row.answer] for row in rows]
 
     def _tokens(self, rows: Sequence[Row]) -> list[np.ndarray]:
         unseen = [row for row in rows if row.id not in self._prompts]

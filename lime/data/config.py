@@ -22,6 +22,14 @@ class MiniConfig:
 
 
 @dataclass
+class FrameCacheConfig:
+    """Resized video frames kept on disk, for later epochs and runs. `dir` null: off. `size_mb` bounds it (MiB)."""
+
+    dir: str | None = None
+    size_mb: int = 8192
+
+
+@dataclass
 class DataConfig:
     """A data root in the published layout, the part of it to use, and what to do with unusable rows.
 
@@ -29,7 +37,8 @@ class DataConfig:
     independent of seed and file order. `validation_fraction` of the training rows is held out by the same
     hash. `max_length` counts prompt, visual placeholders and answer. `on_missing_media=skip` leaves out rows
     whose media are missing or damaged, `on_overlong=drop` rows that are too long; both are counted and
-    logged. `cache_mb` bounds the resized media kept in memory.
+    logged. `cache_mb` bounds the resized media kept in memory, `frame_cache` keeps those of clips on disk. With
+    `num_workers` 0 the batches are made ahead by a thread, else by so many processes, each `prefetch` batches ahead.
     """
 
     name: str = "mmt47_mini"
@@ -43,7 +52,9 @@ class DataConfig:
     on_overlong: str = "error"
     video_backend: str = "pyav"
     num_workers: int = 0
+    prefetch: int = 2
     cache_mb: int = 512
+    frame_cache: FrameCacheConfig = field(default_factory=FrameCacheConfig)
     mini: MiniConfig = field(default_factory=MiniConfig)
 
     def errors(self) -> list[str]:
@@ -65,6 +76,13 @@ class DataConfig:
         for key in ("num_workers", "cache_mb"):
             if getattr(self, key) < 0:
                 found.append(f"data.{key}: expected 0 or more, got {getattr(self, key)}")
+        if self.prefetch < 1:
+            found.append(f"data.prefetch: expected at least 1, got {self.prefetch}")
+        if self.frame_cache.size_mb < 1:
+            found.append(
+                f"data.frame_cache.size_mb: expected at least 1, got {self.frame_cache.size_mb}; "
+                "data.frame_cache.dir=null turns the cache off"
+            )
         for key in ("rows_per_split", "train_rows"):
             value = getattr(self, key)
             if value is not None and value < 1:

@@ -15,6 +15,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
+from lime.data.cache import FrameCache
 from lime.data.collate import Collator, OverlongError, overlong_message
 from lime.data.config import DataConfig
 from lime.data.media import MediaError
@@ -73,6 +74,7 @@ class MMTDataModule(LightningDataModule):
         self.config, self.seed = data, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.dataset = MMTDataset(data.root)
+        frames = data.frame_cache
         self.collator = Collator(
             processor,
             family,
@@ -81,6 +83,7 @@ class MMTDataModule(LightningDataModule):
             system_prompt=data.system_prompt,
             video_backend=data.video_backend,
             cache_mb=data.cache_mb // max(data.num_workers, 1),
+            frame_cache=FrameCache(frames.dir, frames.size_mb) if frames.dir is not None else None,
         )
         self.left_out = LeftOut()
         self.train_rows: list[Row] = []
@@ -119,7 +122,7 @@ class MMTDataModule(LightningDataModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, replicas = torch.distributed.get_rank(), torch.distributed.get_world_size()
         sampler = LengthBucketSampler(self._train_lengths, self.batch_size, self.seed, rank=rank, replicas=replicas)
-        loader = ResumableLoader(self.train_rows, sampler, **self._options())
+        loader = ResumableLoader(self.train_rows, sampler, ahead=self.config.prefetch, **self._options())
         loader.limit = self._train_limit
         if self._resume is not None:
             loader.load_state_dict(self._resume)
@@ -160,6 +163,7 @@ class MMTDataModule(LightningDataModule):
             "collate_fn": self.collator.training_batch,
             "num_workers": workers,
             "persistent_workers": workers > 0,
+            "prefetch_factor": self.config.prefetch if workers else None,
             "pin_memory": torch.cuda.is_available(),
         }
 

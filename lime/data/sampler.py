@@ -71,7 +71,7 @@ class LengthBucketSampler(Sampler[list[int]]):
 _END = object()
 
 
-def _ahead(stream: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+def _ahead(stream: Iterator[Any], depth: int) -> Iterator[Any]:
     """The items of `stream`, up to `depth` of them prepared in advance by one thread. Errors surface in their turn."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending = deque(pool.submit(next, stream, _END) for _ in range(depth))
@@ -89,11 +89,12 @@ class ResumableLoader(DataLoader[Any]):
 
     `state_dict` says where it stands; after `load_state_dict` the next iteration goes on from there, in the
     same order. Otherwise every iteration is a new epoch. `limit` tells how many batches the consumer takes of
-    an epoch (None: all).
+    an epoch (None: all). Without workers a thread prepares `ahead` batches in advance.
     """
 
-    def __init__(self, dataset: Any, sampler: LengthBucketSampler, **options: Any) -> None:
+    def __init__(self, dataset: Any, sampler: LengthBucketSampler, ahead: int = 2, **options: Any) -> None:
         super().__init__(dataset, batch_sampler=sampler, generator=torch.Generator(), **options)
+        self.ahead = ahead
         self.buckets = sampler
         self.limit: Callable[[], float | None] = lambda: None
         self._epoch, self._position, self._resumed = 0, 0, True
@@ -106,7 +107,7 @@ class ResumableLoader(DataLoader[Any]):
         self._resumed = False
         self.buckets.epoch, self.buckets.start = self._epoch, self._position
         stream = super().__iter__()
-        for batch in stream if self.num_workers else _ahead(stream):
+        for batch in stream if self.num_workers else _ahead(stream, self.ahead):
             self._position += 1
             yield batch
 

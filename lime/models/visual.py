@@ -7,6 +7,7 @@ normalising happen when a batch is put together, with the same result as the fam
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,16 @@ class VisualEncoder:
             values, shape = self.videos.patchify(values)
             grid = (shape[0], shape[1], shape[2])
         return Visual(_bytes(values), self.video_tokens(*size), size, grid)
+
+    def video_sampling(self) -> str:
+        """All that decides the frames of a clip, as text: how many, and how they are resized and laid out."""
+        return json.dumps(self.videos.to_dict(), sort_keys=True, default=str)
+
+    def restored_video(self, values: np.ndarray, size: Sequence[int], grid: Sequence[int] | None) -> Visual:
+        """What `encode_video` made of a clip of `size` (height, width), from its parts."""
+        height, width = size
+        shape = (grid[0], grid[1], grid[2]) if grid is not None else None
+        return Visual(values, self.video_tokens(height, width), (height, width), shape)
 
     def inputs(self, images: Sequence[Visual], videos: Sequence[Visual]) -> dict[str, Tensor]:
         """The visual inputs of a batch, images and clips each in the order of their rows."""
