@@ -19,6 +19,7 @@ from lime.tuner.aliases import ALIASES, NOT_NEEDED
 OPTIONS = {
     "enabled": True, "peft": "lora", "r": 2, "lora_alpha": 16.0, "dropout": 0.0, "orientation": "columns",
     "num_virtual_tokens": 20, "prompt_init": "vocabulary", "base": "lora", "base_options": None,
+    "expert_layout": "uniform",
     "num_experts": 4, "router": "zero", "gamma_routing": 0.7, "temperature": 0.5, "feature_slice": "leading",
     "routing_seed": 0, "routing_norm": "slice", "jitter_noise": 0.1, "selection": "auto", "auto_topk_threshold": 0.7,
     "top_k": 2, "max_experts": None, "soft": False, "soft_temperature": 0.5, "shared_modulator": True, "n_gram": 1,
@@ -33,7 +34,34 @@ CHOICES = {
     "SCOPES": ("language_model", "vision_tower", "both"),
     "ORIENTATIONS": ("columns", "rows", "both"),
     "PROMPT_INITS": ("vocabulary", "normal"),
-    "PEFT_TYPES": ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning", "any"),
+    "EXPERT_LAYOUTS": ("uniform", "inverted_triangle"),
+    "PEFT_TYPES": (
+        "lora",
+        "lora_fa",
+        "dora",
+        "slicefine",
+        "prompt_tuning",
+        "any",
+        "moe_lora",
+        "moe_lora_fa",
+        "moe_dora",
+        "hydra_lora",
+        "mix_lora",
+        "mola",
+        "mocle",
+        "more",
+    ),  # fmt: skip
+    "ROUTED_BY_SEQUENCE": ("mocle", "more"),
+}
+MIXTURES = {  # the routing that each brings with it, beside a temperature of 1 and no noise
+    "moe_lora": {"selection": "topk", "top_k": 2},
+    "moe_lora_fa": {"selection": "topk", "top_k": 2},
+    "moe_dora": {"selection": "topk", "top_k": 2},
+    "hydra_lora": {"selection": "dense"},
+    "mix_lora": {"selection": "dense"},
+    "mola": {"selection": "topk", "top_k": 2},
+    "mocle": {"selection": "dense"},
+    "more": {"selection": "topk", "top_k": 1},
 }
 PRESETS = {
     "default": {},
@@ -64,6 +92,11 @@ def test_choices() -> None:
 
 def test_presets() -> None:
     assert lime.tuner.PRESETS == PRESETS
+
+
+def test_mixtures() -> None:
+    unlike_lime = {"temperature": 1.0, "jitter_noise": 0.0}
+    assert {name: {**routing, **unlike_lime} for name, routing in MIXTURES.items()} == settings.MIXTURES
 
 
 def test_config_fields_of_an_adapter() -> None:
@@ -99,6 +132,9 @@ def test_aliases() -> None:
     assert NOT_NEEDED.keys() == {"rep_mode", "tokenizer", "peft_dtype", "moe_dtype"}
 
 
-@pytest.mark.parametrize("name", [*OPTIONS, *PRESETS, *ALIASES, *NOT_NEEDED, *TRAINING_ARGUMENTS, "auto_topk"])
+DOCUMENTED = [*OPTIONS, *PRESETS, *MIXTURES, *ALIASES, *NOT_NEEDED, *TRAINING_ARGUMENTS, "auto_topk"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
 def test_every_public_option_is_documented(name: str) -> None:
     assert f"`{name}`" in DOCUMENT

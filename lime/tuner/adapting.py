@@ -21,7 +21,7 @@ from lime.tuner.over_injection import base_config, settings_of
 from lime.tuner.presets import preset_settings
 from lime.tuner.recorder import Recorder, recording
 from lime.tuner.reporting import ApplyReport, report
-from lime.tuner.settings import OPTIONS_OF_TYPE, LimeSettings
+from lime.tuner.settings import MIXTURES, OPTIONS_OF_TYPE, LimeSettings
 from lime.tuner.towers import resolve_targets
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def apply(
     log.info(
         "adapted %s with %s:\n%s",
         type(model).__name__,
-        "LiME" if config.enabled else config.peft,
+        "LiME" if config.enabled and config.peft not in MIXTURES else config.peft,
         made.table(),
     )
     log.debug("adapted layers:\n%s", made.table(every_layer=True))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lime.tuner.context import RoutingState, ScopeCall
 from lime.tuner.hooks import in_backward
+from lime.tuner.mixture_router import MixtureRouter
 from lime.tuner.router import Router, Shape
-from lime.tuner.settings import LimeSettings
+from lime.tuner.settings import MIXTURES, LimeSettings
 
 MERGE_REFUSED = (
     "a LiME adapter cannot be merged into the base weights: its update depends on the input through the routing "
@@ -45,9 +46,12 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def _add_modulators(self, name: str, settings: LimeSettings, shape: Shape, dtype: torch.dtype) -> None:
-        """Experts, shared modulator and router of the adapter `name`; nothing without LiME."""
+        """Experts, shared modulator and router of the adapter `name`; of a mixture the router; nothing without LiME."""
         self.lime_settings[name] = settings
         if not settings.enabled:
+            return
+        if settings.peft in MIXTURES:
+            self.lime_router[name] = MixtureRouter(shape, settings, self.key, dtype)
             return
         width, device = shape.out_features, shape.weight.device
         self.lime_router[name] = Router(shape, settings, self.key, dtype)
@@ -115,7 +119,9 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         and `peft`."""
         modulators: list[nn.Parameter] = []
         if name in self.lime_experts:
-            modulators += [self.lime_experts[name], *self.lime_router[name].parameters()]
+            modulators.append(self.lime_experts[name])
+        if name in self.lime_router:
+            modulators += self.lime_router[name].parameters()
         if name in self.lime_shared:
             modulators += [self.lime_shared[name], self.lime_gamma[name]]
         return {"modulators": modulators, "peft": list(self._trainable_of_delta(name))}

@@ -8,7 +8,7 @@ read the open call. Vision and text tokens so never meet.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ class ScopeCall:
         cache_layer: routing decisions of the cached tokens.
         lengths: tokens of each sequence where a tower lays its sequences end to end in one dimension,
             `total_tokens` in all.
+        deciding: number of leading columns whose tokens decide for a whole sequence; all of this call when absent.
         unknown_padding: why real tokens and padding cannot be told apart in this call; empty where they can.
         recorder: collects the routing of this call.
     """
@@ -58,6 +59,7 @@ class ScopeCall:
     cache_layer: RoutingCacheLayer | None = None
     lengths: Tensor | None = None
     total_tokens: int = 0
+    deciding: int | None = None
     unknown_padding: str = ""
     recorder: Recorder | None = None
     to_cache: dict[str, Tensor] = field(default_factory=dict)
@@ -116,11 +118,46 @@ class ScopeCall:
         columns = self.anchors(probabilities, n_gram, anchor)
         if anchor == "last":  # no token decides for one of a later call
             return windows.share(probabilities, columns.clamp_min(0))
-        if not self.closed:
-            self.to_cache[layer] = probabilities.detach()
+        self._to_be_cached(layer, probabilities)
         if not self.past:
             return windows.share(probabilities, columns)
         return windows.share_with_past(probabilities, self._past_at(columns, (n_gram, anchor), layer), columns)
+
+    def decide(self, layer: str, x: Tensor, of_means: Callable[[Tensor], Tensor]) -> Tensor:
+        """One decision for each sequence, given to all its tokens, (B, T, E).
+
+        It is taken where the sequence begins, and read from the key-value cache afterwards.
+
+        Args:
+            x: the layer's input, (B, T, I); (T, I) where sequences lie end to end.
+            of_means: probabilities (B, E) from the mean input over the real tokens of each sequence, (B, I), which is
+                at least float32.
+
+        Raises:
+            RuntimeError: the cache was filled without this adapter, so earlier decisions are unknown.
+            ValueError: real tokens and padding cannot be told apart.
+        """
+        if self.unknown_padding:
+            raise ValueError(f"{layer}: routing by sequence averages real tokens, but {self.unknown_padding}")
+        tokens = x.shape[-2]
+        if self.past:
+            last = torch.full((x.shape[0], 1), -1, device=x.device)
+            decided = self._past_at(last, (0, "sequence"), layer)
+            return self._to_be_cached(layer, decided.expand(-1, tokens, -1))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if self.lengths is not None:
+            lengths = self.lengths * tokens // self.total_tokens
+            sequence_T = torch.repeat_interleave(lengths, output_size=tokens)
+            sums = x.new_zeros(len(lengths), x.shape[-1], dtype=wide).index_add(0, sequence_T, x.to(wide))
+            return of_means(sums / lengths.unsqueeze(-1).clamp_min(1)).index_select(0, sequence_T)
+        mask = None if self.mask_BT is None else self.kept(x, layer, wide)
+        means = _mean(x[..., : self.deciding, :], None if mask is None else mask[..., : self.deciding, :])
+        return self._to_be_cached(layer, of_means(means).unsqueeze(-2).expand(*x.shape[:-1], -1))
+
+    def _to_be_cached(self, layer: str, probabilities: Tensor) -> Tensor:
+        if not self.closed:
+            self.to_cache[layer] = probabilities.detach()
+        return probabilities
 
     def _past_at(self, columns: Tensor, key: tuple[int, str], layer: str) -> Tensor:
         if key not in self._past:
@@ -153,12 +190,28 @@ class ScopeCall:
             self.recorder.add(self, layer, probabilities, weights)
 
 
+def _mean(x: Tensor, kept: Tensor | None) -> Tensor:
+    """Mean over the tokens that are kept, in float32 or wider, (…, I); zero where there are none."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if kept is None:
+        return x.mean(-2)
+    return (kept.mT @ x).squeeze(-2) / kept.sum(-2).clamp_min(1)
+
+
+@dataclass
+class Generation:
+    """One run of `generate`. `columns`: width of its prompt in each language model, known from the first pass."""
+
+    columns: dict[str, int] = field(default_factory=dict)
+
+
 class RoutingState:
-    """The calls that are open in one model, and its recorder; shared by all its adapted layers."""
+    """The calls that are open in one model, its recorder and run of `generate`; shared by all its adapted layers."""
 
     def __init__(self) -> None:
         self.open: dict[str, ScopeCall] = {}
         self.recorder: Recorder | None = None
+        self.generation: Generation | None = None
 
     def call(self, scope: str) -> ScopeCall | None:
         return self.open.get(scope)

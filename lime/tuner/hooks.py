@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lime.tuner.context import RoutingCacheLayer, RoutingState, ScopeCall
+from lime.tuner.context import Generation, RoutingCacheLayer, RoutingState, ScopeCall
 
 
 class OpenCall:
@@ -32,7 +32,7 @@ class OpenCall:
         if self.flat:
             _read_flat(call, args, kwargs)
         else:
-            _read_sequences(call, args, kwargs)
+            _read_sequences(call, args, kwargs, self.state.generation)
         self.state.open[self.scope] = call
 
 
@@ -66,13 +66,18 @@ def _store(cache: Any, call: ScopeCall) -> None:
     layer.update(flat_BHTE, flat_BHTE[..., :0])
 
 
-def _read_sequences(call: ScopeCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Language models, and vision towers with a batch dimension: (B, T) tokens and an optional 2-D mask."""
+def _read_sequences(
+    call: ScopeCall, args: tuple[Any, ...], kwargs: dict[str, Any], generation: Generation | None
+) -> None:
+    """Language models, and vision towers with a batch dimension: (B, T) tokens and an optional 2-D mask. In a run of
+    `generate` the tokens of its first pass decide for their sequences, with a cache and without."""
     tokens = kwargs.get("inputs_embeds")
     if tokens is None:
         tokens = kwargs.get("input_ids")
     if tokens is None and args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
         tokens = args[0]
+    if generation is not None and tokens is not None:
+        call.deciding = generation.columns.setdefault(call.scope, tokens.shape[1])
     mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
     if cache is not None:
         if cache.is_compileable:

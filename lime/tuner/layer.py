@@ -18,8 +18,9 @@ from lime.method.deltas.registry import DELTAS
 from lime.method.modulation import add, modulate, modulate_low_rank
 from lime.tuner.base import LimeLayer
 from lime.tuner.context import RoutingState, ScopeCall
+from lime.tuner.mixture_layer import adapt_by_mixture
 from lime.tuner.router import Router
-from lime.tuner.settings import LimeSettings
+from lime.tuner.settings import MIXTURES, LimeSettings
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class LimeLinear(LimeLayer):
     def _adapt(self, name: str, x: Tensor, z: Tensor, out: Tensor) -> Tensor:
         """Add the adapter's modulated update to `out`; routed on the frozen output `z`."""
         c = self.lime_settings[name]
+        if c.peft in MIXTURES:
+            return adapt_by_mixture(self, name, x, z, out)
         call = self._call() if c.enabled else None
         x = x.to(self.lime_delta[name].compute_dtype)  # type: ignore[arg-type]
         part = self._update(name, x, z)
@@ -166,7 +169,7 @@ class LimeLinear(LimeLayer):
 def check_fit(layer: str, settings: LimeSettings, base: nn.Linear) -> None:
     """Raise `ValueError` where a layer is too small for the settings, naming the layer: fewer outputs than experts, or
     fewer columns or rows than the slice of `slicefine`."""
-    if settings.enabled and settings.num_experts > base.out_features:
+    if settings.enabled and settings.peft not in MIXTURES and settings.num_experts > base.out_features:
         raise ValueError(
             f"num_experts: {settings.num_experts} experts need as many routing features, but {layer} has only "
             f"{base.out_features} outputs; use at most {base.out_features} experts or leave that layer out of "

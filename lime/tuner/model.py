@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,16 +11,19 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, _is_key_under_prefixes
 from torch import nn
 
+from lime.method.deltas.mola import experts_of_block
 from lime.tuner.base import MERGE_REFUSED, LimeLayer
 from lime.tuner.config import LimeConfig, LimePeftType
 from lime.tuner.context import RoutingState
 from lime.tuner.format import upgrade_keys
+from lime.tuner.generating import GenerateOnePrompt
 from lime.tuner.hooks import CloseCall, OpenCall
 from lime.tuner.layer import LimeLinear, check_fit
 from lime.tuner.over import LimeOver
 from lime.tuner.over_injection import inject_base
 from lime.tuner.prompt import CHILD, PromptLayer, prompt_layer, prompt_place
-from lime.tuner.prompt_hooks import GenerateWithPrompt, InsertPrompt, RemovePrompt
+from lime.tuner.prompt_hooks import InsertPrompt, RemovePrompt
+from lime.tuner.settings import ROUTED_BY_SEQUENCE, LimeSettings
 from lime.tuner.towers import Target, Tower, find_towers, matches_any, resolve_targets
 
 
@@ -62,6 +66,8 @@ class LimeModel(BaseTuner):
                 inject_base(model, config, targets, adapter_name, low_memory)
             self.lime_targets = {target.name for target in targets}
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if config.peft in ROUTED_BY_SEQUENCE:
+            self._mark_generation()
         layers = [layer for layer in lime_layers(model) if not isinstance(layer, PromptLayer)]
         hooked = {hook.scope for module in model.modules() for hook in module._forward_pre_hooks.values()
                   if isinstance(hook, OpenCall)}  # fmt: skip
@@ -109,12 +115,12 @@ class LimeModel(BaseTuner):
             return
         kind = LimeOver if peft_config.peft == "any" else LimeLinear
         if isinstance(target, kind):
-            target.update_layer(adapter_name, peft_config.settings(), **options)
+            target.update_layer(adapter_name, self._settings_of(current_key, peft_config), **options)
             return
         if isinstance(target, LimeLayer) or not isinstance(target, BaseTunerLayer if kind is LimeOver else nn.Linear):
             raise TypeError(f"{current_key}: LiME adapts plain nn.Linear layers, got {type(target).__name__}")
         layer = kind(target, current_key, self._tower_of(current_key).name, self.lime_state)
-        layer.update_layer(adapter_name, peft_config.settings(), **options)
+        layer.update_layer(adapter_name, self._settings_of(current_key, peft_config), **options)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -135,8 +141,25 @@ class LimeModel(BaseTuner):
         layer.update_layer(adapter_name, config.settings(), weight, **options)
         if adapter_name not in self.active_adapters:
             layer.lime_delta[adapter_name].requires_grad_(False)
-        if config.enabled and hasattr(type(self.model), "generate") and "generate" not in vars(self.model):
-            self.model.generate = GenerateWithPrompt(self.model)
+        if config.enabled:
+            self._mark_generation()
+
+    def _mark_generation(self) -> None:
+        if hasattr(type(self.model), "generate") and "generate" not in vars(self.model):
+            self.model.generate = GenerateOnePrompt(self.model, self.lime_state)
+
+    def _settings_of(self, key: str, config: LimeConfig) -> LimeSettings:
+        """Settings of one layer: the number of experts may vary with its depth."""
+        settings = config.settings()
+        if config.expert_layout == "uniform":
+            return settings
+        names = key.split(".")
+        for parts in range(1, len(names)):  # the outermost list of blocks around the layer
+            blocks = self.model.get_submodule(".".join(names[:parts]))
+            if isinstance(blocks, nn.ModuleList):
+                experts = experts_of_block(settings.num_experts, int(names[parts]), len(blocks))
+                return replace(settings, num_experts=experts)
+        return settings  # outside the blocks
 
     def _tower_of(self, key: str) -> Tower:
         return next(tower for tower in self.lime_towers.values() if tower.holds(key))
@@ -186,7 +209,7 @@ class LimeModel(BaseTuner):
                     _remove_hook(module, hooks, handle_id)
         for module in [module for module in self.model.modules() if prompt_layer(module) is not None]:
             delattr(module, CHILD)
-        if isinstance(vars(self.model).get("generate"), GenerateWithPrompt):
+        if isinstance(vars(self.model).get("generate"), GenerateOnePrompt):
             del self.model.generate
         return super().unload()
 

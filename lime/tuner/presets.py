@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from lime.tuner.aliases import resolve_aliases
-from lime.tuner.settings import OPTIONS, LimeSettings
+from lime.tuner.settings import MIXTURES, OPTIONS, LimeSettings
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Causal, independent of batch neighbours and padding: use this one.
@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_settings(preset: str = "default", **options: Any) -> LimeSettings:
-    """Settings of a preset with some options changed.
+    """Settings of a preset with some options changed. The baselines of `MIXTURES` bring their own routing with them.
 
     Args:
         preset: a key of `PRESETS`.
@@ -42,10 +42,12 @@ def preset_settings(preset: str = "default", **options: Any) -> LimeSettings:
             hint = f"; did you mean {near[0]!r}?" if near else f"; known options: {', '.join(OPTIONS)}"
             raise ValueError(f"unknown LiME option {option!r}{hint}")
     default = LimeSettings()
-    settings = replace(default, **{**PRESETS[preset], **options})
+    wanted = options.get("peft", default.peft)
+    chosen = {**PRESETS[preset], **(MIXTURES.get(wanted, {}) if isinstance(wanted, str) else {})}
+    settings = replace(default, **{**chosen, **options})
     # What the preset sets and the options switch off (its window anchor, with n_gram=1) falls back to its default.
     idle = {line.partition(":")[0] for line in settings.errors() if "has no effect" in line}
-    idle &= PRESETS[preset].keys() - options.keys()
+    idle &= chosen.keys() - options.keys()
     settings = replace(settings, **{option: getattr(default, option) for option in idle})
     settings.check()
     if "top_k" in options and settings.selection != "topk":

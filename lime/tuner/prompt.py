@@ -40,13 +40,6 @@ class Insertion:
     cache: Any = None
 
 
-@dataclass
-class Generation:
-    """One run of `generate`. `columns`: width of its prompt, known from its first forward pass."""
-
-    columns: int | None = None
-
-
 @dataclass(frozen=True)
 class _Shape:
     in_features: int
@@ -59,7 +52,6 @@ class _Running:
     """State of a running call, which no copy of the model takes over."""
 
     insertion: Insertion = field(default_factory=Insertion)
-    generation: Generation | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> _Running:
         return _Running()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from lime.tuner.prompt import Generation, Insertion, PromptLayer, prompt_layer
+from lime.tuner.prompt import Insertion, PromptLayer, prompt_layer
 from lime.tuner.prompt_cache import check_cache, held_prompt, hide, mark
 
 
@@ -107,25 +107,6 @@ class RemovePrompt:
         return output
 
 
-class GenerateWithPrompt:
-    """`generate` of a model, as an attribute of the instance: marks the run, so that every forward pass in it takes
-    the mean input embedding over the prompt's columns alone."""
-
-    def __init__(self, model: Any):
-        self.model = model
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        layers = [module for module in self.model.modules() if isinstance(module, PromptLayer)]
-        before = [layer.running.generation for layer in layers]
-        for layer in layers:
-            layer.running.generation = Generation()
-        try:
-            return type(self.model).generate(self.model, *args, **kwargs)
-        finally:
-            for layer, generation in zip(layers, before, strict=True):
-                layer.running.generation = generation
-
-
 def _may_hold(cache: Any) -> bool:
     """Whether a cache has layers of the kind that may begin with virtual tokens."""
     return bool(getattr(cache, "layers", None)) and any(hasattr(layer, "inside") for layer in cache.layers)
@@ -171,10 +152,8 @@ def _positions(kwargs: dict[str, Any], mask: Tensor | None, new: int) -> Tensor 
 
 def _context(layer: PromptLayer, embeddings: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Embeddings and mask to take the mean over: of the whole call, or of the prompt of a run of `generate`."""
-    generation = layer.running.generation
+    generation = layer.routing_state.generation
     if generation is None:
         return embeddings, mask
-    if generation.columns is None:
-        generation.columns = embeddings.shape[1]
-    columns = generation.columns
+    columns = generation.columns.setdefault(layer.key, embeddings.shape[1])
     return embeddings[:, :columns], None if mask is None else mask[:, :columns]

@@ -18,6 +18,7 @@ WINDOW_ANCHORS = ("first", "last")
 SCOPES = ("language_model", "vision_tower", "both")
 ORIENTATIONS = ("columns", "rows", "both")
 PROMPT_INITS = ("vocabulary", "normal")
+EXPERT_LAYOUTS = ("uniform", "inverted_triangle")
 OPTIONS_OF_TYPE: dict[str, tuple[str, ...]] = {
     "lora": ("r", "lora_alpha", "dropout"),
     "lora_fa": ("r", "lora_alpha", "dropout"),
@@ -25,9 +26,34 @@ OPTIONS_OF_TYPE: dict[str, tuple[str, ...]] = {
     "slicefine": ("r", "dropout", "orientation"),
     "prompt_tuning": ("num_virtual_tokens", "prompt_init"),
     "any": ("base", "base_options"),
+    "moe_lora": ("r", "lora_alpha", "dropout"),
+    "moe_lora_fa": ("r", "lora_alpha", "dropout"),
+    "moe_dora": ("r", "lora_alpha", "dropout"),
+    "hydra_lora": ("r", "lora_alpha", "dropout"),
+    "mix_lora": ("r", "lora_alpha", "dropout"),
+    "mola": ("r", "lora_alpha", "dropout", "expert_layout"),
+    "mocle": ("r", "lora_alpha", "dropout"),
+    "more": ("r", "lora_alpha", "dropout"),
 }
 """PEFT types and the options that shape their update. Those of linear layers are registered in `lime.method.deltas`."""
 PEFT_TYPES = tuple(OPTIONS_OF_TYPE)
+
+_TOP_2 = {"selection": "topk", "top_k": 2, "temperature": 1.0, "jitter_noise": 0.0}
+_ALL = {"selection": "dense", "temperature": 1.0, "jitter_noise": 0.0}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "moe_lora": _TOP_2,
+    "moe_lora_fa": _TOP_2,
+    "moe_dora": _TOP_2,
+    "hydra_lora": _ALL,
+    "mix_lora": _ALL,
+    "mola": _TOP_2,
+    "mocle": _ALL,
+    "more": {**_TOP_2, "top_k": 1},
+}
+"""The MoE-PEFT baselines: types that are mixtures of experts by themselves, without LiME, and the routing of each by
+its own paper. `preset_settings` puts it over the preset; a bare `LimeSettings` has LiME's defaults."""
+ROUTED_BY_SEQUENCE = ("mocle", "more")
+"""Mixtures that route once for a whole sequence, by its mean embedding; the others by token."""
 
 
 @dataclass
@@ -38,8 +64,10 @@ class LimeSettings:
         enabled: `False` adapts with the plain PEFT type alone, as a baseline: no experts, no routing.
         peft: type of the shared update `zhat`: `lora`, `lora_fa` (A frozen), `dora` (with a learned magnitude),
             `slicefine` (a slice of the frozen weight itself), `prompt_tuning` (virtual tokens before the input), or
-            `any` other type of the `peft` library, named by `base`.
-        r: rank of the update; for `slicefine` the number of columns, of rows, or of each.
+            `any` other type of the `peft` library, named by `base`. Or, in place of LiME, a mixture of experts with a
+            learned router (`MIXTURES`): `moe_lora`, `moe_lora_fa`, `moe_dora`, `hydra_lora`, `mix_lora`, `mola`,
+            `mocle` or `more`.
+        r: rank of the update, of each expert of a mixture; for `slicefine` the number of columns, of rows, or of each.
         lora_alpha: numerator of the update's scale `s = lora_alpha / r`, of the LoRA types.
         dropout: probability of dropping an input feature of the update, in training.
         orientation: what `slicefine` trains of the frozen weight: `columns`, `rows` or `both`.
@@ -47,7 +75,9 @@ class LimeSettings:
         prompt_init: frozen part of that prompt: embeddings drawn from the `vocabulary`, or `normal`, N(0, 0.02^2).
         base: for `any`, the type of the `peft` library whose update is modulated, by its name there: `vera`, `ia3`, ….
         base_options: options of that type, by their names in the `peft` library; its defaults when absent.
-        num_experts: number of expert modulators `E`; at most the width of every adapted layer.
+        expert_layout: number of experts of a layer of `mola`: `num_experts` everywhere (`uniform`), or growing with
+            depth around that mean (`inverted_triangle`).
+        num_experts: number of expert modulators `E`, at most the width of every adapted layer; of experts of a mixture.
         router: `zero`, routing without parameters (Eq. 3), or `learned`, a `d_in x E` matrix per layer.
         gamma_routing: share `g` of the update in the routing signal; the frozen output has `1 - g`.
         temperature: softmax temperature `tau` of the routing.
@@ -88,6 +118,7 @@ class LimeSettings:
     prompt_init: str = "vocabulary"
     base: str = "lora"
     base_options: Any = None
+    expert_layout: str = "uniform"
     num_experts: int = 4
     router: str = "zero"
     gamma_routing: float = 0.7
@@ -138,7 +169,10 @@ class LimeSettings:
             self.base_options is None or isinstance(self.base_options, dict),
             "options of the base type by name, or nothing",
         )
+        check("expert_layout", self.expert_layout in EXPERT_LAYOUTS, _one_of(EXPERT_LAYOUTS))
         check("scope", self.scope in SCOPES, _one_of(SCOPES))
+        if self.peft in MIXTURES:
+            check("enabled", self.enabled, f"true: {self.peft} is a mixture of experts; without them it is lora")
         if self.peft == "prompt_tuning":
             check("scope", self.scope == "language_model", "language_model, whose input takes the virtual tokens")
         for option in ("target_modules", "exclude_modules"):
@@ -162,12 +196,19 @@ class LimeSettings:
         check("soft_temperature", self.soft_temperature > 0, "a temperature above 0")
         check("n_gram", self.n_gram >= 1, "a window of at least 1 token")
         check("window_anchor", self.window_anchor in WINDOW_ANCHORS, _one_of(WINDOW_ANCHORS))
-        if self.selection == "topk":
+        if self.peft in MIXTURES:  # a layer with fewer experts takes all of its own
+            check("top_k", self.top_k >= 1, "at least 1 expert")
+        elif self.selection == "topk":
             check(
                 "top_k",
                 1 <= self.top_k <= self.num_experts,
                 f"between 1 and num_experts ({self.num_experts})",
             )
+        if self.peft == "mix_lora":
+            fits = self.num_experts % 2 == 0 and self.num_experts <= 2 * self.r
+            check("num_experts", fits, f"an even number up to 2 r ({2 * self.r}): as many gates for A as for B")
+        if self.peft == "more":
+            check("num_experts", self.num_experts <= 2 * self.r, f"at most 2 r ({2 * self.r}), the largest rank")
         if self.max_experts is not None:
             check("max_experts", self.max_experts >= 1, "at least 1 expert, or nothing for no cap")
         return found + self._without_effect(key)
@@ -189,9 +230,13 @@ class LimeSettings:
             needs(option, self.peft != "prompt_tuning", "a type that adapts linear layers")
         if not self.enabled:
             return found
-        zero = self.router == "zero"
+        mixture = self.peft in MIXTURES
+        for option in ("router", "shared_modulator"):
+            needs(option, not mixture, f"LiME; {self.peft} has neither modulators nor a router without parameters")
+        zero = self.router == "zero" and not mixture
         for option in ("gamma_routing", "feature_slice", "routing_norm"):
-            needs(option, zero, "`router: zero`")
+            needs(option, zero, "LiME and its `router: zero`" if mixture else "`router: zero`")
+        needs("n_gram", self.peft not in ROUTED_BY_SEQUENCE, "a type that routes by token")
         needs("routing_seed", zero and self.feature_slice == "random", "`feature_slice: random`")
         needs("auto_topk_threshold", self.selection == "auto", "`selection: auto`")
         needs("top_k", self.selection == "topk", "`selection: topk`")
