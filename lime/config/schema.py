@@ -75,7 +75,8 @@ class TrainConfig:
         name: name of the run; part of its folder's name and of the records.
         seed: seed of data order, initial values, routing noise and dropout.
         method: row of the published Table 2 that the groups peft and lime were set to.
-        ckpt_path: checkpoint of an earlier run to resume from.
+        ckpt_path: where training starts: ``auto``, the newest checkpoint in the run's own folder, if there is one; the
+            path of a checkpoint; null, anew.
         cache_dir: folder of what runs share: results of the frozen backbones.
         reuse: which finished runs a sweep takes as they are. ``exact``: those of the same configuration, data and code;
             ``any_code``: also those of another version of the code; ``never``: none.
@@ -84,7 +85,7 @@ class TrainConfig:
     name: str = "main"
     seed: int = 42
     method: str = "lime_lora"
-    ckpt_path: str | None = None
+    ckpt_path: str | None = "auto"
     cache_dir: str | None = ".cache/lime"
     reuse: Literal["exact", "any_code", "never"] = "exact"
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -103,7 +104,13 @@ class TrainConfig:
         return LimeSettings(**values, **{option: getattr(self.lime, option) for option in _LIME_OPTIONS})
 
     def errors(self) -> list[str]:
-        found = _seed_errors(self.seed) + _name_errors(self.name) + _path_errors(self.data, ckpt_path=self.ckpt_path)
+        found = (
+            _seed_errors(self.seed)
+            + _name_errors(self.name)
+            + _path_errors(self.data, ckpt_path=None if self.ckpt_path == "auto" else self.ckpt_path)
+        )
+        if self.model.device_map is not None:
+            found.append("model.device_map: for eval.py; training places the model itself (trainer=fsdp divides it)")
         found += self.settings().errors(settings_key)
         found += self._balance_errors()
         if not self.lime.enabled:
@@ -147,6 +154,8 @@ class EvalConfig:
         seed: seed (greedy evaluation draws nothing; kept so that the record is whole).
         adapter: adapter folder of a run. Its run's configuration is used for what the command line does not set.
         predictions: a predictions.jsonl to score again, without a model.
+        devices: processes that divide the rows among them, with one GPU each where GPUs are used; -1 for every GPU.
+            Answers do not depend on it.
         cache_dir: folder of what runs share: results of the frozen backbones.
     """
 
@@ -154,6 +163,7 @@ class EvalConfig:
     seed: int = 42
     adapter: str | None = None
     predictions: str | None = None
+    devices: int = 1
     cache_dir: str | None = ".cache/lime"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -166,6 +176,10 @@ class EvalConfig:
             found.append("evaluation.mode: none leaves nothing to do here; expected generate or likelihood")
         if self.adapter is not None and self.predictions is not None:
             found.append("predictions: scores saved answers without a model; leave out adapter")
+        if self.devices != -1 and self.devices < 1:
+            found.append(f"devices: expected at least 1, or -1 for every GPU, got {self.devices}")
+        if self.devices != 1 and self.model.device_map is not None:
+            found.append("devices: model.device_map divides the model in one process; leave devices at 1")
         return found
 
 

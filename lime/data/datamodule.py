@@ -49,6 +49,8 @@ class MMTDataModule(LightningDataModule):
     `left_out` the rows that could not be used. `setup` prepares the training and validation rows;
     `test_rows(split)` gives the usable rows of a test split.
 
+    `alike`: training batches are of one modality each, and of the same one in all processes at a step.
+
     Training batches hold rows of like length (visual tokens counted) in a seeded order; its state is part of
     the checkpoint, so a resumed run sees exactly the rows that an uninterrupted one would. Validation rows
     are a part of the training rows, chosen by a hash of question and media: never test rows, the same for
@@ -85,6 +87,7 @@ class MMTDataModule(LightningDataModule):
             cache_mb=data.cache_mb // max(data.num_workers, 1),
             frame_cache=FrameCache(frames.dir, frames.size_mb) if frames.dir is not None else None,
         )
+        self.alike = False
         self.left_out = LeftOut()
         self.train_rows: list[Row] = []
         self.val_rows: list[Row] = []
@@ -121,7 +124,10 @@ class MMTDataModule(LightningDataModule):
         rank, replicas = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, replicas = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        sampler = LengthBucketSampler(self._train_lengths, self.batch_size, self.seed, rank=rank, replicas=replicas)
+        kinds = [row.source_type for row in self.train_rows] if self.alike else None
+        sampler = LengthBucketSampler(
+            self._train_lengths, self.batch_size, self.seed, rank=rank, replicas=replicas, kinds=kinds
+        )
         loader = ResumableLoader(self.train_rows, sampler, ahead=self.config.prefetch, **self._options())
         loader.limit = self._train_limit
         if self._resume is not None:

@@ -21,6 +21,9 @@ class LengthBucketSampler(Sampler[list[int]]):
     padding is small. With several `replicas`, batches are dealt round-robin; some are dealt twice where the
     count does not divide, so that every replica takes the same number of steps. Iterating yields the batches
     of `epoch` from number `start` on.
+
+    `kinds`, one per row (its modality): the rows of a batch, and the batches that the replicas take at one step, are
+    then all of one kind, so that every replica runs the same towers.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         window: int = 50,
         rank: int = 0,
         replicas: int = 1,
+        kinds: Sequence[str] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -40,6 +44,10 @@ class LengthBucketSampler(Sampler[list[int]]):
         if not 0 <= rank < replicas:
             raise ValueError(f"rank: expected 0 to {replicas - 1}, got {rank}")
         self.lengths = np.asarray(lengths)
+        self.kinds = np.asarray(kinds if kinds is not None else ["any"] * len(lengths))
+        if len(self.kinds) != len(self.lengths):
+            raise ValueError(f"kinds: expected one for each of {len(self.lengths)} rows, got {len(self.kinds)}")
+        self.alike = kinds is not None
         self.batch_size, self.seed, self.window = batch_size, seed, window
         self.rank, self.replicas = rank, replicas
         self.epoch = 0
@@ -47,22 +55,40 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of one epoch on one replica."""
-        batches = math.ceil(len(self.lengths) / self.batch_size)
-        return math.ceil(batches / self.replicas)
+        counts = np.unique(self.kinds, return_counts=True)[1]
+        return sum(math.ceil(math.ceil(int(n) / self.batch_size) / self.replicas) for n in counts)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """All batches of an epoch on this replica."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.lengths))
+        if self.alike:
+            return self._alike(rng, order)
+        mixed = self._buckets(order)
+        mixed = [mixed[i] for i in rng.permutation(len(mixed))]
+        while len(mixed) % self.replicas:
+            mixed += mixed[: self.replicas - len(mixed) % self.replicas]
+        return mixed[self.rank :: self.replicas]
+
+    def _alike(self, rng: np.random.Generator, order: np.ndarray) -> list[list[int]]:
+        """This replica's batches, where those of one step are of one kind."""
+        steps: list[list[list[int]]] = []
+        for kind in np.unique(self.kinds):
+            made = self._buckets(order[self.kinds[order] == kind])
+            made = [made[i] for i in rng.permutation(len(made))]
+            for start in range(0, len(made), self.replicas):
+                step = made[start : start + self.replicas]
+                steps.append([*step, *(made[i % len(made)] for i in range(self.replicas - len(step)))])
+        return [steps[i][self.rank] for i in rng.permutation(len(steps))]
+
+    def _buckets(self, order: np.ndarray) -> list[list[int]]:
+        """Batches of like length of the rows in `order`."""
         made: list[list[int]] = []
         for start in range(0, len(order), self.window * self.batch_size):
             part = order[start : start + self.window * self.batch_size]
             part = part[np.argsort(self.lengths[part], kind="stable")]
             made += [part[i : i + self.batch_size].tolist() for i in range(0, len(part), self.batch_size)]
-        mixed = [made[i] for i in rng.permutation(len(made))]
-        while len(mixed) % self.replicas:
-            mixed += mixed[: self.replicas - len(mixed) % self.replicas]
-        return mixed[self.rank :: self.replicas]
+        return made
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches(self.epoch)[self.start :])
@@ -122,6 +148,7 @@ class ResumableLoader(DataLoader[Any]):
             "batch_size": self.buckets.batch_size,
             "seed": self.buckets.seed,
             "replicas": self.buckets.replicas,
+            "alike": self.buckets.alike,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -129,7 +156,7 @@ class ResumableLoader(DataLoader[Any]):
         would too.
         """
         own = self.state_dict()
-        for key in ("rows", "batch_size", "seed", "replicas"):
+        for key in ("rows", "batch_size", "seed", "replicas", "alike"):
             if state[key] != own[key]:
                 raise ValueError(
                     f"cannot resume: the checkpoint was written with {key}={state[key]}, this run has {own[key]}; "

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lime.atomic import replacing
 from lime.evaluation.aggregation import Evaluation, evaluate
 from lime.evaluation.extraction import extract
 from lime.evaluation.scoring import SplitAnswers, Task, matches
@@ -167,7 +168,7 @@ def score_predictions(
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> Path:
     """Write predictions.jsonl (see the module's text)."""
     path = Path(path)
-    with path.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for record in predictions:
             values = dataclasses.asdict(record)
             if record.frozen_correct is None:

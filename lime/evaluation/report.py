@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lime.atomic import replacing, write_text
 from lime.evaluation.aggregation import Estimate, Evaluation, GroupScore
 from lime.evaluation.predictions import PREDICTIONS_FILE, Allowed, Prediction, write_predictions
 from lime.evaluation.scoring import SplitScore
@@ -74,7 +75,7 @@ def write_report(
         "info": dict(info or {}),
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    paths[RESULTS_JSON].write_text(text + "\n", encoding="utf-8")
+    write_text(paths[RESULTS_JSON], text + "\n")
     write_csv(paths[RESULTS_CSV], evaluation)
     write_predictions(paths[PREDICTIONS_FILE], predictions)
     return paths
@@ -135,7 +136,7 @@ def _group(values: dict[str, Any]) -> GroupScore:
 def write_csv(path: str | Path, evaluation: Evaluation) -> Path:
     """One line per split, then per category, then the macro score; numbers in points with four decimals."""
     path = Path(path)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for values in csv_rows(evaluation):

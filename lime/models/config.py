@@ -11,6 +11,9 @@ FAMILIES: dict[str, str] = {
 }
 """Supported families (the `model_type` of a checkpoint's config.json) and their transformers classes."""
 
+OTHER = "hf"
+"""Family of every other vision-language model of transformers, which is seen through its own processor."""
+
 EMBEDDED: dict[str, str] = {"tiny_llava_onevision": "llava_onevision", "tiny_qwen2vl": "qwen2_vl"}
 """Backbones that come with the package, and their families."""
 
@@ -70,6 +73,9 @@ class ModelConfig:
     revision: str | None = None
     dtype: str = "auto"
     attn_implementation: str = "sdpa"
+    device_map: str | None = None
+    quantization: str | None = None
+    budget: str = "checkpoint"
     image: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)

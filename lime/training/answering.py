@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from lime.atomic import write_text
+from lime.config.identity import config_hash
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
@@ -20,8 +24,10 @@ from lime.evaluation.predictions import Prediction, collect, score_predictions
 from lime.evaluation.report import write_report
 from lime.evaluation.tables import markdown_table, results_table, summary_lines
 from lime.models.loading import Backbone
+from lime.training import processes
 from lime.training.frozen import frozen_answers
 from lime.training.inference import Progress, answer_rows
+from lime.training.journal import Journal, remove_journals
 from lime.training.progress import ProgressDisplay
 
 log = logging.getLogger(__name__)
@@ -65,8 +71,11 @@ def answer_frozen(
     tests: TestRows,
     config: TrainConfig | EvalConfig,
     show_progress: bool,
+    folder: Path,
 ) -> list[str | None] | None:
-    """The frozen backbone's answers where evaluation.baseline_frozen asks for them (cached), else None."""
+    """The frozen backbone's answers where evaluation.baseline_frozen asks for them (cached), else None.
+
+    ``folder``: the run's, where answers are kept as they come."""
     if not config.evaluation.baseline_frozen:
         return None
     with _shown("frozen backbone", len(tests.rows), show_progress) as progress:
@@ -81,6 +90,7 @@ def answer_frozen(
             config=config.evaluation,
             cache_dir=Path(config.cache_dir) if config.cache_dir else None,
             progress=progress,
+            folder=folder,
         )
 
 
@@ -91,8 +101,9 @@ def answer_adapted(
     config: TrainConfig | EvalConfig,
     show_progress: bool,
     frozen: Sequence[str | None] | None,
+    journal: Journal,
 ) -> list[Prediction]:
-    """The model's answers, extracted and compared."""
+    """The model's answers, extracted and compared. ``journal`` keeps them as they come."""
     with _shown("evaluation", len(tests.rows), show_progress) as progress:
         raw = answer_rows(
             model,
@@ -102,8 +113,31 @@ def answer_adapted(
             config.evaluation,
             num_workers=config.data.num_workers,
             progress=progress,
+            journal=journal,
         )
+    journal.close()
     return collect(tests.rows, raw, TASKS, tests.allowed, frozen)
+
+
+def journal_of(
+    folder: Path, settings: Mapping[str, Any], backbone: Backbone, data: MMTDataModule, tests: TestRows, adapter: Path
+) -> Journal:
+    """The answers of a run's evaluation so far.
+
+    Args:
+        folder: the run's folder.
+        settings: the resolved configuration.
+        adapter: the adapter's folder; one that is not there stands for the backbone alone.
+    """
+    weights = adapter / "adapter_model.safetensors"
+    decisive = {
+        "settings": config_hash(settings),
+        "backbone": backbone.fingerprint,
+        "data": data.dataset.fingerprint,
+        "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
+        "rows": [row.id for row in tests.rows],
+    }
+    return Journal(folder, "answers", hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest())
 
 
 def report(
@@ -112,8 +146,10 @@ def report(
     config: TrainConfig | EvalConfig,
     folder: Path,
     info: Mapping[str, Any],
+    writes: bool = True,
 ) -> Evaluation:
-    """Score, write results.json, .csv and .md and predictions.jsonl into ``folder``, and show the table."""
+    """Score, and where ``writes`` write results.json, .csv and .md and predictions.jsonl into ``folder`` and show the
+    table."""
     evaluation = score_predictions(
         predictions,
         TASKS,
@@ -122,9 +158,12 @@ def report(
         resamples=config.evaluation.resamples,
         seed=config.evaluation.bootstrap_seed,
     )
+    if not writes:
+        return evaluation
     write_report(folder, evaluation, predictions, allowed=allowed, info=info)
     summary = "\n".join(f"- {line.removeprefix('* ')}" for line in summary_lines(evaluation)[1:])
-    (folder / "results.md").write_text(f"{markdown_table(evaluation, CATEGORIES)}\n{summary}\n", encoding="utf-8")
+    write_text(folder / "results.md", f"{markdown_table(evaluation, CATEGORIES)}\n{summary}\n")
+    remove_journals(folder)
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)
@@ -135,7 +174,7 @@ def report(
 
 @contextmanager
 def _shown(title: str, total: int, enabled: bool) -> Iterator[Progress]:
-    with ProgressDisplay(title, total, enabled) as display:
+    with ProgressDisplay(title, total, enabled and processes.is_main()) as display:
         before = 0
 
         def progress(done: int, _: int) -> None:

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lime.experiments.records import LayerRouting, Training
+from lime.training import processes
 from lime.training.config import CallbacksConfig
 from lime.training.metrics import MetricsFile, UsageFile, Window, peak_memory_mb
 from lime.training.module import AdaptationModule
@@ -33,13 +34,22 @@ class MetricsCallback(Callback):
     """Write a row of metrics.csv and a line of routing.jsonl every ``every_n_steps`` optimiser steps.
 
     Also keeps the last expert usage (``usage``: layer name to mean routing probability of each expert), the routing of
-    each layer that it comes from (``routing``), and what :meth:`measured` sums up.
+    each layer that it comes from (``routing``), and what :meth:`measured` sums up. All of it is part of a checkpoint,
+    the unfinished window too. Several processes measure together; the first one writes.
+
+    Args:
+        folder: the run's folder.
+        every_n_steps: optimiser steps between two rows.
+        sinks: where else metrics go.
+        continues: the checkpoint to resume from is of this folder: rows up to it stay in the files.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, sinks: list[Sink]):
-        self._file = MetricsFile(folder / "metrics.csv")
-        self._usage_path = folder / "routing.jsonl"
+    def __init__(self, folder: Path, every_n_steps: int, sinks: list[Sink], *, continues: bool = False):
+        self._path, self._usage_path = folder / "metrics.csv", folder / "routing.jsonl"
+        self._file: MetricsFile | None = None
         self._usage_file: UsageFile | None = None
+        self._continues = continues
+        self._resumed: dict[str, Any] | None = None
         self._every, self._sinks = every_n_steps, sinks
         self._written = 0
         self._started = time.perf_counter()
@@ -55,10 +65,53 @@ class MetricsCallback(Callback):
         return dataclasses.replace(found, peak_memory_mb=peak_memory_mb(), **rates)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, AdaptationModule)
         self._written = trainer.global_step
         self._started = time.perf_counter()
-        if isinstance(pl_module, AdaptationModule):
-            pl_module.window.reset()
+        pl_module.window.reset()
+        resumed, kept = self._resumed, {"rows": 0, "usage_lines": 0}
+        if resumed is not None and self._continues:
+            kept = resumed
+            self._started -= resumed["seconds"]
+            self._written = resumed["written"]
+        if resumed is not None:
+            self._resume_window(pl_module.window, resumed["windows"])
+        if trainer.is_global_zero:
+            self._file = MetricsFile(self._path, kept["rows"])
+            if kept["usage_lines"]:
+                self._usage_file = UsageFile(self._usage_path, kept["usage_lines"])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, AdaptationModule)
+        checkpoint["metrics"] = {
+            "windows": processes.gather(pl_module.window.state()),
+            "written": self._written,
+            "rows": self._file.rows if self._file is not None else 0,
+            "usage_lines": self._usage_file.lines if self._usage_file is not None else 0,
+            "seconds": time.perf_counter() - self._started,
+            "measured": dataclasses.asdict(self._measured),
+            "routing": {name: dataclasses.asdict(layer) for name, layer in self.routing.items()},
+            "usage": self.usage,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        resumed = self._resumed = checkpoint["metrics"]
+        if self._continues:
+            self._measured = Training(**resumed["measured"])
+        self.routing = {name: LayerRouting(**layer) for name, layer in resumed["routing"].items()}
+        self.usage = dict(resumed["usage"])
+
+    def _resume_window(self, window: Window, states: list[dict[str, Any]]) -> None:
+        """Each process its own part; where their number is another, the first one takes all."""
+        if len(states) == processes.world_size():
+            window.add_state(states[processes.rank()])
+        elif processes.is_main():
+            for state in states:
+                window.add_state(state)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -82,12 +135,13 @@ class MetricsCallback(Callback):
             self._write(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._usage_file is not None:
             self._usage_file.close()
 
     def _write(self, trainer: pl.Trainer, module: AdaptationModule) -> None:
-        window = module.window
+        window = module.window.over_processes()
         row = window.means()
         self._add(window, row, trainer.global_step)
         row["peak_memory_mb"] = peak_memory_mb()
@@ -99,10 +153,11 @@ class MetricsCallback(Callback):
             row["routing/experts_active"] = float(window.routing.mean(lambda layer: layer.experts_per_token))
             self.usage = {name: layer.mean_probability.tolist() for name, layer in window.routing.items()}
             self.routing = {name: _layer_routing(layer) for name, layer in window.routing.items()}
-            self._write_usage(trainer.global_step)
+            if trainer.is_global_zero:
+                self._write_usage(trainer.global_step)
         self._emit(trainer, row)
         self._written = trainer.global_step
-        window.reset()
+        module.window.reset()
 
     def _add(self, window: Window, means: dict[str, float], step: int) -> None:
         measured = self._measured
@@ -118,6 +173,8 @@ class MetricsCallback(Callback):
         self._usage_file.write(step, self.usage)
 
     def _emit(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
+        if self._file is None:
+            return
         seconds = time.perf_counter() - self._started
         self._file.write({"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": seconds, **values})
         for sink in self._sinks:
@@ -182,5 +239,6 @@ def checkpoint_callback(folder: Path, config: CallbacksConfig) -> ModelCheckpoin
         save_last=True,
         every_n_train_steps=config.checkpoint_every_n_steps,
         every_n_epochs=1 if config.checkpoint_every_n_steps is None else None,
+        enable_version_counter=False,  # a step that is taken again writes the same file
         save_on_train_epoch_end=config.checkpoint_every_n_steps is None,
     )

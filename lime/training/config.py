@@ -64,7 +64,11 @@ class TrainerConfig:
             answer tokens, so 1 x 8 rows and 4 x 2 rows are the same step.
         gradient_clip_val: largest norm of the gradient; null for no clipping.
         accelerator: device kind; ``auto`` takes a GPU where there is one.
-        devices: number of devices.
+        devices: processes on each machine, with one GPU each where GPUs are used; -1 for every GPU there is.
+        num_nodes: machines; each runs the same command under torchrun or SLURM.
+        strategy: how processes share the work. ``auto``: one process, or ddp where there are several. ``ddp``: each holds
+            the whole model. ``fsdp``: the frozen base is sharded over them, the adapters are whole in each.
+            ``deepspeed``: DeepSpeed's stage 2.
         precision: Lightning's precision; ``auto`` is bf16-mixed on a GPU and 32-true (no autocast) on the CPU. The
             adapters' parameters are float32 in each; the backbone's dtype is model.dtype.
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
@@ -81,6 +85,8 @@ class TrainerConfig:
     gradient_clip_val: float | None = 1.0
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     gradient_checkpointing: bool = False
     deterministic: bool = True
@@ -89,7 +95,7 @@ class TrainerConfig:
     validate_every_n_epochs: int | None = None
 
     def errors(self) -> list[str]:
-        positive = ("max_epochs", "batch_size", "accumulate_grad_batches", "devices", "log_every_n_steps")
+        positive = ("max_epochs", "batch_size", "accumulate_grad_batches", "num_nodes", "log_every_n_steps")
         optional = ("max_steps", "num_threads", "validate_every_n_epochs")
         names = [*positive, *(name for name in optional if getattr(self, name) is not None)]
         found = [
@@ -101,6 +107,15 @@ class TrainerConfig:
             found.append(
                 f"trainer.gradient_clip_val: expected a norm above 0 (null for no clipping), "
                 f"got {self.gradient_clip_val}"
+            )
+        if self.devices != -1 and self.devices < 1:
+            found.append(f"trainer.devices: expected at least 1, or -1 for every GPU, got {self.devices}")
+        if self.accelerator == "cpu" and self.devices == -1:
+            found.append("trainer.devices: -1 means every GPU; with trainer.accelerator=cpu name a number of processes")
+        if self.strategy in ("fsdp", "deepspeed") and self.devices * self.num_nodes == 1:
+            found.append(
+                f"trainer.strategy: {self.strategy} divides the model among processes, but there is one; "
+                "raise trainer.devices or trainer.num_nodes, or take auto"
             )
         if self.accelerator == "cpu" and self.precision == "16-mixed":
             found.append("trainer.precision: 16-mixed needs a GPU; take bf16-mixed or 32-true on the CPU")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import lime.tuner
+from lime.atomic import remove_leftovers
 from lime.config.reuse import read_run, with_run_config
 from lime.config.schema import EvalConfig
 from lime.data.tasks import TASKS
@@ -18,9 +21,18 @@ from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import read_predictions, rescore
 from lime.evaluation.report import stored_allowed_answers
 from lime.models.loading import Backbone, load_backbone
-from lime.training.answering import TestRows, answer_adapted, answer_frozen, report
+from lime.training import processes
+from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
+from lime.training.launch import in_processes, started_from_outside
 from lime.training.record import RunStatus, environment, write_config, write_json
-from lime.training.setup import device_of, media_errors_as_input_errors, open_data, prepare_process
+from lime.training.setup import (
+    device_of,
+    media_errors_as_input_errors,
+    open_data,
+    prepare_process,
+    process_group,
+    processes_here,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +49,27 @@ def evaluate(config: EvalConfig, output_dir: Path, overrides: Sequence[str] = ()
         ValueError, OSError: an adapter of another backbone, missing data, unreadable predictions; the message says
             what to do.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with RunStatus(output_dir), media_errors_as_input_errors():
-        if config.predictions is not None:
-            return _score_again(config, Path(config.predictions), output_dir)
-        return _evaluate_model(config, output_dir, overrides)
+    if config.predictions is None and config.devices != 1 and not started_from_outside():
+        return in_processes(processes_here(config.devices, "auto"), _evaluate, config, output_dir, list(overrides))
+    return _evaluate(config, output_dir, overrides)
+
+
+def _evaluate(config: EvalConfig, output_dir: Path, overrides: Sequence[str]) -> Evaluation:
+    """The part of one process."""
+    with process_group(_count(config)), media_errors_as_input_errors():
+        folder = processes.from_main(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with RunStatus(folder) if processes.is_main() else nullcontext():
+            if config.predictions is not None:
+                return _score_again(config, Path(config.predictions), folder)
+            return _evaluate_model(config, folder, overrides)
+
+
+def _count(config: EvalConfig) -> int:
+    """Processes in all: as many as torchrun or SLURM started, else as configured."""
+    if started_from_outside() and config.predictions is None:
+        return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    return 1
 
 
 def _score_again(config: EvalConfig, path: Path, output_dir: Path) -> Evaluation:
@@ -59,11 +87,15 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
         run = read_run(Path(config.adapter))
         config = with_run_config(config, run["config"], overrides)
     prepare_process(config.seed)
-    write_config(output_dir / "config.yaml", dataclasses.asdict(config))
+    settings = dataclasses.asdict(config)
+    if processes.is_main():
+        remove_leftovers(output_dir)
+        write_config(output_dir / "config.yaml", settings)
     backbone = load_backbone(config.model)
     if run is not None:
         check_backbone(str(config.adapter), run["backbone"], backbone)
-    backbone.model.to(device_of("auto"))  # type: ignore[arg-type]
+    if config.model.device_map is None:
+        backbone.model.to(device_of("auto"))  # type: ignore[arg-type]
     data = open_data(config, backbone, batch_size=config.evaluation.batch_size)
     tests = TestRows(data, config.evaluation.splits)
     info = environment(config.seed) | {
@@ -74,15 +106,18 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
             "revision": backbone.revision,
         },
     }
-    write_json(output_dir / "environment.json", info)
-    frozen = answer_frozen(backbone, data, tests, config, True) if run is not None else None
+    if processes.is_main():
+        write_json(output_dir / "environment.json", info)
+    frozen = answer_frozen(backbone, data, tests, config, True, output_dir) if run is not None else None
     model: nn.Module = backbone.model
     if config.adapter is not None:
-        device = next(model.parameters()).device
-        model = lime.tuner.load(backbone.model, config.adapter)[0].to(device)
-    predictions = answer_adapted(model, data, tests, config, True, frozen)
-    kept = {"config": dataclasses.asdict(config), "environment": info, "rows_left_out": data.left_out.counts()}
-    return report(predictions, tests.allowed, config, output_dir, kept)
+        model = lime.tuner.load(backbone.model, config.adapter)[0]
+        if config.model.device_map is None:
+            model.to(next(backbone.model.parameters()).device)
+    journal = journal_of(output_dir, settings, backbone, data, tests, Path(config.adapter or "."))
+    predictions = answer_adapted(model, data, tests, config, True, frozen, journal)
+    kept = {"config": settings, "environment": info, "rows_left_out": data.left_out.counts()}
+    return report(predictions, tests.allowed, config, output_dir, kept, writes=processes.is_main())
 
 
 def check_backbone(adapter: str, saved: dict[str, str], backbone: Backbone) -> None:

@@ -17,7 +17,9 @@ from lime.data.rows import Row
 from lime.evaluation.config import EvaluationConfig
 from lime.models.config import ModelConfig
 from lime.models.loading import Backbone
+from lime.training import processes
 from lime.training.inference import Progress, answer_rows
+from lime.training.journal import Journal
 from lime.training.record import write_json
 
 log = logging.getLogger(__name__)
@@ -38,10 +40,12 @@ def frozen_answers(
     config: EvaluationConfig,
     cache_dir: Path | None,
     progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> list[str | None]:
     """The frozen backbone's answer to each row, by likelihood over the allowed answers where a task has a closed set.
 
     Read from ``cache_dir`` when all that decides them is the same: backbone, data, rows, processing and options.
+    In ``folder``, the run's, answers are kept as they come.
     """
     device = next(backbone.model.parameters()).device.type
     decisive = {
@@ -58,13 +62,17 @@ def frozen_answers(
     }
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     path = cache_dir / "frozen" / f"{backbone.name}-{key[:20]}.json" if cache_dir is not None else None
-    if path is not None and path.is_file():
+    there = processes.from_main(path is not None and path.is_file())
+    if path is not None and there:
         known = json.loads(path.read_text(encoding="utf-8"))["answers"]
         log.info("frozen backbone: %d answers from %s", len(known), path)
         return [known[row.id] for row in rows]
     model: nn.Module = backbone.model
-    answers = answer_rows(model, collator, rows, allowed, config, mode="likelihood", progress=progress)
-    if path is not None:
+    journal = Journal(folder, "frozen", f"{key} {config.batch_size}") if folder is not None else None
+    answers = answer_rows(model, collator, rows, allowed, config, mode="likelihood", progress=progress, journal=journal)
+    if journal is not None:
+        journal.close()
+    if path is not None and processes.is_main():
         by_row = {row.id: answer for row, answer in zip(rows, answers, strict=True)}
         write_json(path, {**decisive, "answers": by_row})
     return answers

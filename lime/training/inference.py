@@ -2,7 +2,8 @@
 
 Both read rows through the collator that training uses, in batches of rows of like length, and return one
 answer per row in the order of the rows. A row that the collator left out (damaged media, too long, where so
-configured) has the answer None; how many there were is logged.
+configured) has the answer None; how many there were is logged. Several processes divide the batches among them and
+all return every answer; batches do not depend on their number, so neither do the answers.
 
 Shapes: B rows, C candidate answers, T prompt tokens, L answer tokens.
 """
@@ -21,6 +22,8 @@ from transformers import GenerationConfig
 
 from lime.data.rows import Row
 from lime.evaluation.config import EvaluationConfig
+from lime.training import processes
+from lime.training.journal import Journal
 from lime.training.likelihood import AnswerTokens, base_model, score_batch
 
 log = logging.getLogger(__name__)
@@ -56,11 +59,13 @@ def answer_rows(
     mode: str | None = None,
     num_workers: int = 0,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[str | None]:
     """Raw answers to `rows` by `config` (`mode` in place of `config.mode`): the one call an evaluation makes.
 
     In mode `likelihood`, rows of splits without a closed set of answers in `allowed` are generated, and
-    counted in the log. Returns one answer per row, None for a row the collator left out.
+    counted in the log. `journal` keeps what was answered, and what it holds is not asked again. Returns one
+    answer per row, None for a row the collator left out.
     """
     by_likelihood = (mode or config.mode) == "likelihood"
     closed = [index for index, row in enumerate(rows) if by_likelihood and allowed.get(row.split)]
@@ -79,6 +84,7 @@ def answer_rows(
         normalisation=config.likelihood_normalisation,
         num_workers=num_workers,
         progress=_part(progress, 0, len(rows)),
+        journal=journal,
     )
     found += generate_answers(
         model,
@@ -88,6 +94,7 @@ def answer_rows(
         max_new_tokens=config.max_new_tokens,
         num_workers=num_workers,
         progress=_part(progress, len(closed), len(rows)),
+        journal=journal,
     )
     for index, answer in zip(closed + opened, found, strict=True):
         answers[index] = answer
@@ -103,6 +110,7 @@ def generate_answers(
     max_new_tokens: int = 50,
     num_workers: int = 0,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[str | None]:
     """Greedy answers with a key-value cache, left padded, each ending at the end token or after
     `max_new_tokens`.
@@ -131,7 +139,7 @@ def generate_answers(
         new_BL = tokens_BT[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in tokenizer.batch_decode(new_BL, skip_special_tokens=True)]
 
-    return _run(model, collator, rows, batches, generate, num_workers, progress, "generated")
+    return _run(model, collator, rows, batches, generate, num_workers, progress, "generated", journal)
 
 
 def score_likelihood(
@@ -144,6 +152,7 @@ def score_likelihood(
     normalisation: str = "mean",
     num_workers: int = 0,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[str | None]:
     """The allowed answer of the highest log-likelihood for each row; among equal ones the first in `allowed`.
 
@@ -158,6 +167,7 @@ def score_likelihood(
         normalisation=normalisation,
         num_workers=num_workers,
         progress=progress,
+        journal=journal,
     )
     return [None if row is None else max(row, key=row.__getitem__) for row in scores]
 
@@ -172,6 +182,7 @@ def answer_likelihoods(
     normalisation: str = "mean",
     num_workers: int = 0,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[dict[str, float] | None]:
     """Log-likelihood of every allowed answer of a row's split, given the prompt: {answer: log p} per row.
 
@@ -203,7 +214,7 @@ def answer_likelihoods(
             scores_BC = scores_BC / torch.tensor([len(ids) for ids in table])
         return [dict(zip(answers, row, strict=True)) for row in scores_BC.tolist()]
 
-    return _run(model, collator, rows, batches, score, num_workers, progress, "scored")
+    return _run(model, collator, rows, batches, score, num_workers, progress, "scored", journal)
 
 
 def end_tokens(model: nn.Module, collator: Collator) -> list[int]:
@@ -238,6 +249,7 @@ def _run(
     num_workers: int,
     progress: Progress | None,
     verb: str,
+    journal: Journal | None,
 ) -> list[Answer | None]:
     """Apply `answer` to every batch, in evaluation mode and without gradients; results in the order of
     `rows`."""
@@ -245,23 +257,27 @@ def _run(
         raise ValueError("row ids are not unique: results could not be told apart")
     if not rows:
         return []
+    known = journal.answers if journal is not None else {}
+    left = [batch for batch in batches if any(row.id not in known for row in batch)]
+    results: dict[str, Answer | None] = {row.id: known[row.id] for row in rows if row.id in known}
+    mine = left[processes.rank() :: processes.world_size()]
     device = next(model.parameters()).device
     loader: DataLoader[Any] = DataLoader(
-        batches,  # type: ignore[arg-type]
+        mine,  # type: ignore[arg-type]
         batch_size=None,
         shuffle=False,
         num_workers=num_workers,
         collate_fn=collator.prompt_batch,
         generator=torch.Generator(),  # leaves torch's global generator alone
     )
-    results: dict[str, Answer] = {}
-    done, start = 0, time.perf_counter()
+    done, start = len(rows) - sum(len(batch) for batch in left), time.perf_counter()
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
-            for requested, batch in zip(batches, loader, strict=True):
+            for requested, batch in zip(mine, loader, strict=True):
                 kept: list[Row] = list(batch["rows"])
+                found: dict[str, Answer | None] = {row.id: None for row in requested}
                 if kept:
                     inputs = {
                         key: value.to(device)
@@ -269,19 +285,25 @@ def _run(
                         if isinstance(value, Tensor) and key != "labels"
                     }
                     answers = answer(kept, inputs)
-                    results.update(zip((row.id for row in kept), answers, strict=True))
-                done += len(requested)
+                    found.update(zip((row.id for row in kept), answers, strict=True))
+                results.update(found)
+                if journal is not None:
+                    journal.add(found)
+                done += len(requested) * processes.world_size()
                 if progress is not None:
-                    progress(done, len(rows))
+                    progress(min(done, len(rows)), len(rows))
     finally:
         for module, training in modes:
             module.training = training
+    for part in processes.gather(results):
+        results.update(part)
     seconds = time.perf_counter() - start
-    log.info("%s %d rows in %.1f s (%.0f rows/s)", verb, len(results), seconds, len(results) / seconds)
-    if len(results) < len(rows):
-        absent = [row.id for row in rows if row.id not in results]
+    count = sum(len(batch) for batch in left)
+    log.info("%s %d rows in %.1f s (%.0f rows/s)", verb, count, seconds, count / seconds)
+    absent = [row.id for row in rows if results[row.id] is None]
+    if absent:
         log.warning("%d of %d rows have no answer: %s", len(absent), len(rows), ", ".join(absent[:5]))
-    return [results.get(row.id) for row in rows]
+    return [results[row.id] for row in rows]
 
 
 def _part(progress: Progress | None, offset: int, total: int) -> Progress | None:

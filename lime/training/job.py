@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 import lime.tuner
+from lime.atomic import remove_leftovers, replacing_folder
 from lime.config.reuse import RUN_FILE
 from lime.config.schema import TrainConfig
 from lime.data.datamodule import MMTDataModule
@@ -21,11 +22,22 @@ from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
 from lime.experiments.records import Parameters
 from lime.models.loading import Backbone, load_backbone
-from lime.training.answering import TestRows, answer_adapted, answer_frozen, report
+from lime.training import processes
+from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
 from lime.training.callbacks import MetricsCallback, ProgressCallback, checkpoint_callback
+from lime.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
+from lime.training.launch import in_processes, started_from_outside
 from lime.training.module import AdaptationModule
 from lime.training.record import RunRecord, environment, plain, write_config, write_json
-from lime.training.setup import device_of, media_errors_as_input_errors, open_data, prepare_process
+from lime.training.setup import (
+    device_of,
+    media_errors_as_input_errors,
+    open_data,
+    prepare_process,
+    process_group,
+    processes_here,
+)
+from lime.training.strategies import check_strategy, strategy_of
 from lime.tuner.reporting import ApplyReport
 
 log = logging.getLogger(__name__)
@@ -41,10 +53,35 @@ def train(config: TrainConfig, output_dir: Path, overrides: Sequence[str] = ()) 
         ValueError, OSError: what the user can mend (missing data, unreadable media, targets that match nothing, a
             checkpoint of another model); the message says what to do.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    settings = dataclasses.asdict(config)
-    with RunRecord(output_dir, settings, overrides) as record, media_errors_as_input_errors():
-        return _Run(config, output_dir, overrides, settings, record).run()
+    check_strategy(config.trainer)
+    here = processes_here(config.trainer.devices, config.trainer.accelerator)
+    if here > 1 and config.trainer.num_nodes == 1 and not started_from_outside():
+        return in_processes(here, _train, config, output_dir, list(overrides))
+    return _train(config, output_dir, overrides)
+
+
+def _train(config: TrainConfig, output_dir: Path, overrides: Sequence[str]) -> Evaluation | None:
+    """The part of one process."""
+    here = processes_here(config.trainer.devices, config.trainer.accelerator)
+    with process_group(here * config.trainer.num_nodes), media_errors_as_input_errors():
+        folder = processes.from_main(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = dataclasses.asdict(config)
+        with (RunRecord if processes.is_main() else _NoRecord)(folder, settings, overrides) as record:
+            return _Run(config, folder, overrides, settings, record).run()
+
+
+class _NoRecord(RunRecord):
+    """The record in the processes that write no files."""
+
+    def environment(self, info: dict[str, Any], data_fingerprint: str) -> None:
+        return
+
+    def saved(self, adapter: Path) -> None:
+        return
+
+    def _write(self, status: str, error: dict[str, str] | None = None) -> None:
+        return
 
 
 class _Run:
@@ -63,7 +100,12 @@ class _Run:
     def run(self) -> Evaluation | None:
         config = self.config
         prepare_process(config.seed, config.trainer.num_threads)
-        write_config(self.folder / "config.yaml", self.settings)
+        self.checkpoint = processes.from_main(
+            checkpoint_to_resume(config.ckpt_path, self.folder, self.settings) if processes.is_main() else None
+        )
+        if processes.is_main():
+            remove_leftovers(self.folder)
+            write_config(self.folder / "config.yaml", self.settings)
         self.device = device_of(config.trainer.accelerator)
         backbone = load_backbone(config.model)
         data = open_data(config, backbone, config.trainer.batch_size)
@@ -72,7 +114,7 @@ class _Run:
         tests = TestRows(data, config.evaluation.splits) if answers else None
         self.info = self._record_environment(backbone, data)
         backbone.model.to(self.device)  # type: ignore[arg-type]
-        frozen = answer_frozen(backbone, data, tests, config, config.callbacks.progress) if tests else None
+        frozen = answer_frozen(backbone, data, tests, config, config.callbacks.progress, self.folder) if tests else None
         wandb_run = self._wandb()
         failed = True
         try:
@@ -82,10 +124,14 @@ class _Run:
             metrics = self.fit(model, backbone, data, [wandb_run] if wandb_run else [])
             parameters = Parameters(applied.trainable, applied.total_parameters, applied.layers)
             self.record.trained(parameters, metrics.measured(), metrics.routing)
-            self.save_adapter(model, backbone)
+            if processes.is_main():
+                self.save_adapter(model, backbone)
+            processes.barrier()
             evaluation = None
             if tests is not None:
-                evaluation, predictions = self.evaluate(model, applied, data, tests, frozen)
+                if config.trainer.strategy in ("fsdp", "deepspeed"):
+                    model = self._whole_model()
+                evaluation, predictions = self.evaluate(model, backbone, applied, data, tests, frozen)
                 if wandb_run is not None:
                     wandb_run.log_run(predictions, evaluation, metrics.usage, data)
             failed = False
@@ -104,9 +150,10 @@ class _Run:
             self.config.seed,
             backbone={"name": backbone.name, "fingerprint": backbone.fingerprint},
         )
-        metrics = MetricsCallback(self.folder, options.log_every_n_steps, sinks)
+        own = self.checkpoint is not None and self.folder.resolve() in self.checkpoint.resolve().parents
+        metrics = MetricsCallback(self.folder, options.log_every_n_steps, sinks, continues=own)
         callbacks: list[Callback] = [metrics]
-        if self.config.callbacks.progress:
+        if self.config.callbacks.progress and processes.is_main():
             callbacks.append(ProgressCallback())
         if self.config.callbacks.checkpoint:
             callbacks.append(checkpoint_callback(self.folder, self.config.callbacks))
@@ -115,7 +162,9 @@ class _Run:
         trainer = pl.Trainer(
             accelerator="gpu" if on_gpu else "cpu",
             devices=options.devices,
-            strategy=distributed_strategy(options.devices, self.config.peft.scope),
+            num_nodes=options.num_nodes,
+            strategy=strategy_of(options, self.config.peft.scope),
+            plugins=[AtomicCheckpointIO()] if options.strategy != "deepspeed" else None,
             precision=_precision(options.precision, on_gpu),  # type: ignore[arg-type]
             max_epochs=options.max_epochs,
             max_steps=options.max_steps if options.max_steps is not None else -1,
@@ -133,17 +182,29 @@ class _Run:
             use_distributed_sampler=False,
             default_root_dir=self.folder,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=self.config.ckpt_path)
+        trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
         return metrics
 
+    def _whole_model(self) -> Any:
+        """The adapted model again, whole in every process, from the saved adapter."""
+        backbone = load_backbone(self.config.model)
+        return lime.tuner.load(backbone.model, self.folder / "adapter")[0]
+
     def evaluate(
-        self, model: Any, applied: ApplyReport, data: MMTDataModule, tests: TestRows, frozen: list[str | None] | None
+        self,
+        model: Any,
+        backbone: Backbone,
+        applied: ApplyReport,
+        data: MMTDataModule,
+        tests: TestRows,
+        frozen: list[str | None] | None,
     ) -> tuple[Evaluation, list[Prediction]]:
         """Answer and score the test rows, and write the results."""
         config = self.config
         model.to(self.device)
         started = time.perf_counter()
-        predictions = answer_adapted(model, data, tests, config, config.callbacks.progress, frozen)
+        journal = journal_of(self.folder, self.settings, backbone, data, tests, self.folder / "adapter")
+        predictions = answer_adapted(model, data, tests, config, config.callbacks.progress, frozen, journal)
         seconds = time.perf_counter() - started
         kept = {
             "config": self.settings,
@@ -152,17 +213,20 @@ class _Run:
             "adapted_layers": applied.layers,
             "rows_left_out": data.left_out.counts(),
         }
-        evaluation = report(predictions, tests.allowed, config, self.folder, kept)
+        evaluation = report(predictions, tests.allowed, config, self.folder, kept, writes=processes.is_main())
         self.record.answered(seconds, evaluation, predictions, data.left_out.counts())
         return evaluation, predictions
 
     def save_adapter(self, model: Any, backbone: Backbone) -> None:
         """``adapter/`` in peft's format, and beside it what eval.py needs to repeat the evaluation."""
         folder = self.folder / "adapter"
-        model.save_pretrained(folder)
         run = {"config": plain(self.settings), "backbone": self.info["backbone"]}
+        with replacing_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            (temporary / RUN_FILE).write_text(
+                yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8"
+            )
         self.record.saved(folder)
-        (folder / RUN_FILE).write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8")
         log.info("adapter of %s saved in %s", backbone.name, folder)
 
     def _record_environment(self, backbone: Backbone, data: MMTDataModule) -> dict[str, Any]:
@@ -175,23 +239,18 @@ class _Run:
                 "revision": backbone.revision,
             },
         }
-        write_json(self.folder / "environment.json", info)
+        if processes.is_main():
+            write_json(self.folder / "environment.json", info)
         self.record.environment(info, data.dataset.fingerprint)
         return info
 
     def _wandb(self) -> Any:
-        if self.config.logger.wandb is None:
+        if self.config.logger.wandb is None or not processes.is_main():
             return None
         from lime.integrations.wandb_run import WandbRun
 
         settings = plain(self.settings) | {"environment": self.info}
         return WandbRun(self.config.logger.wandb, self.config.name, self.folder, settings)
-
-
-def distributed_strategy(devices: int, scope: str) -> str:
-    """Lightning's strategy. A batch of text alone leaves a vision tower's adapters without a gradient, which
-    DistributedDataParallel must be told to expect."""
-    return "ddp_find_unused_parameters_true" if devices > 1 and scope != "language_model" else "auto"
 
 
 def _precision(precision: str, on_gpu: bool) -> str:

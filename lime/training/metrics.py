@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lime.atomic import write_text
+from lime.training import processes
+from lime.tuner.recorder import LayerStatistics, RoutingStatistics
+
 COLUMNS = (
     "step",
     "epoch",
@@ -65,6 +69,35 @@ class Window:
     def add_routing(self, statistics: Any) -> None:
         self.routing = statistics if self.routing is None else self.routing + statistics
 
+    def state(self) -> dict[str, Any]:
+        """What the window holds, as tensors on the CPU and plain numbers."""
+        routing = {name: [t.cpu() for t in layer.tensors()] for name, layer in (self.routing or {}).items()}
+        return {
+            "sums": {name: value.cpu() for name, value in self._sums.items()},
+            "answer_tokens": self.answer_tokens,
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "elapsed": time.perf_counter() - self._started,
+            "routing": routing,
+        }
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Add what :meth:`state` of this or another process's window gave. Time counts once."""
+        self.add(state["sums"], state["answer_tokens"], state["rows"], state["tokens"])
+        self._started = min(self._started, time.perf_counter() - state["elapsed"])
+        if state["routing"]:
+            layers = {name: LayerStatistics(*tensors) for name, tensors in state["routing"].items()}
+            self.add_routing(RoutingStatistics(layers))
+
+    def over_processes(self) -> Window:
+        """The window of all processes together; of one process, this one."""
+        if processes.world_size() == 1:
+            return self
+        whole = Window()
+        for state in processes.gather(self.state()):
+            whole.add_state(state)
+        return whole
+
     def means(self) -> dict[str, float]:
         """Losses per answer token and throughput of the window."""
         elapsed = time.perf_counter() - self._started
@@ -76,34 +109,55 @@ class Window:
 
 
 class MetricsFile:
-    """metrics.csv with the fixed columns, flushed at every row, so that a killed run keeps what it measured."""
+    """metrics.csv with the fixed columns, flushed at every row, so that a killed run keeps what it measured.
 
-    def __init__(self, path: Path):
-        self._file = path.open("w", newline="", encoding="utf-8")
+    Args:
+        keep: rows of an earlier part of the run that stay; those after them are written again.
+    """
+
+    def __init__(self, path: Path, keep: int = 0):
+        self.rows = _keep_lines(path, 1 + keep) - 1 if keep else -1
+        self._file = path.open("a" if self.rows >= 0 else "w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, COLUMNS)
-        self._writer.writeheader()
+        if self.rows < 0:
+            self._writer.writeheader()
+            self._file.flush()
+            self.rows = 0
 
     def write(self, row: Mapping[str, float | int]) -> None:
         self._writer.writerow({name: _short(value) for name, value in row.items()})
         self._file.flush()
+        self.rows += 1
 
     def close(self) -> None:
         self._file.close()
 
 
 class UsageFile:
-    """routing.jsonl: at each logged step the expert usage of every adapted layer."""
+    """routing.jsonl: at each logged step the expert usage of every adapted layer. `keep` as for :class:`MetricsFile`."""
 
-    def __init__(self, path: Path):
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, keep: int = 0):
+        self.lines = _keep_lines(path, keep) if keep else 0
+        self._file = path.open("a" if self.lines else "w", encoding="utf-8")
 
     def write(self, step: int, usage: Mapping[str, list[float]]) -> None:
         rounded = {layer: [round(share, 6) for share in shares] for layer, shares in usage.items()}
         self._file.write(json.dumps({"step": step, "usage": rounded}) + "\n")
         self._file.flush()
+        self.lines += 1
 
     def close(self) -> None:
         self._file.close()
+
+
+def _keep_lines(path: Path, count: int) -> int:
+    """Cut a file after its first ``count`` lines; returns how many it has then."""
+    if not path.is_file():
+        return 0
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines[:count] if line.endswith("\n")]
+    write_text(path, "".join(kept))
+    return len(kept)
 
 
 def peak_memory_mb() -> float:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import yaml
 
+from lime.atomic import write_text
 from lime.config.identity import config_hash
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
@@ -49,15 +50,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that readers see the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """The resolved configuration as YAML, in the order of the schema."""
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
 
 
 def plain(value: Any) -> Any:

@@ -8,34 +8,48 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 import transformers
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.media import MediaError
+from lime.models.config import OTHER
 from lime.models.loading import Backbone
+from lime.training import processes
 
 log = logging.getLogger(__name__)
 
 
 def prepare_process(seed: int, num_threads: int | None = None) -> None:
-    """Seed Python, NumPy and torch, set the number of CPU threads, and quieten libraries."""
+    """Seed Python, NumPy and torch, set the number of CPU threads, and quieten libraries.
+
+    Several processes on one machine share its cores where ``num_threads`` is None.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # libraries that use the global generator
     torch.manual_seed(seed)
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if num_threads is None and on_this_machine > 1:
+        num_threads = max(1, torch.get_num_threads() // on_this_machine)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    if not processes.is_main():
+        logging.getLogger().setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "httpx", "datasets", "fsspec", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a resumed run has its own folder
     warnings.filterwarnings("ignore", message=".*You have overridden `on_before_batch_transfer`.*")
     warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
@@ -51,25 +65,86 @@ def device_of(accelerator: str) -> torch.device:
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator: gpu was asked for, but torch sees none; take auto or cpu")
     use_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if use_gpu and processes.world_size() > 1:
+        return torch.device("cuda", device_of_rank())
     return torch.device("cuda" if use_gpu else "cpu")
 
 
+def processes_here(devices: int, accelerator: str) -> int:
+    """How many processes ``devices`` means on this machine.
+
+    Raises:
+        ValueError: every GPU (-1) where there is none.
+    """
+    if devices != -1:
+        return devices
+    count = torch.cuda.device_count() if accelerator != "cpu" else 0
+    if count == 0:
+        raise ValueError("devices: -1 means every GPU, but torch sees none; name a number of processes, e.g. 2")
+    return count
+
+
+@contextmanager
+def process_group(count: int) -> Iterator[None]:
+    """Join the processes of a run that torchrun, SLURM or :func:`lime.training.launch.in_processes` started.
+
+    Objects travel by gloo, gradients on GPUs by NCCL. Does nothing for a single process, or in a group that is there.
+
+    Args:
+        count: processes in all.
+
+    Raises:
+        ValueError: another number of processes was started.
+    """
+    environment = SLURMEnvironment() if SLURMEnvironment.detect() and "RANK" not in os.environ else None
+    started = environment.world_size() if environment else int(os.environ.get("WORLD_SIZE", "1"))
+    if torch.distributed.is_initialized() or (started == 1 and count == 1):
+        yield
+        return
+    if started != count:
+        raise ValueError(
+            f"trainer.devices x trainer.num_nodes: {count} processes were configured, but {started} were started; "
+            "set both to what torchrun (--nproc-per-node, --nnodes) or SLURM (--ntasks-per-node, --nodes) was given"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device_of_rank())
+    where: dict[str, Any] = {}
+    if environment is not None:
+        address = f"tcp://{environment.main_address}:{environment.main_port}"
+        where = {"init_method": address, "rank": environment.global_rank(), "world_size": started}
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, timeout=timedelta(hours=2), **where)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def device_of_rank() -> int:
+    """Number of this process's GPU on its machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
 def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: int) -> MMTDataModule:
-    """The data module of a run; the embedded benchmark is generated first where it is not there yet."""
+    """The data module of a run; the embedded benchmark is generated first where it is not there yet.
+
+    Several processes, and models whose processor is not one of ours, train on batches alike in modality.
+    """
     data = config.data
     assert data.root is not None
     if data.name == "mmt47_mini":
         from lime.data.mini import ensure
 
         mini = data.mini
-        ensure(
-            Path(data.root),
-            seed=mini.seed,
-            train_per_task=mini.train_per_task,
-            test_per_task=mini.test_per_task,
-            workers=mini.workers,
-        )
-    return MMTDataModule(
+        with processes.main_first():
+            ensure(
+                Path(data.root),
+                seed=mini.seed,
+                train_per_task=mini.train_per_task,
+                test_per_task=mini.test_per_task,
+                workers=mini.workers,
+            )
+    module = MMTDataModule(
         data,
         batch_size=batch_size,
         eval_batch_size=config.evaluation.batch_size,
@@ -77,6 +152,8 @@ def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: 
         processor=backbone.processor,
         family=backbone.family,
     )
+    module.alike = processes.world_size() > 1 or backbone.family == OTHER
+    return module
 
 
 @contextmanager

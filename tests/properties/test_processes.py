@@ -20,7 +20,8 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import Tensor
 
 from lime.config.schema import BalanceConfig
-from lime.training.job import distributed_strategy
+from lime.training.config import TrainerConfig
+from lime.training.strategies import strategy_of
 from tests.conformance.test_battery import disturb, fresh
 from tests.conformance.types import TYPES
 from tests.properties.steps import Batch, difference, gradients, training_batch
@@ -78,14 +79,14 @@ def _one_of_two(rank: int, folder: str) -> None:
     )
     found = {}
     for name, mode in IN_PROCESSES:
-        strategy = distributed_strategy(2, options_of(name, mode).get("scope", "language_model"))
+        strategy = strategy_of(TrainerConfig(devices=2), options_of(name, mode).get("scope", "language_model"))
         found[name, mode] = gradients(
             adapted(name, mode),
             [batch(FAMILY[name], 2 * rank, 2 * rank + 2)],
             steps=2,
             balance=balance_of(name),
             devices=2,
-            strategy="ddp" if strategy == "auto" else strategy,  # what auto is for two devices
+            strategy=strategy,
             plugins=[TorchElasticEnvironment()],
         )
     torch.save(found, Path(folder) / f"{rank}.pt")

@@ -1,0 +1,90 @@
+"""Answers of an evaluation as they come, so that a killed evaluation goes on where it stood.
+
+``partial/NAME-RANK.jsonl`` in the run's folder: a first line with the key of what decides the answers, then one line
+per row. Rows are answered in batches that do not depend on how many were done before or by how many processes, so a
+resumed evaluation gives the same answers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lime.training import processes
+
+log = logging.getLogger(__name__)
+
+FOLDER = "partial"
+
+
+class Journal:
+    """The answers given so far. Every process writes its own file and reads those of all.
+
+    Args:
+        folder: the run's folder.
+        name: what is answered, e.g. ``frozen``.
+        key: hash of everything that decides the answers; files with another key are removed.
+    """
+
+    def __init__(self, folder: Path, name: str, key: str):
+        self._folder, self._name, self._key = folder / FOLDER, name, key
+        self.answers: dict[str, Any] = {}
+        if processes.is_main():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(self._folder.glob(f"{name}-*.jsonl")):
+                self._read(path)
+            self._compact()
+        self.answers = processes.from_main(self.answers)
+        if self.answers:
+            log.info("%s: %d answers are there already", name, len(self.answers))
+        self._file = self._path(processes.rank()).open("a", encoding="utf-8")
+        if self._file.tell() == 0:
+            self._write({"key": key})
+
+    def add(self, answers: Mapping[str, Any]) -> None:
+        """Keep the answers of a batch, by row id."""
+        for row, answer in answers.items():
+            self._file.write(json.dumps({"id": row, "answer": answer}, ensure_ascii=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Write no more; the files stay until :func:`remove_journals`."""
+        self._file.close()
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{self._name}-{number}.jsonl"
+
+    def _write(self, content: dict[str, Any]) -> None:
+        self._file.write(json.dumps(content) + "\n")
+        self._file.flush()
+
+    def _read(self, path: Path) -> None:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # a last line cut off is left out
+        if not lines or json.loads(lines[0]).get("key") != self._key:
+            path.unlink()
+            return
+        for line in lines[1:]:
+            entry = json.loads(line)
+            self.answers[entry["id"]] = entry["answer"]
+
+    def _compact(self) -> None:
+        """One file with all answers, so that no cut line stands before new ones."""
+        lines: list[dict[str, Any]] = [{"key": self._key}]
+        lines += [{"id": row, "answer": answer} for row, answer in self.answers.items()]
+        temporary = self._folder / f".{self._name}.part"
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        temporary.replace(self._path(0))
+        for path in self._folder.glob(f"{self._name}-*.jsonl"):
+            if path != self._path(0):
+                path.unlink()
+
+
+def remove_journals(folder: Path) -> None:
+    """The evaluation is whole and written: forget its parts."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)

@@ -1,0 +1,158 @@
+"""Start the processes of a distributed run on this machine, and bring the result or the error back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from torch import multiprocessing
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def started_from_outside() -> bool:
+    """Whether torchrun or SLURM started this process as one of several (or a parent of ours did)."""
+    return "LOCAL_RANK" in os.environ or SLURMEnvironment.detect()
+
+
+def in_processes(count: int, function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)`` in ``count`` new processes of this machine; returns what the first one returned.
+
+    Each finds its place in the environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and makes the
+    process group itself. The first process logs as this one does, the others only warnings. When one fails, the others
+    are ended. When this process dies, however it dies, they end too.
+
+    Raises:
+        ValueError, OSError: what a process raised, with its message.
+        RuntimeError: a process failed otherwise, or was killed; the message holds its traceback.
+    """
+    with tempfile.TemporaryDirectory(prefix="lime-processes-") as scratch:
+        place = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+        }
+        logs = [Path(h.baseFilename) for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+        common = (place, scratch, os.getpid(), logging.getLogger().level, logs, list(sys.argv))
+        context = multiprocessing.get_context("spawn")
+        workers = [
+            context.Process(target=_work, args=(number, *common, function, arguments), daemon=False)
+            for number in range(count)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            _wait(workers, Path(scratch))
+        finally:
+            for worker in workers:
+                if worker.is_alive():
+                    worker.terminate()
+            for worker in workers:
+                worker.join(10)
+                if worker.is_alive():
+                    worker.kill()
+        return pickle.loads((Path(scratch) / "result").read_bytes())  # written by our own process
+
+
+def _wait(workers: Sequence[Any], scratch: Path) -> None:
+    while True:
+        codes = [worker.exitcode for worker in workers]
+        if all(code == 0 for code in codes):
+            return
+        failed = [number for number, code in enumerate(codes) if code not in (None, 0)]
+        if failed:
+            break
+        time.sleep(0.05)
+    for number in failed:
+        report = scratch / f"error-{number}"
+        for _ in range(20):  # the one that failed first may still be telling the others' error apart
+            if report.is_file():
+                break
+            time.sleep(0.1)
+    errors = sorted(scratch.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
+    for path in errors:
+        kind, message = path.read_text(encoding="utf-8").split("\n", 1)
+        if kind == "user":
+            raise ValueError(message)
+    for path in errors:
+        raise RuntimeError(
+            f"process {path.name.removeprefix('error-')} failed:\n{path.read_text().partition(chr(10))[2]}"
+        )
+    raise RuntimeError(
+        f"process {failed[0]} ended with code {codes[failed[0]]} without a word"
+        f"{' (killed: out of memory?)' if codes[failed[0]] == -9 else ''}"
+    )
+
+
+def _work(
+    number: int,
+    place: dict[str, str],
+    scratch: str,
+    parent: int,
+    level: int,
+    logs: list[Path],
+    argv: list[str],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.update(place, RANK=str(number), LOCAL_RANK=str(number), NODE_RANK="0")
+    sys.argv = argv
+    _log(number, level, logs)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    folder = Path(scratch)
+    try:
+        result = function(*arguments)
+        if number == 0:
+            (folder / "result").write_bytes(pickle.dumps(result))
+    except (ValueError, OSError) as error:
+        _tell(folder, number, "user", str(error))
+        os._exit(2)
+    except BaseException:  # noqa: BLE001  # told by the parent, with the traceback
+        _tell(folder, number, "other", traceback.format_exc())
+        os._exit(1)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _tell(folder: Path, number: int, kind: str, message: str) -> None:
+    temporary = folder / f".{number}"
+    temporary.write_text(f"{kind}\n{message}", encoding="utf-8")
+    temporary.replace(folder / f"error-{number}")
+
+
+def _log(number: int, level: int, logs: Sequence[Path]) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if number == 0:
+        handlers += [logging.FileHandler(path, mode="a", encoding="utf-8") for path in logs]
+    form = "[%(asctime)s] %(message)s" if number == 0 else f"[%(asctime)s] [process {number}] %(message)s"
+    logging.basicConfig(
+        level=level if number == 0 else logging.WARNING, format=form, datefmt="%H:%M:%S", handlers=handlers, force=True
+    )
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has died."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
