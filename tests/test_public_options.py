@@ -25,6 +25,16 @@ OPTIONS = {
     "top_k": 2, "max_experts": None, "soft": False, "soft_temperature": 0.5, "shared_modulator": True, "n_gram": 1,
     "window_anchor": "first", "scope": "language_model", "target_modules": None, "exclude_modules": None,
 }  # fmt: skip
+MIXTURES = {  # the routing that each brings with it, beside a temperature of 1 and no noise
+    "moe_lora": {"selection": "topk", "top_k": 2},
+    "moe_lora_fa": {"selection": "topk", "top_k": 2},
+    "moe_dora": {"selection": "topk", "top_k": 2},
+    "hydra_lora": {"selection": "dense"},
+    "mix_lora": {"selection": "dense"},
+    "mola": {"selection": "topk", "top_k": 2},
+    "mocle": {"selection": "dense"},
+    "more": {"selection": "topk", "top_k": 1},
+}
 CHOICES = {
     "ROUTERS": ("zero", "learned"),
     "FEATURE_SLICES": ("leading", "trailing", "central", "random"),
@@ -35,33 +45,8 @@ CHOICES = {
     "ORIENTATIONS": ("columns", "rows", "both"),
     "PROMPT_INITS": ("vocabulary", "normal"),
     "EXPERT_LAYOUTS": ("uniform", "inverted_triangle"),
-    "PEFT_TYPES": (
-        "lora",
-        "lora_fa",
-        "dora",
-        "slicefine",
-        "prompt_tuning",
-        "any",
-        "moe_lora",
-        "moe_lora_fa",
-        "moe_dora",
-        "hydra_lora",
-        "mix_lora",
-        "mola",
-        "mocle",
-        "more",
-    ),  # fmt: skip
+    "PEFT_TYPES": ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning", "any", *MIXTURES),
     "ROUTED_BY_SEQUENCE": ("mocle", "more"),
-}
-MIXTURES = {  # the routing that each brings with it, beside a temperature of 1 and no noise
-    "moe_lora": {"selection": "topk", "top_k": 2},
-    "moe_lora_fa": {"selection": "topk", "top_k": 2},
-    "moe_dora": {"selection": "topk", "top_k": 2},
-    "hydra_lora": {"selection": "dense"},
-    "mix_lora": {"selection": "dense"},
-    "mola": {"selection": "topk", "top_k": 2},
-    "mocle": {"selection": "dense"},
-    "more": {"selection": "topk", "top_k": 1},
 }
 PRESETS = {
     "default": {},

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lime.tuner.settings import ROUTED_BY_SEQUENCE
+
 RANK, EXPERTS = 4, 4
 
 CAUSAL_MODES: dict[str, dict[str, Any]] = {
@@ -14,6 +16,11 @@ CAUSAL_MODES: dict[str, dict[str, Any]] = {
     "learned router, soft, 2-grams": {"router": "learned", "soft": True, "n_gram": 2},
 }
 """Routing choices between which every causal branch of the method is taken."""
+MIXTURE_MODES: dict[str, dict[str, Any]] = {"default": {}, "auto, 3-grams": {"selection": "auto", "n_gram": 3}}
+"""The same for the mixtures that route by token."""
+
+MODULATORS = frozenset({"lime_experts.default", "lime_shared.default", "lime_gamma.default"})
+"""Last parts of the names of a layer's trained modulators, with the zero-parameter router."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Type:
         trained: last parts of the names of the update's trained parameters.
         count: number of them in one row of the report, of `(d_in, d_out, r)`.
         routed: it has experts.
+        mixture: these are a mixture's own, with a learned router, and not LiME's modulators.
         starts_frozen: a fresh adapter changes nothing (a prompt of initial tokens does).
         exact_in_bf16: not even in the last digit of a bf16 base.
         causal: no output depends on later tokens (the routing of a prompt reads the whole input).
@@ -34,17 +42,28 @@ class Type:
     trained: frozenset[str]
     count: Callable[[int, int, int], int]
     routed: bool = True
+    mixture: bool = False
     starts_frozen: bool = True
     exact_in_bf16: bool = True
     causal: bool = True
 
     @property
     def modes(self) -> dict[str, dict[str, Any]]:
-        return CAUSAL_MODES if self.routed else {"default": {}}
+        if self.mixture and self.causal:
+            return MIXTURE_MODES
+        return CAUSAL_MODES if self.routed and not self.mixture else {"default": {}}
+
+    @property
+    def modulators(self) -> frozenset[str]:
+        """Last parts of the names of a layer's trained modulators (with the zero-parameter router), or of the router
+        of a mixture."""
+        if self.mixture:
+            return frozenset({"lime_router.default.weight"})
+        return MODULATORS if self.routed else frozenset()
 
     def layer_count(self, d_in: int, d_out: int) -> int:
         """Trainable parameters of one adapted layer."""
-        modulators = EXPERTS * d_out + d_out + 1 if self.routed else 0
+        modulators = EXPERTS * d_out + d_out + 1 if self.routed and not self.mixture else 0
         return self.count(d_in, d_out, RANK) + modulators
 
 
@@ -66,6 +85,22 @@ def _inputs(d_in: int, d_out: int, r: int) -> int:
 
 def _tokens(count: int, width: int, r: int) -> int:
     return count * width
+
+
+_E = EXPERTS
+_MIXTURES: dict[str, tuple[Callable[[int, int, int], int], set[str]]] = {  # routers of E x d_in included
+    "moe_lora": (lambda d_in, d_out, r: (_E + 1) * r * (d_in + d_out) + _E * d_in, {"A", "B"}),
+    "moe_lora_fa": (lambda d_in, d_out, r: (_E + 1) * r * d_out + _E * d_in, {"B"}),
+    "moe_dora": (
+        lambda d_in, d_out, r: (_E + 1) * r * (d_in + d_out) + _E * d_out + _E * d_in,
+        {"A", "B", "magnitude"},
+    ),
+    "hydra_lora": (lambda d_in, d_out, r: r * d_in + _E * r * d_out + _E * d_in, {"A", "B"}),
+    "mix_lora": (lambda d_in, d_out, r: r * (d_in + d_out) + _E * d_in, {"A", "B"}),
+    "mola": (lambda d_in, d_out, r: _E * r * (d_in + d_out) + _E * d_in, {"A", "B"}),
+    "mocle": (lambda d_in, d_out, r: r * d_in + _E * r * d_out + _E * d_in, {"A", "B"}),
+    "more": (lambda d_in, d_out, r: 2 * r * (d_in + d_out) + _E * min(128, d_in), {"A", "B"}),
+}
 
 
 _LAYERS = {"r": RANK, "scope": "both"}
@@ -118,7 +153,14 @@ TYPES: dict[str, Type] = {
         frozenset(_LIBRARY["lora"]),
         _lora,
     ),
+    **{
+        name: Type(
+            {"peft": name, **_LAYERS},
+            frozenset(f"lime_delta.default.{one}" for one in trained),
+            count,
+            mixture=True,
+            causal=name not in ROUTED_BY_SEQUENCE,
+        )
+        for name, (count, trained) in _MIXTURES.items()
+    },
 }
-
-MODULATORS = frozenset({"lime_experts.default", "lime_shared.default", "lime_gamma.default"})
-"""Last parts of the names of a layer's trained modulators, with the zero-parameter router."""
