@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lime.config.check import ConfigError, build
 from lime.config.identity import register_run_id
 from lime.config.overrides import check, force, register
+from lime.config.searched import register_searched
 from lime.config.sweeps import Plan, make_plan
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ USER_ERROR = 2  # exit code of a wrong configuration or wrong input
 INFO_FLAGS = ("help", "hydra_help", "version", "info", "cfg", "shell_completion")
 
 
-register_run_id()  # on import, so that the workers of a parallel launcher know it too
+register_run_id()  # on import, so that the workers of a parallel launcher know them too
+register_searched()
 
 
 def launch(
@@ -96,7 +98,7 @@ class _Job:
     def __call__(self, config: DictConfig) -> None:
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
-            settings = build(self._schema, values)
+            settings: Any = build(self._schema, values)
             hydra_config = HydraConfig.get()
             folder = Path(hydra_config.runtime.output_dir)
             overrides = [text.removeprefix("++") for text in hydra_config.overrides.task]

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lime.config.check import ConfigError, build, known_keys, unknown_key
+from lime.config.searched import register_searched
 
 SCHEMA_NODE = "schema"
 EXPERIMENT_GROUP = "experiment"
@@ -37,6 +38,7 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
     Raises:
         ConfigError: an overlay is not a YAML mapping; names the file.
     """
+    register_searched()
     store = ConfigStore.instance()
     store.store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
     for path in sorted(experiments.glob("*.yaml")) if experiments else ():

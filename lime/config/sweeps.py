@@ -88,7 +88,7 @@ def make_plan(overrides: Sequence[str], config_dir: Path, config_name: str, sche
     Raises:
         ConfigError: with every problem of every run, each named by the run's point.
     """
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     runs: dict[str, PlannedRun] = {}
     with initialize_config_dir(str(config_dir), version_base="1.3", job_name=config_name):
         fixed = [text for text in overrides if not OverridesParser.create().parse_override(text).is_sweep_override()]
@@ -108,14 +108,19 @@ def make_plan(overrides: Sequence[str], config_dir: Path, config_name: str, sche
                 build(schema, values)  # type: ignore[arg-type]
             except (HydraException, OmegaConfBaseException, ConfigError) as error:
                 told = error.problems if isinstance(error, ConfigError) else [" ".join(str(error).split())]
-                problems.extend(f"{' '.join(_bare(text) for text in varied)}: {problem}" for problem in told)
+                for problem in told:
+                    problems.setdefault(problem, []).append(" ".join(_bare(text) for text in varied))
                 continue
             run = config_hash(values)
             point = {name: _value(values, name, text) for name, _, text in (_bare(t).partition("=") for t in varied)}
             runs.setdefault(run, PlannedRun(run, point))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([f"{problem} [{_some(points)}]" for problem, points in problems.items()])
     return Plan(folder, tuple(_bare(text) for text in overrides), tuple(runs.values()))
+
+
+def _some(points: Sequence[str]) -> str:
+    return points[0] if len(points) == 1 else f"{points[0]} and {len(points) - 1} more runs"
 
 
 def _bare(text: str) -> str:

@@ -60,9 +60,13 @@ class MetricsCallback(Callback):
     def measured(self) -> Training:
         """Steps, time, throughput, memory and validation losses of the whole training, for the record."""
         found = self._measured
-        per_second = {"samples_per_second": found.rows, "tokens_per_second": found.tokens}
-        rates = {name: count / found.seconds if found.seconds else 0.0 for name, count in per_second.items()}
-        return dataclasses.replace(found, peak_memory_mb=peak_memory_mb(), **rates)
+        seconds = found.seconds or float("inf")
+        return dataclasses.replace(
+            found,
+            peak_memory_mb=peak_memory_mb(),
+            samples_per_second=found.rows / seconds,
+            tokens_per_second=found.tokens / seconds,
+        )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AdaptationModule)

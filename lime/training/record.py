@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 import yaml
@@ -110,7 +110,7 @@ class RunStatus:
         self._path = folder / "status.json"
         self._started = time.time()
 
-    def __enter__(self) -> RunStatus:
+    def __enter__(self) -> Self:
         self._write("running")
         return self
 
