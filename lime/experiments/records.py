@@ -194,7 +194,7 @@ class Record:
         found = []
         for key, schema, entry in parts:
             try:
-                made = build(schema, entry if isinstance(entry, Mapping) else {"": entry})
+                made: Any = build(schema, entry if isinstance(entry, Mapping) else {"": entry})
             except ConfigError as error:
                 found += [f"{key}.{problem}" for problem in error.problems]
                 continue

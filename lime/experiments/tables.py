@@ -1,0 +1,231 @@
+"""Tables of a sweep from its records: Markdown, CSV and LaTeX. Runs without a result stay in them, with the reason."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lime.data.tasks import CATEGORIES
+from lime.experiments.collection import Point, Sweep, shown
+from lime.experiments.estimates import MACRO, Difference, SeedMean, difference, seed_mean
+from lime.experiments.published import published
+
+NONE = "–"
+CSV_COLUMNS = (
+    "point", "group", "metric", "seeds", "unfinished", "trainable_parameters", "mean", "low", "high",
+    "deviation_over_seeds", "difference", "difference_low", "difference_high", "baseline", "published",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point of a sweep: its estimates by group (category id or ``macro``), None where there is no result."""
+
+    point: Point
+    label: str
+    parameters: tuple[int, ...]
+    means: dict[str, SeedMean | None]
+    differences: dict[str, Difference | None]
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """The rows of a table and what it needs to be read. ``baseline`` is the label of the row compared with, if any."""
+
+    sweep: Sweep
+    metric: str
+    groups: tuple[str, ...]
+    rows: tuple[Row, ...]
+    baseline: str | None
+
+    def places(self, group: str) -> dict[str, int]:
+        """1 for the rows with the best mean of a column, 2 for those with the second best, as printed (ties share a
+        place); empty where all are alike."""
+        known = {row.label: round(mean.value, 1) for row in self.rows if (mean := row.means[group]) is not None}
+        values = sorted(set(known.values()), reverse=True)
+        if len(values) < 2:
+            return {}
+        return {label: values.index(value) + 1 for label, value in known.items() if value >= values[1]}
+
+    def published(self, row: Row, group: str) -> float | None:
+        """The paper's value for a row of Table 2, where it has one."""
+        if set(row.point.settings) != {"method"}:
+            return None
+        return published().table2.get(row.label, {}).get(group)
+
+
+def make_table(sweep: Sweep, metric: str = "score", baseline: str | None = None) -> SweepTable:
+    """Estimates for every point of a sweep.
+
+    Args:
+        metric: ``score`` (accuracy, 100 x Pearson) or ``exact_match``.
+        baseline: label of the point that the others are compared with; None takes ``lime_lora`` where it is one.
+
+    Raises:
+        ValueError: a baseline that is no point of the sweep, or runs that cannot be compared.
+    """
+    labels = [point.label for point in sweep.points]
+    if baseline is None and "lime_lora" in labels:
+        baseline = "lime_lora"
+    if baseline is not None and baseline not in labels:
+        raise ValueError(f"{sweep.folder}: no point {baseline!r} to compare with; it has {', '.join(labels)}")
+    base = sweep.points[labels.index(baseline)].records if baseline is not None else []
+    finished = [record for point in sweep.points for record in point.records]
+    categories = {score["name"] for record in finished for score in record.scores if score["level"] == "category"}
+    groups = (*(name for name in CATEGORIES if name in categories), MACRO)
+    rows = []
+    for point, label in zip(sweep.points, labels, strict=True):
+        records = point.records
+        counts = sorted({record.parameters.trainable for record in records if record.parameters is not None})
+        means = {group: seed_mean(records, group, metric) for group in groups}
+        compared = {
+            group: difference(records, base, group, metric) if label != baseline and base else None for group in groups
+        }
+        rows.append(Row(point, label, tuple(counts), means, compared))
+    return SweepTable(sweep, metric, groups, tuple(rows), baseline)
+
+
+def markdown(table: SweepTable) -> str:
+    """Means and standard deviations over seeds, paired differences, published values, and notes."""
+    heads = [_heading(table), "seeds", "parameters", *map(_name, table.groups)]
+    places = {group: table.places(group) for group in table.groups}
+
+    def cell(row: Row, group: str) -> str:
+        text, place = _mean(row.means[group]), places[group].get(row.label)
+        return {1: f"**{text}**", 2: f"_{text}_"}.get(place or 0, text)
+
+    metric = "score (accuracy, 100 x Pearson for STS-B)" if table.metric == "score" else "exact match"
+    parts = [
+        f"{_capital(metric)} in points: mean over seeds ± standard deviation over seeds. **Best** and _second best_ of "
+        "a column by its mean, whether or not the difference is more than noise.",
+        _grid(heads, [[_label(r), _seeds(r), _parameters(r), *(cell(r, g) for g in table.groups)] for r in table.rows]),
+    ]
+    if table.baseline is not None:
+        rows = [[r.label, *(_difference(r.differences[g]) for g in table.groups)] for r in table.rows]
+        parts += [
+            f"Difference to {table.baseline} in points with its 95% interval (paired by seed and test item, items "
+            "resampled; not corrected for the number of comparisons). * the interval excludes 0.",
+            _grid([_heading(table), *map(_name, table.groups)], [r for r in rows if r[0] != table.baseline]),
+        ]
+    quoted = [[r.label, *(_points(table.published(r, g)) for g in table.groups)] for r in table.rows]
+    if any(value != NONE for row in quoted for value in row[1:]):
+        parts += [
+            f"Published ({published().source}; LLaVA-OneVision-Qwen2-7B on the full MMT-47: another backbone and other "
+            "data, so only the order of the methods compares).",
+            _grid([_heading(table), *map(_name, table.groups)], quoted),
+        ]
+    notes = [f"- {row.label}: {row.point.unfinished}" for row in table.rows if row.point.unfinished]
+    notes += [f"- {note}" for note in table.sweep.notes]
+    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
+
+
+def csv_text(table: SweepTable) -> str:
+    """One line per point and group, empty cells where nothing is known."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in table.rows:
+        for group in table.groups:
+            mean, compared = row.means[group], row.differences[group]
+            values = {
+                "point": row.label,
+                "group": group,
+                "metric": table.metric,
+                "seeds": len(row.point.records),
+                "unfinished": row.point.unfinished,
+                "trainable_parameters": " ".join(map(str, row.parameters)),
+                "baseline": table.baseline or "",
+                "published": _plain(table.published(row, group)),
+            }
+            if mean is not None:
+                values |= {"mean": _plain(mean.value), "low": _plain(mean.low), "high": _plain(mean.high)}
+                values["deviation_over_seeds"] = _plain(mean.deviation)
+            if compared is not None:
+                values |= {"difference": _plain(compared.value)}
+                values |= {"difference_low": _plain(compared.low), "difference_high": _plain(compared.high)}
+            writer.writerow(values)
+    return file.getvalue()
+
+
+def latex(table: SweepTable) -> str:
+    """A booktabs table of the means; the best of a column bold, the second best underlined."""
+    places = {group: table.places(group) for group in table.groups}
+
+    def cell(row: Row, group: str) -> str:
+        mean = row.means[group]
+        if mean is None:
+            return "--"
+        text = f"{mean.value:.1f}" + ("" if mean.deviation is None else rf"\,$\pm$\,{mean.deviation:.1f}")
+        command = {1: r"\textbf{", 2: r"\underline{"}.get(places[group].get(row.label, 0))
+        return f"{command}{text}}}" if command else text
+
+    heads = [_heading(table), "Seeds", "Parameters", *map(_name, table.groups)]
+    lines = [r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}", r"\toprule"]
+    lines += [" & ".join(map(_escaped, heads)) + r" \\", r"\midrule"]
+    for row in table.rows:
+        cells = [_escaped(_label(row)), _escaped(_seeds(row)), _escaped(_parameters(row).replace(NONE, "--"))]
+        lines.append(" & ".join([*cells, *(cell(row, group) for group in table.groups)]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+WRITERS: dict[str, Callable[[SweepTable], str]] = {"md": markdown, "csv": csv_text, "tex": latex}
+"""Formats of a table by file suffix."""
+
+
+def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _heading(table: SweepTable) -> str:
+    return ", ".join(axis.rpartition(".")[2] for axis in table.sweep.axes) or "run"
+
+
+def _name(group: str) -> str:
+    return CATEGORIES.get(group, "All tasks (macro)")
+
+
+def _label(row: Row) -> str:
+    values = [shown(value) for value in row.point.settings.values()]
+    return ", ".join(values) or row.label
+
+
+def _seeds(row: Row) -> str:
+    done, planned = len(row.point.records), len(row.point.runs)
+    return str(done) if done == planned else f"{done} of {planned} ({row.point.unfinished})"
+
+
+def _parameters(row: Row) -> str:
+    return " or ".join(f"{count:,}" for count in row.parameters) or NONE
+
+
+def _mean(mean: SeedMean | None) -> str:
+    if mean is None:
+        return NONE
+    return f"{mean.value:.1f}" if mean.deviation is None else f"{mean.value:.1f} ± {mean.deviation:.1f}"
+
+
+def _difference(compared: Difference | None) -> str:
+    if compared is None:
+        return NONE
+    return f"{compared.value:+.1f} ({compared.low:+.1f} to {compared.high:+.1f}){'*' if compared.clear else ''}"
+
+
+def _points(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _escaped(text: str) -> str:
+    for letter in "&%$#_{}":
+        text = text.replace(letter, "\\" + letter)
+    return text

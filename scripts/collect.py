@@ -1,0 +1,62 @@
+"""Tables from the records of a sweep, and the choice of a search.
+
+python scripts/collect.py multirun/table2                       print the table
+python scripts/collect.py multirun/table2 --out docs/tables     write table2.md, .csv and .tex
+python scripts/collect.py multirun/num_experts --baseline num_experts=1
+python scripts/collect.py multirun/table2_search --select experiments/searched/table2.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lime.experiments.collection import Sweep, read_sweep
+from lime.experiments.estimates import METRICS
+from lime.experiments.search import choose, write_choices
+from lime.experiments.tables import WRITERS, make_table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of a sweep, multirun/NAME")
+    parser.add_argument("--baseline", help="point to compare with, e.g. num_experts=1 (default: lime_lora, if there)")
+    parser.add_argument("--metric", choices=METRICS, default="score", help="score: accuracy, 100 x Pearson for STS-B")
+    parser.add_argument("--all", action="store_true", help="every record in the folder, not only the last command's")
+    parser.add_argument("--out", type=Path, help="folder to write NAME.md, NAME.csv and NAME.tex into")
+    parser.add_argument("--select", type=Path, metavar="FILE", help="choose each method's rate by validation loss")
+    options = parser.parse_args(arguments)
+    try:
+        sweep = read_sweep(options.folder, everything=options.all)
+        if options.select is not None:
+            return _select(sweep, options.select)
+        table = make_table(sweep, options.metric, options.baseline)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(WRITERS["md"](table))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for suffix, write in WRITERS.items():
+            path = options.out / f"{sweep.name}.{suffix}"
+            path.write_text(write(table), encoding="utf-8")
+            print(path)
+    return 0
+
+
+def _select(sweep: Sweep, path: Path) -> int:
+    choices = choose(sweep)
+    for choice in choices:
+        tried = ", ".join(f"{r:g}: {'none' if loss is None else f'{loss:.4f}'}" for r, loss in choice.losses.items())
+        edge = "  (at the edge of the grid)" if choice.at_edge else ""
+        print(f"{choice.method:20} {choice.rate:g}  validation loss {choice.loss:.4f}  [{tried}]{edge}")
+    write_choices(path, sweep, choices)
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
