@@ -15,7 +15,7 @@ from lime.data.config import DataConfig
 from lime.evaluation.config import EvaluationConfig
 from lime.models.config import ModelConfig
 from lime.training.config import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
-from lime.tuner.settings import LimeSettings
+from lime.tuner.settings import MIXTURES, LimeSettings
 
 PEFT_OPTIONS = {
     "peft": "type",
@@ -120,7 +120,16 @@ class TrainConfig:
                 f"method: {self.method} adapts without experts, but lime.enabled is true; "
                 f"take method=lime_{self.method}, or leave the group lime alone"
             )
+        if self.method != self.peft.type and (self.method in MIXTURES or self.peft.type in MIXTURES):
+            found.append(
+                f"method: {self.method}, but peft.type is {self.peft.type}; take method={self._method_of_type()}, "
+                "which sets both"
+            )
         return found
+
+    def _method_of_type(self) -> str:
+        kind: str = self.peft.type
+        return f"lime_{kind}" if self.lime.enabled and kind not in MIXTURES else kind
 
     def _balance_errors(self) -> list[str]:
         balance = self.lime.balance

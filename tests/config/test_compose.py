@@ -17,6 +17,7 @@ from lime.config.check import ConfigError, build
 from lime.config.overrides import check, register
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.tuner.presets import PRESETS, preset_settings
+from lime.tuner.settings import MIXTURES
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -52,6 +53,30 @@ def test_lime_group_agrees_with_preset(preset: str) -> None:
     assert dataclasses.replace(composed(f"lime={preset}").settings(), r=2, lora_alpha=16.0) == preset_settings(preset)
 
 
+@pytest.mark.parametrize("name", MIXTURES)
+def test_method_of_a_mixture_agrees_with_its_own_routing(name: str) -> None:
+    config = composed(f"method={name}")
+    assert config.method == name
+    assert config.settings() == preset_settings(peft=name, r=config.settings().r)
+
+
+def test_a_mixture_is_not_recorded_as_another_method() -> None:
+    assert told("peft=moe_lora", "lime=mixture") == [
+        "method: lime_lora, but peft.type is moe_lora; take method=moe_lora, which sets both"
+    ]
+    assert told("method=moe_lora", "peft=lora") == [
+        "method: moe_lora, but peft.type is lora; take method=lime_lora, which sets both"
+    ]
+
+
+def test_every_row_of_the_published_table_is_a_method() -> None:
+    rows = {
+        "prompt_tuning", "lora", "dora", "lora_fa", "slicefine", "mocle", "moe_lora", "mix_lora", "hydra_lora", "mola",
+        "more", "moe_dora", "lime_prompt_tuning", "lime_lora", "lime_dora", "lime_lora_fa", "lime_slicefine",
+    }  # fmt: skip
+    assert rows | {"moe_lora_fa"} <= set(choices("method"))
+
+
 def test_every_choice_of_every_group_composes() -> None:
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     assert {"method", "model", "peft", "lime", "data", "optim", "trainer", "evaluation", "logger"} <= set(groups)
@@ -63,6 +88,7 @@ def test_every_choice_of_every_group_composes() -> None:
                 continue
             extra = ["data.root=."] if (group, choice) == ("data", "mmt47") else []
             extra += ["method=lora"] if (group, choice) == ("lime", "off") else []
+            extra += [f"method={choice}"] if group == "peft" and choice in MIXTURES else []
             composed(f"{group}={choice}", *extra)
 
 
