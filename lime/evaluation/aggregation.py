@@ -1,5 +1,5 @@
 """Categories and the macro score: unweighted means over tasks, with bootstrap intervals over rows within each
-task."""
+task, rows of one source medium drawn together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lime.evaluation.clusters import cluster_weights, weighted_correlations, weighted_means
 from lime.evaluation.scoring import (
     SplitAnswers,
     SplitScore,
@@ -86,7 +87,7 @@ def evaluate(
 
     categories: ids in the order wanted (with any display name as value); None takes the order of appearance.
     A group has a frozen score only where every one of its splits has frozen answers. Rows are resampled
-    within their split, independently of other splits, from `seed`.
+    within their split from `seed`; rows of one source medium together, across splits too (`clusters`).
 
     Raises ValueError without splits, or for one split twice.
     """
@@ -96,10 +97,7 @@ def evaluate(
     if len(set(names)) != len(names):
         raise ValueError(f"each split may be scored once, got {sorted(n for n in names if names.count(n) > 1)}")
     scores = [score_split(answer) for answer in answers]
-    # One seed sequence per split, by name: a split's interval does not depend on which others are scored.
-    samples = [
-        _resample(answer, resamples, np.random.default_rng([seed, *answer.task.split.encode()])) for answer in answers
-    ]
+    samples = [_resample(answer, resamples, seed) for answer in answers]
     present = list(dict.fromkeys(score.category for score in scores))
     order = [name for name in categories or present if name in present]
     order += [name for name in present if name not in order]
@@ -110,18 +108,46 @@ def evaluate(
     return Evaluation(tuple(scores), tuple(groups), _group("macro", scores, samples), tuple(absent))
 
 
-def _resample(answers: SplitAnswers, resamples: int, rng: np.random.Generator) -> _Samples:
+def _resample(answers: SplitAnswers, resamples: int, seed: int) -> _Samples:
     right = correct_rows(answers)
     majority = correct_rows(answers, [majority_answer(answers.truths, answers.task.answer_type)] * len(right))
     frozen = None if answers.frozen is None else correct_rows(answers, answers.frozen)
-    exact = 100 * bootstrap_means(right, resamples, rng)
-    over_majority = 100 * bootstrap_means(right - majority, resamples, rng)
-    over_frozen = None if frozen is None else 100 * bootstrap_means(right - frozen, resamples, rng)
+    draw = _Draw(answers, resamples, seed)
+    exact = 100 * draw.means(right)
+    over_majority = 100 * draw.means(right - majority)
+    over_frozen = None if frozen is None else 100 * draw.means(right - frozen)
     score = exact
     if answers.task.metric == "correlation":
         predictions, truths, _ = number_columns(answers, answers.extracted)
-        score = 100 * bootstrap_correlations([predictions], truths, resamples, rng)[0]
+        score = 100 * draw.correlations(predictions, truths)
     return _Samples(score, exact, over_majority, over_frozen)
+
+
+class _Draw:
+    """Resamples of one split: its source media where it has any, else its rows.
+
+    Rows without media are drawn from a seed sequence named after the split, so that a split's interval does not depend
+    on which others are scored.
+    """
+
+    def __init__(self, answers: SplitAnswers, resamples: int, seed: int):
+        split, media = answers.task.split, answers.media
+        self._resamples, self._weights = resamples, None
+        self._rng = np.random.default_rng([seed, *split.encode()])
+        if media is not None and any(media):
+            names = [name or f"\0{split}/{row}" for row, name in enumerate(media)]
+            self._weights = cluster_weights(names, resamples, seed)
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        if self._weights is not None:
+            return weighted_means(values, self._weights)
+        return bootstrap_means(values, self._resamples, self._rng)
+
+    def correlations(self, predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
+        if self._weights is not None:
+            return weighted_correlations(predictions, truths, self._weights)
+        samples: np.ndarray = bootstrap_correlations([predictions], truths, self._resamples, self._rng)[0]
+        return samples
 
 
 def _group(name: str, scores: Sequence[SplitScore], samples: Sequence[_Samples]) -> GroupScore:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 MODES = ("generate", "likelihood", "none")
 NORMALISATIONS = ("mean", "sum")
+SCORERS = ("blind", "authors")
 
 
 @dataclass
@@ -17,6 +18,8 @@ class EvaluationConfig:
     mode: `generate` decodes greedily and extracts the answer from the text; `likelihood` picks the allowed
         answer of the highest log-likelihood (splits without a closed set of answers are generated in either
         mode); `none` reads no test row, for searches that choose by the validation loss.
+    scorer: `blind` extracts answers without seeing the truth; `authors` adds the scores of the published runs'
+        scorer beside the blind ones, for comparison with published numbers only.
     splits: test splits to score; None means every split of the data set.
     batch_size: rows per batch.
     max_new_tokens: longest generated answer in tokens, the end token included.
@@ -28,6 +31,7 @@ class EvaluationConfig:
     """
 
     mode: str = "generate"
+    scorer: str = "blind"
     splits: list[str] | None = None
     batch_size: int = 64
     max_new_tokens: int = 50
@@ -42,6 +46,7 @@ class EvaluationConfig:
         found = []
         for key, value, choices in (
             ("mode", self.mode, MODES),
+            ("scorer", self.scorer, SCORERS),
             ("likelihood_normalisation", self.likelihood_normalisation, NORMALISATIONS),
         ):
             if value not in choices:

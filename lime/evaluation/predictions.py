@@ -18,6 +18,7 @@ from typing import Protocol
 
 from lime.atomic import replacing
 from lime.evaluation.aggregation import Evaluation, evaluate
+from lime.evaluation.clusters import source_media
 from lime.evaluation.extraction import extract
 from lime.evaluation.scoring import SplitAnswers, Task, matches
 
@@ -159,6 +160,7 @@ def score_predictions(
                 extracted=[record.extracted for record in records],
                 frozen=frozen,
                 allowed=choices,
+                media=[source_media(record.media_path) for record in records],
             )
         )
     absent = [split for split in tasks if split not in by_split]

@@ -49,7 +49,8 @@ class SplitAnswers:
     """Answers to the rows of one split, in row order.
 
     extracted: what `extract` found in the model's output (None: no answer). frozen: the same of the frozen
-    backbone on the same rows. allowed: the closed set of answers, where there is one.
+    backbone on the same rows. allowed: the closed set of answers, where there is one. media: the medium each row was
+    made from ("" for text), which the bootstrap draws as a whole; None: every row stands for itself.
     """
 
     task: Task
@@ -57,14 +58,15 @@ class SplitAnswers:
     extracted: Sequence[str | None]
     frozen: Sequence[str | None] | None = None
     allowed: Sequence[str] | None = None
+    media: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.truths)
         if n == 0:
             raise ValueError(f"{self.task.split}: no rows to score")
-        for name, answers in (("extracted", self.extracted), ("frozen", self.frozen)):
+        for name, answers in (("extracted", self.extracted), ("frozen", self.frozen), ("media", self.media)):
             if answers is not None and len(answers) != n:
-                raise ValueError(f"{self.task.split}: {n} truths, but {len(answers)} answers in {name}")
+                raise ValueError(f"{self.task.split}: {n} truths, but {len(answers)} entries in {name}")
         if self.task.metric not in METRICS:
             raise ValueError(f"{self.task.split}: metric {self.task.metric!r}; expected one of {', '.join(METRICS)}")
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
@@ -19,6 +19,10 @@ def _normal_quantile(confidence: float) -> float:
 def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Wilson score interval of a proportion (Wilson 1927), within [0, 1].
 
+    Its coverage comes near the nominal one but moves with n and p, because counts are discrete: exactly 92.5% at n = 20
+    and p = 0.05, where no interval that depends on the count alone covers between 92.5% and 98.4%; 94.3% to 96.6% at
+    p = 0.05, 0.5 and 0.95 with n = 100 and 1000. `randomised_interval` has none of that.
+
     Raises ValueError unless 0 <= successes <= n and n >= 1.
     """
     if n < 1 or not 0 <= successes <= n:
@@ -29,6 +33,34 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> I
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # At the ends the bound is exactly 0 or 1; rounding would leave 1e-17.
     return (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+
+
+def randomised_interval(successes: int, n: int, uniform: float, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of a proportion with exactly the nominal coverage at every n and p (Stevens 1950).
+
+    Inverts the distribution of `successes + uniform`, uniform ~ U(0, 1) drawn independently of the data:
+    `P(X < k) + u P(X = k)` falls from 1 to 0 as p grows, and is (1 + confidence) / 2 at the lower and
+    (1 - confidence) / 2 at the upper bound. As it depends on a draw, it is for checking calibration, not for tables.
+
+    Raises ValueError unless 0 <= successes <= n, n >= 1 and 0 <= uniform < 1.
+    """
+    if n < 1 or not 0 <= successes <= n or not 0 <= uniform < 1:
+        raise ValueError(
+            f"expected 0 <= successes <= n, n >= 1 and 0 <= uniform < 1, got {successes}, n={n}, uniform={uniform}"
+        )
+
+    def below(p: float) -> float:
+        less = float(special.bdtr(successes - 1, n, p)) if successes else 0.0
+        return less + uniform * (float(special.bdtr(successes, n, p)) - less)
+
+    def bound(level: float) -> float:
+        if below(0.0) <= level:
+            return 0.0
+        if below(1.0) >= level:
+            return 1.0
+        return float(optimize.brentq(lambda p: below(p) - level, 0.0, 1.0, xtol=1e-12))
+
+    return bound(0.5 + confidence / 2), bound(0.5 - confidence / 2)
 
 
 def correlation(x: np.ndarray, y: np.ndarray, kind: str) -> float | None:

@@ -12,15 +12,18 @@ _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _EMPHASIS = re.compile(r"\*+|`+")
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": "-", "—": "-"})
 _NUMBER = re.compile(
-    r"(?<![\w.])(?<!\d,)(?P<sign>[-+]?)\s?[$€£]?(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-    r"(?P<exponent>[eE][-+]?\d+)?(?!\.\d)"
+    r"(?<![\w.])(?<!\d,)(?P<sign>[-+]?|(?:minus|negative)\s+)\s?[$€£]?(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    r"(?P<exponent>[eE][-+]?\d+)?(?!\.\d)",
+    re.IGNORECASE,
 )
 _DENOMINATOR = re.compile(r"\s*\bout of\s+(?:\d+(?:\.\d+)?|[a-z]+)\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:a|an|the)\s+(?=\S)")
 _WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
 sixteen seventeen eighteen nineteen twenty"""
 NUMBER_WORDS = {word: str(value) for value, word in enumerate(_WORDS.split())}
-_NUMBER_WORD = re.compile(r"(?<!\w)(?:" + "|".join(NUMBER_WORDS) + r")(?!\w)", re.IGNORECASE)
+_NUMBER_WORD = re.compile(
+    r"(?<!\w)(?P<sign>(?:minus|negative)\s+)?(?P<word>" + "|".join(NUMBER_WORDS) + r")(?!\w)", re.IGNORECASE
+)
 
 
 def clean(raw: str) -> str:
@@ -34,18 +37,22 @@ def numbers(text: str) -> list[tuple[int, int, str]]:
     """Numbers in `text` as (start, end, literal): digits first; number words (zero to twenty) only where no
     digits are.
 
-    Thousands separators are removed, a leading minus is kept, `out of N` is not a number of its own.
+    Thousands separators are removed, a leading minus ("-", "minus", "negative") is kept, `out of N` is not a number
+    of its own.
     """
     blanked = _DENOMINATOR.sub(lambda match: " " * len(match.group()), text)
     found = []
     for match in _NUMBER.finditer(blanked):
-        sign = "-" if match["sign"] == "-" else ""
+        sign = "-" if match["sign"] not in ("", "+") else ""
         literal = sign + match["digits"].replace(",", "") + (match["exponent"] or "")
         if math.isfinite(float(literal)):
             found.append((match.start(), match.end(), literal))
     if found:
         return found
-    return [(m.start(), m.end(), NUMBER_WORDS[m.group().lower()]) for m in _NUMBER_WORD.finditer(blanked)]
+    return [
+        (m.start(), m.end(), ("-" if m["sign"] else "") + NUMBER_WORDS[m["word"].lower()])
+        for m in _NUMBER_WORD.finditer(blanked)
+    ]
 
 
 def parse_number(text: str) -> float | None:

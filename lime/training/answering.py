@@ -20,6 +20,8 @@ from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import Evaluation
+from lime.evaluation.authors import score_as_authors
+from lime.evaluation.authors_report import authors_markdown, authors_table, write_authors_scores
 from lime.evaluation.predictions import Prediction, collect, score_predictions
 from lime.evaluation.report import write_report
 from lime.evaluation.tables import markdown_table, results_table, summary_lines
@@ -162,12 +164,20 @@ def report(
         return evaluation
     write_report(folder, evaluation, predictions, allowed=allowed, info=info)
     summary = "\n".join(f"- {line.removeprefix('* ')}" for line in summary_lines(evaluation)[1:])
-    write_text(folder / "results.md", f"{markdown_table(evaluation, CATEGORIES)}\n{summary}\n")
+    text = f"{markdown_table(evaluation, CATEGORIES)}\n{summary}\n"
+    beside = None
+    if config.evaluation.scorer == "authors":
+        beside = score_as_authors(predictions, TASKS, {score.split: score.value for score in evaluation.splits})
+        write_authors_scores(folder, beside)
+        text += "\n" + authors_markdown(beside, CATEGORIES)
+    write_text(folder / "results.md", text)
     remove_journals(folder)
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)
     console.print(results_table(evaluation, CATEGORIES))
+    if beside is not None:
+        console.print(authors_table(beside, CATEGORIES))
     log.info("results in %s", folder)
     return evaluation
 

@@ -18,7 +18,7 @@ def test_the_defaults_are_right() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mode": "guess"}, "evaluation.mode: expected one of generate, likelihood, got 'guess'"),
+        ({"mode": "guess"}, "evaluation.mode: expected one of generate, likelihood, none, got 'guess'"),
         ({"likelihood_normalisation": "max"}, "evaluation.likelihood_normalisation: expected one of mean, sum"),
         ({"batch_size": 0}, "evaluation.batch_size: expected an integer of at least 1, got 0"),
         ({"max_new_tokens": 0}, "evaluation.max_new_tokens: expected an integer of at least 1"),

@@ -140,9 +140,9 @@ def test_truths_that_no_answer_could_match_are_told() -> None:
 def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="text_test_arc_easy: no rows"):
         SplitAnswers(ARC, [], [])
-    with pytest.raises(ValueError, match="2 truths, but 1 answers in extracted"):
+    with pytest.raises(ValueError, match="2 truths, but 1 entries in extracted"):
         SplitAnswers(ARC, ["A", "B"], ["A"])
-    with pytest.raises(ValueError, match="2 truths, but 3 answers in frozen"):
+    with pytest.raises(ValueError, match="2 truths, but 3 entries in frozen"):
         SplitAnswers(ARC, ["A", "B"], ["A", "B"], ["A", "B", "C"])
     with pytest.raises(ValueError, match="metric 'f1'"):
         SplitAnswers(dataclasses.replace(ARC, metric="f1"), ["A"], ["A"])

@@ -16,6 +16,7 @@ from lime.evaluation.statistics import (
     correlation,
     fisher_interval,
     percentile_interval,
+    randomised_interval,
     wilson_interval,
 )
 
@@ -76,11 +77,50 @@ def test_fisher_interval_at_its_limits() -> None:
     assert math.atanh(wide_high) - math.atanh(0.8) == pytest.approx(1.959964 * math.sqrt(1.32 / 47), abs=1e-5)
 
 
-@pytest.mark.parametrize(("n", "p"), [(20, 0.5), (100, 0.05), (100, 0.95)])
+CELLS = [(n, p) for n in (20, 100, 1000) for p in (0.05, 0.5, 0.95)]
+TRIALS = 2000
+
+
+def exact_coverage(intervals: list[tuple[float, float]], n: int, p: float) -> float:
+    low, high = np.array(intervals).T
+    return float(stats.binom.pmf(np.arange(n + 1), n, p)[(low <= p) & (p <= high)].sum())
+
+
+@pytest.mark.parametrize(("n", "p"), CELLS)
+def test_the_randomised_interval_covers_in_93_to_97_percent_of_trials(n: int, p: float) -> None:
+    rng = np.random.default_rng(1)
+    counts, uniforms = rng.binomial(n, p, size=TRIALS), rng.random(TRIALS)
+    low, high = np.array([randomised_interval(int(k), n, u) for k, u in zip(counts, uniforms, strict=True)]).T
+    assert 0.93 <= np.mean((low <= p) & (p <= high)) <= 0.97
+
+
+@pytest.mark.parametrize(("n", "p"), CELLS)
 def test_wilson_covers_as_it_claims(n: int, p: float) -> None:
-    k = np.random.default_rng(1).binomial(n, p, size=2000)
-    low, high = np.array([wilson_interval(int(value), n) for value in k]).T
-    assert 0.93 <= np.mean((low <= p) & (p <= high)) <= 0.975
+    """Exactly, and in simulation; at n = 20 with p = 0.05 or 0.95 no interval of the count alone gets to 93 to 97%."""
+    intervals = [wilson_interval(k, n) for k in range(n + 1)]
+    exact = exact_coverage(intervals, n, p)
+    low, high = np.array(intervals)[np.random.default_rng(1).binomial(n, p, size=TRIALS)].T
+    simulated = np.mean((low <= p) & (p <= high))
+    assert simulated == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / TRIALS))
+    if n == 20 and p != 0.5:
+        assert exact == pytest.approx(0.9245, abs=1e-4)
+        chances = np.concatenate([[0.0], stats.binom.cdf(np.arange(n + 1), n, p)])
+        possible = chances[None, :] - chances[:, None]  # of counts in any range, the only sets an interval can cover
+        assert not np.any((possible > 0.9246) & (possible < 0.984))
+    else:
+        assert 0.93 <= simulated <= 0.97
+
+
+def test_the_randomised_interval_by_hand() -> None:
+    n, k, u = 20, 3, 0.25
+    for bound, level in zip(randomised_interval(k, n, u), (0.975, 0.025), strict=True):
+        assert stats.binom.cdf(k - 1, n, bound) + u * stats.binom.pmf(k, n, bound) == pytest.approx(level)
+    assert randomised_interval(0, 5, 0.5)[0] == 0.0
+    assert randomised_interval(5, 5, 0.5)[1] == 1.0
+    assert randomised_interval(0, 5, 0.01) == (0.0, 0.0)
+    for wrong in ((3, 2, 0.5), (0, 0, 0.5), (1, 2, 1.0)):
+        with pytest.raises(ValueError, match="uniform"):
+            randomised_interval(*wrong)
 
 
 def test_bootstrap_of_means_is_that_of_resampled_rows() -> None:

@@ -1,0 +1,85 @@
+"""Both scorers side by side: authors_scorer.json, a table for the terminal, a Markdown section."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from lime.atomic import write_text
+from lime.evaluation.authors import AuthorsScores, AuthorsSplit
+
+SCHEMA = "lime-authors-scorer/1"
+AUTHORS_JSON = "authors_scorer.json"
+CAUTION = (
+    "The authors' scorer sees the truth while it extracts, and counts an empty answer as correct; "
+    "it stands here only beside published numbers."
+)
+
+
+def write_authors_scores(folder: str | Path, scores: AuthorsScores) -> Path:
+    """Write authors_scorer.json into `folder`; scores in points."""
+    path = Path(folder) / AUTHORS_JSON
+    record = {"schema": SCHEMA, "unit": "points", "caution": CAUTION, **dataclasses.asdict(scores)}
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return path
+
+
+def read_authors_scores(folder: str | Path) -> AuthorsScores | None:
+    """The scores beside a run's results, or None where the run was not scored so.
+
+    Raises ValueError for another schema.
+    """
+    path = Path(folder) / AUTHORS_JSON
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: schema {record.get('schema')!r}, expected {SCHEMA!r}; evaluate again")
+    return AuthorsScores(
+        splits=tuple(AuthorsSplit(**values) for values in record["splits"]),
+        categories={name: (values[0], values[1]) for name, values in record["categories"].items()},
+        macro=(record["macro"][0], record["macro"][1]),
+    )
+
+
+def rows(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> list[tuple[str, float, float, int | None]]:
+    """(name, authors, blind, empty answers called correct) of every split, category and the macro score."""
+    found: list[tuple[str, float, float, int | None]] = []
+    for category, (authors, blind) in scores.categories.items():
+        for split in scores.splits:
+            if split.category == category:
+                found.append((split.split, split.authors, split.blind, split.empty))
+        found.append(((names or {}).get(category, category), authors, blind, None))
+    found.append(("Macro", *scores.macro, sum(split.empty for split in scores.splits)))
+    return found
+
+
+def authors_table(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> Table:
+    """Both scorers and their difference, for the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=CAUTION)
+    table.add_column("task", no_wrap=True)
+    for heading in ("authors'", "blind", "diff.", "empty"):
+        table.add_column(heading, justify="right")
+    for name, authors, blind, empty in rows(scores, names):
+        style = "cyan" if empty is None else ("bold" if name == "Macro" else "")
+        counted = "" if empty is None else str(empty)
+        table.add_row(name, f"{authors:.1f}", f"{blind:.1f}", f"{authors - blind:+.1f}", counted, style=style)
+    return table
+
+
+def authors_markdown(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> str:
+    """Categories and the macro score by both scorers as a Markdown section."""
+    lines = [
+        "## By the authors' scorer", "", CAUTION, "",
+        "| Category | authors' scorer | blind | difference |", "|---|---:|---:|---:|",
+    ]  # fmt: skip
+    named = {(names or {}).get(category, category): value for category, value in scores.categories.items()}
+    for name, (authors, blind) in (named | {"**All tasks (macro)**": scores.macro}).items():
+        lines.append(f"| {name} | {authors:.1f} | {blind:.1f} | {authors - blind:+.1f} |")
+    return "\n".join(lines) + "\n"

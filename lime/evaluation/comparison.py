@@ -1,0 +1,228 @@
+"""Two runs on the same rows: which tasks differ, by how much, and whether it is more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lime.evaluation.clusters import cluster_weights, source_media, weighted_correlations, weighted_means
+from lime.evaluation.paired import holm, mcnemar, sign_flip, swap_correlations
+from lime.evaluation.predictions import Prediction
+from lime.evaluation.scoring import SplitAnswers, Task, number_columns
+from lime.evaluation.statistics import correlation, percentile_interval
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class TaskDifference:
+    """One task in both runs; scores and differences (B less A) in points, on the rows that both answered.
+
+    low, high: 95% paired bootstrap interval over rows, rows of one medium drawn together. only_a, only_b: rows that one
+    run alone answered rightly. p: of the test on the task alone; adjusted: by Holm over all tasks compared.
+    """
+
+    split: str
+    category: str
+    n: int
+    media: int
+    a: float
+    b: float
+    low: float
+    high: float
+    only_a: int
+    only_b: int
+    p: float
+    adjusted: float
+
+    @property
+    def difference(self) -> float:
+        return self.b - self.a
+
+    @property
+    def clear(self) -> bool:
+        """Whether the adjusted p-value is below 5%."""
+        return self.adjusted < LEVEL
+
+
+@dataclass(frozen=True)
+class GroupDifference:
+    """Unweighted mean over tasks in both runs, in points; low, high: 95% paired bootstrap interval of the difference.
+
+    clear: whether the interval excludes 0.
+    """
+
+    name: str
+    tasks: int
+    a: float
+    b: float
+    low: float
+    high: float
+
+    @property
+    def difference(self) -> float:
+        return self.b - self.a
+
+    @property
+    def clear(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """tasks in the order of the task table. left_out: rows that only one of the runs has."""
+
+    tasks: tuple[TaskDifference, ...]
+    categories: tuple[GroupDifference, ...]
+    macro: GroupDifference
+    left_out: int
+
+
+def compare(
+    a: Sequence[Prediction],
+    b: Sequence[Prediction],
+    tasks: Mapping[str, Task],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two runs row by row.
+
+    A task scored by accuracy is tested by McNemar's exact test (mid-p), and where rows share media by flipping the sign
+    of whole media's differences; a task scored by correlation by swapping the two runs' answers at random.
+
+    Raises ValueError where the runs share no row, or one row has another question, medium or truth in the other run.
+    """
+    ours, theirs = ({record.id: record for record in side} for side in (a, b))
+    shared = [name for name in ours if name in theirs]
+    if not shared:
+        raise ValueError("the two runs share no test row; compare runs on the same data")
+    for name in shared:
+        for field in ("question", "media_path", "truth"):
+            if getattr(ours[name], field) != getattr(theirs[name], field):
+                raise ValueError(f"row {name}: the runs have another {field}; compare runs on the same data")
+    by_split: dict[str, list[str]] = {}
+    for name in shared:
+        by_split.setdefault(ours[name].split, []).append(name)
+    unknown = sorted(set(by_split) - set(tasks))
+    if unknown:
+        raise ValueError(f"no task has the splits {', '.join(unknown)}")
+    found, samples = [], []
+    for split, task in tasks.items():
+        if split in by_split:
+            names = by_split[split]
+            one = _Pair(task, [ours[n] for n in names], [theirs[n] for n in names], resamples, seed)
+            found.append(one.difference())
+            samples.append(one.samples)
+    adjusted = holm([task.p for task in found])
+    done = tuple(
+        TaskDifference(**{**vars(task), "adjusted": value}) for task, value in zip(found, adjusted, strict=True)
+    )
+    names = list(dict.fromkeys(task.category for task in done))
+    categories = []
+    for category in names:
+        chosen = [i for i, task in enumerate(done) if task.category == category]
+        categories.append(_group(category, [done[i] for i in chosen], [samples[i] for i in chosen]))
+    left_out = len(ours) + len(theirs) - 2 * len(shared)
+    return Comparison(done, tuple(categories), _group("macro", done, samples), left_out)
+
+
+class _Pair:
+    """One task in two runs."""
+
+    def __init__(self, task: Task, a: Sequence[Prediction], b: Sequence[Prediction], resamples: int, seed: int):
+        self._task, self._a, self._b, self._seed = task, a, b, seed
+        self._media = [source_media(record.media_path) or f"\0{record.id}" for record in a]
+        self._right = [np.array([float(record.correct) for record in side]) for side in (a, b)]
+        weights = cluster_weights(self._media, resamples, seed)
+        if task.metric == "correlation":
+            truths = [record.truth for record in a]
+            sides = [SplitAnswers(task, truths, [record.extracted for record in side]) for side in (a, b)]
+            columns = [number_columns(side, side.extracted) for side in sides]
+            self._columns, self._truth = [column[0] for column in columns], columns[0][1]
+            one, two = (weighted_correlations(column, self._truth, weights) for column in self._columns)
+            self.samples: np.ndarray = 100 * (two - one)
+        else:
+            self.samples = 100 * weighted_means(self._right[1] - self._right[0], weights)
+
+    def difference(self) -> TaskDifference:
+        one, two = self._right
+        only_a, only_b = int(((one == 1) & (two == 0)).sum()), int(((one == 0) & (two == 1)).sum())
+        if self._task.metric == "correlation":
+            a, b = (100 * (correlation(column, self._truth, "pearson") or 0.0) for column in self._columns)
+            rng = np.random.default_rng([self._seed, *self._task.split.encode()])
+            p = swap_correlations(*self._columns, self._truth, rng)
+        else:
+            a, b = 100 * one.mean(), 100 * two.mean()
+            alone = len(set(self._media)) == len(self._media)
+            p = mcnemar(only_a, only_b).p if alone else sign_flip(two - one, self._media)
+        low, high = percentile_interval(self.samples)
+        task = self._task
+        return TaskDifference(
+            split=task.split, category=task.category, n=len(one), media=len(set(self._media)), a=float(a), b=float(b),
+            low=low, high=high, only_a=only_a, only_b=only_b, p=p, adjusted=p,
+        )  # fmt: skip
+
+
+def _group(name: str, tasks: Sequence[TaskDifference], samples: Sequence[np.ndarray]) -> GroupDifference:
+    low, high = percentile_interval(np.mean(samples, axis=0))
+    a, b = (float(np.mean([getattr(task, side) for task in tasks])) for side in "ab")
+    return GroupDifference(name, len(tasks), a, b, low, high)
+
+
+def comparison_table(found: Comparison, names: Mapping[str, str] | None = None) -> RenderableType:
+    """The comparison for the terminal, with its reading in words below."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=32)
+    for heading in ("n", "A", "B", "B-A", "95% CI", "only A", "only B", "p", "Holm p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in found.categories:
+        for task in found.tasks:
+            if task.category == group.name:
+                table.add_row(
+                    ("*" if task.clear else " ") + task.split, str(task.n), f"{task.a:.1f}", f"{task.b:.1f}",
+                    f"{task.difference:+.1f}", f"{task.low:+.1f}…{task.high:+.1f}", str(task.only_a), str(task.only_b),
+                    _p(task.p), _p(task.adjusted), style="bold" if task.clear else "",
+                )  # fmt: skip
+        table.add_row(*_cells(group, (names or {}).get(group.name, group.name)), style="cyan")
+        table.add_section()
+    table.add_row(*_cells(found.macro, "Macro"), style="bold")
+    return Group(table, *[Text(line) for line in reading(found)])
+
+
+def reading(found: Comparison) -> list[str]:
+    """What the comparison says, in words."""
+    better = [task.split for task in found.tasks if task.clear and task.difference > 0]
+    worse = [task.split for task in found.tasks if task.clear and task.difference < 0]
+    macro = found.macro
+    size = f"{macro.difference:+.1f} points (95% interval {macro.low:+.1f} to {macro.high:+.1f})"
+    verdict = "more than noise among test rows" if macro.clear else "no more than noise among test rows"
+    lines = [
+        f"Macro, B less A: {size}: {verdict}.",
+        f"Tasks that differ beyond noise (Holm over {len(found.tasks)} tasks, 5%): B better in {len(better)}"
+        f"{_list(better)}, A better in {len(worse)}{_list(worse)}.",
+        "The rows are one source of chance; another training seed is another. Compare several seeds before you claim a "
+        "difference of methods.",
+    ]
+    if found.left_out:
+        lines.append(f"Rows that only one run has, left out: {found.left_out}.")
+    return lines
+
+
+def _list(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""
+
+
+def _cells(group: GroupDifference, name: str) -> list[str]:
+    interval = f"{group.low:+.1f}…{group.high:+.1f}"
+    return [f" {name}", "", f"{group.a:.1f}", f"{group.b:.1f}", f"{group.difference:+.1f}", interval, "", "", "", ""]
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

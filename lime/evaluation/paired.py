@@ -1,0 +1,115 @@
+"""Do two runs differ, or is it noise? Paired tests on the same rows, and their correction over many tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """McNemar's test. only_a, only_b: rows that run A, run B alone answered rightly. p: exact, mid-p, two-sided."""
+
+    only_a: int
+    only_b: int
+    p: float
+
+
+def mcnemar(only_a: int, only_b: int) -> McNemar:
+    """McNemar's exact test in its mid-p form: given the discordant rows, each is A's with probability 1/2.
+
+    p = 2 P(K <= min) - P(K = min), K ~ Binomial(only_a + only_b, 1/2), at most 1. The mid-p form keeps its level where
+    the plain exact test is too cautious and the chi-square form is too bold (Fagerland, Lydersen and Laake 2013).
+
+    Raises ValueError for a negative count.
+    """
+    if min(only_a, only_b) < 0:
+        raise ValueError(f"expected counts of at least 0, got {only_a} and {only_b}")
+    n, least = only_a + only_b, min(only_a, only_b)
+    if n == 0:
+        return McNemar(only_a, only_b, 1.0)
+    p = 2 * stats.binom.cdf(least, n, 0.5) - stats.binom.pmf(least, n, 0.5)
+    return McNemar(only_a, only_b, float(min(p, 1.0)))
+
+
+def sign_flip(differences: Sequence[float] | np.ndarray, clusters: Sequence[str] | None = None) -> float:
+    """McNemar's test for rows in clusters: two-sided mid-p of the sum of differences, with the sign of whole clusters
+    flipped.
+
+    differences: correct in B less correct in A, whole numbers, one per row. Under the null hypothesis the two runs are
+    exchangeable in each cluster, so each cluster's sum is as likely with the other sign; the distribution of the total
+    over all sign patterns is worked out exactly. With one row per cluster this is `mcnemar`.
+
+    Raises ValueError for differences that are not whole numbers, or another number of clusters.
+    """
+    values = np.asarray(differences, dtype=float)
+    whole = np.rint(values).astype(int)
+    if not np.array_equal(values, whole):
+        raise ValueError("differences: expected whole numbers (correct in B less correct in A)")
+    if clusters is not None:
+        if len(clusters) != len(whole):
+            raise ValueError(f"{len(whole)} differences, but {len(clusters)} clusters")
+        _, index = np.unique(np.asarray(clusters), return_inverse=True)
+        whole = np.bincount(index, weights=whole).round().astype(int)
+    sizes = np.abs(whole[whole != 0])
+    if sizes.size == 0:
+        return 1.0
+    total, observed = int(sizes.sum()), abs(int(whole.sum()))
+    # Probability of (sum + total) / 2 = the sum of the sizes whose sign came out positive.
+    chances = np.ones(1)
+    for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
+        steps = np.zeros(size * count + 1)
+        steps[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, steps)
+    sums = 2 * np.arange(total + 1) - total
+    beyond, at = chances[np.abs(sums) > observed].sum(), chances[np.abs(sums) == observed].sum()
+    return float(min(beyond + (at / 2 if observed else at), 1.0))
+
+
+def swap_correlations(
+    a: np.ndarray, b: np.ndarray, truth: np.ndarray, rng: np.random.Generator, resamples: int = 2000
+) -> float:
+    """Two-sided p of a difference of Pearson correlations: the two runs' answers are swapped row by row at random.
+
+    p = (1 + number of swaps at least as far apart) / (1 + resamples). Columns are brought to mean 0 and variance 1
+    first, so that a mere change of scale is no difference.
+    """
+    if len(a) < 2:
+        return 1.0
+
+    def standard(values: np.ndarray) -> np.ndarray:
+        spread = values.std()
+        return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
+
+    a, b, truth = standard(np.asarray(a, float)), standard(np.asarray(b, float)), standard(np.asarray(truth, float))
+
+    def correlations(columns: np.ndarray) -> np.ndarray:
+        centred = columns - columns.mean(axis=1, keepdims=True)
+        norm = np.sqrt((centred**2).sum(axis=1)) * np.sqrt((truth**2).sum())
+        return np.divide(centred @ truth, norm, out=np.zeros(len(columns)), where=norm > 1e-12)
+
+    swap = rng.random((resamples, len(a))) < 0.5
+    first, second = np.where(swap, b, a), np.where(swap, a, b)
+    observed = abs(float(np.diff(correlations(np.stack([a, b])))[0]))
+    apart = np.abs(correlations(second) - correlations(first))
+    return float((1 + (apart >= observed - 1e-12).sum()) / (1 + resamples))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of m tests by Holm's step-down (1979); the chance of any false alarm stays below the level.
+
+    The i-th smallest becomes max over j <= i of min(1, (m - j + 1) p_(j)).
+
+    Raises ValueError for a value outside [0, 1].
+    """
+    p = np.asarray(p_values, dtype=float)
+    if p.size and (p.min() < 0 or p.max() > 1 or np.isnan(p).any()):
+        raise ValueError("expected p-values between 0 and 1")
+    order = np.argsort(p, kind="stable")
+    scaled = np.minimum(1.0, p[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return [float(value) for value in adjusted]

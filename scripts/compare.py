@@ -1,0 +1,50 @@
+"""Which tasks differ between two runs, and is it more than noise?
+
+    python scripts/compare.py RUN_A RUN_B [--json FILE]
+
+RUN is the folder of a finished run, or its predictions.jsonl. Paired by test row: McNemar's test per task (by whole
+media where rows share them), Holm's correction over the tasks, a paired bootstrap for categories and the macro score.
+Ends with status 1 and one line where the runs cannot be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lime.data.tasks import CATEGORIES, TASKS
+from lime.evaluation.comparison import compare, comparison_table
+from lime.evaluation.predictions import read_predictions
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_a", type=Path)
+    parser.add_argument("run_b", type=Path)
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (default 2000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
+    parser.add_argument("--json", type=Path, help="also write the comparison to this file")
+    args = parser.parse_args(arguments)
+    try:
+        runs = [read_predictions(path) for path in (args.run_a, args.run_b)]
+        found = compare(*runs, TASKS, resamples=args.resamples, seed=args.seed)
+    except (ValueError, OSError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 1
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(f"A: {args.run_a}\nB: {args.run_b}", highlight=False)
+    console.print(comparison_table(found, CATEGORIES))
+    if args.json is not None:
+        args.json.write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
