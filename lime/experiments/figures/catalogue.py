@@ -1,0 +1,75 @@
+"""Which figure each experiment has; a sweep that is none of them gets the kind that its axes suggest."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from lime.data.tasks import CATEGORIES, TASKS
+from lime.experiments.collection import Sweep
+from lime.experiments.estimates import MACRO
+from lime.experiments.figures.kinds import Draw, dots, heat, lines, methods, radar
+from lime.experiments.figures.style import numeric
+from lime.experiments.published import published
+
+_BY_CATEGORY = (MACRO, *CATEGORIES)
+_BY_TASK = (MACRO, *(split for split, task in TASKS.items() if task.name in published().tasks))
+_MODALITIES = ("text", "vision")
+
+FIGURES: dict[str, Draw] = {
+    "num_experts": partial(lines, x="lime.num_experts", groups=(MACRO, *_MODALITIES), label="number of experts"),
+    "top_k": partial(lines, x="lime.top_k", label="experts per token (top-k)"),
+    "auto_topk": partial(radar, axis="lime.selection", title="Auto Top-K (auto) and fixed top-2 (topk)"),
+    "threshold": partial(lines, x="lime.auto_topk_threshold", label="threshold of Auto Top-K", experts=True),
+    "n_gram": partial(lines, x="lime.n_gram", groups=_MODALITIES, label="tokens per window (n-gram)"),
+    "gamma_routing": partial(lines, x="lime.gamma_routing", groups=_MODALITIES, label="share of the update in routing"),
+    "feature_slice": partial(dots, axis="lime.feature_slice", groups=_BY_CATEGORY, title="Features that route"),
+    "router": partial(dots, axis="lime.router", groups=_BY_TASK, title="Zero-parameter and learned router"),
+    "temperature": partial(lines, x="lime.temperature", label="temperature of the routing softmax", experts=True),
+    "balance": partial(heat, x="lime.balance.alpha", y="lime.balance.beta"),
+    "shared_modulator": partial(
+        dots, axis="lime.shared_modulator", groups=_BY_CATEGORY, title="With and without the shared modulator"
+    ),
+    "peft_type": methods,
+    "rank": partial(lines, x="peft.r", by="method", label="rank", logarithmic=True),
+    "jitter": partial(lines, x="lime.jitter_noise", label="routing noise"),
+    "routing_norm": partial(dots, axis="lime.routing_norm", groups=_BY_CATEGORY, title="Divisor of the routing signal"),
+    "window_anchor": partial(
+        dots, axis="lime.window_anchor", groups=_BY_CATEGORY, title="Token that decides for a window"
+    ),
+    "experts_by_data": partial(
+        lines, x="lime.num_experts", by="data.train_rows", label="number of experts", logarithmic=True
+    ),
+    "table2": methods,
+}
+
+
+def draw(sweep: Sweep) -> Figure:
+    """The figure of a sweep.
+
+    Raises:
+        ValueError: no finished run, or axes that no kind of figure fits.
+    """
+    if not any(point.records for point in sweep.points):
+        raise ValueError(f"{sweep.folder}: no finished run to draw")
+    drawer = FIGURES.get(sweep.name)
+    if drawer is not None and _fits(sweep, drawer):
+        return drawer(sweep)
+    axes = sweep.axes
+    numbers = [key for key in axes if numeric([point.settings[key] for point in sweep.points])]
+    if len(axes) == 1:
+        if axes == ["method"]:
+            return methods(sweep)
+        return lines(sweep, axes[0]) if numbers else dots(sweep, axes[0], _BY_CATEGORY, sweep.name)
+    if len(axes) == 2 and numbers:
+        other = next(key for key in axes if key != numbers[-1])
+        return lines(sweep, numbers[-1], by=other)
+    raise ValueError(f"{sweep.folder}: no figure for a sweep over {', '.join(axes) or 'seeds alone'}; see its table")
+
+
+def _fits(sweep: Sweep, drawer: Draw) -> bool:
+    """Whether the sweep has the axes that a figure of the catalogue needs (a command may have swept others)."""
+    named = getattr(drawer, "keywords", {"axis": "method"})
+    needed = {named[key] for key in ("x", "y", "axis", "by") if named.get(key)}
+    return needed == set(sweep.axes)

@@ -1,0 +1,104 @@
+"""One look for every figure: colours that colour-blind readers tell apart; markers and dashes say the same again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lime.experiments.collection import Sweep
+from lime.experiments.published import published
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito (2008), without yellow, which is too light for lines."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-")
+HEAT = "cividis"
+PUBLISHED = "#7F7F7F"
+SUFFIXES = ("png", "pdf")
+
+_RC: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "lime",
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style, for what is drawn and saved within."""
+    with mpl.rc_context(_RC):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches that lays itself out."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the n-th series; markers are open from the eighth on."""
+    n = index % len(COLOURS)
+    filled = {} if index < len(COLOURS) else {"markerfacecolor": "none"}
+    return {"color": COLOURS[n], "marker": MARKERS[n], "linestyle": DASHES[n], **filled}
+
+
+def footnote(figure: Figure, sweep: Sweep) -> None:
+    """Under the figure: what the marks mean, how many seeds, and which runs are not in it."""
+    counts = sorted({len(point.records) for point in sweep.points})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    text = f"Mean of {seeds} seed{'' if counts == [1] else 's'} (small dots: each). Bars: 95% interval over test items."
+    lacking = [f"{point.label}: {point.unfinished}" for point in sweep.points if point.unfinished]
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        text += f"\nNot finished: {'; '.join(lacking[:3])}{more}."
+    figure.supxlabel(text, fontsize=7, color="#555555")
+
+
+def mark_published(axes: Axes, key: str) -> None:
+    """Shade the range that the paper names as best, where it names one."""
+    found = published().best.get(key)
+    if found is None:
+        return
+    low, high = found
+    label = f"published best: {low:g}" if low == high else f"published best: {low:g} to {high:g}"
+    ticks = axes.get_xlim()
+    margin = 0.012 * (ticks[1] - ticks[0])
+    axes.axvspan(low - margin, high + margin, color=PUBLISHED, alpha=0.25, linewidth=0, zorder=0, label=label)
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``name`` as PNG and PDF, the same bytes for the same content."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with styled():
+        for suffix in SUFFIXES:
+            path = folder / f"{name}.{suffix}"
+            nothing = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
+            figure.savefig(path, metadata=nothing)
+            paths.append(path)
+    return paths
+
+
+def numeric(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers (true and false are not)."""
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)

@@ -1,0 +1,35 @@
+"""Figures of sweeps from their records: python scripts/figures.py multirun/num_experts [more folders] --out FOLDER"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lime.experiments.collection import read_sweep
+from lime.experiments.figures.catalogue import draw
+from lime.experiments.figures.style import save
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of sweeps, multirun/NAME")
+    parser.add_argument("--out", type=Path, default=Path("outputs/figures"), help="folder for NAME.png and NAME.pdf")
+    parser.add_argument("--all", action="store_true", help="every record in a folder, not only the last command's")
+    options = parser.parse_args(arguments)
+    failed = 0
+    for folder in options.folders:
+        try:
+            sweep = read_sweep(folder, everything=options.all)
+            for path in save(draw(sweep), options.out, sweep.name):
+                print(path)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = 2
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
