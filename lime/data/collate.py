@@ -119,6 +119,15 @@ class Collator:
         answers = self._own_answers(rows)
         return [n + len(a) for n, a in zip(self._prompt_lengths(rows), answers, strict=True)]
 
+    def parts(self, row: Row) -> tuple[int, int, int]:
+        """Tokens of a row with its answer, and of these the visual placeholders and the answer's.
+
+        Reads at most the header of its media.
+        """
+        visual = self._visual_tokens(row) if row.source_type != "text" else 0
+        answer = len(self._own_answers([row])[0])
+        return len(self._tokens([row])[0]) + max(visual - 1, 0) + answer, visual, answer
+
     # Parts
 
     def media(self, row: Row) -> Visual | None:

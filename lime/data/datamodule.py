@@ -17,10 +17,12 @@ from transformers import ProcessorMixin
 
 from lime.data.cache import FrameCache
 from lime.data.collate import Collator, OverlongError, overlong_message
+from lime.data.collate_other import ProcessorCollator
 from lime.data.config import DataConfig
 from lime.data.media import MediaError
 from lime.data.rows import DataError, MMTDataset, Row, Rows, content_hash
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
+from lime.models.processing import FrameProcessor
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +79,18 @@ class MMTDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.dataset = MMTDataset(data.root)
         frames = data.frame_cache
-        self.collator = Collator(
-            processor,
-            family,
-            data.root,
-            max_length=data.max_length,
-            system_prompt=data.system_prompt,
-            video_backend=data.video_backend,
-            cache_mb=data.cache_mb // max(data.num_workers, 1),
-            frame_cache=FrameCache(frames.dir, frames.size_mb) if frames.dir is not None else None,
-        )
+        options: dict[str, Any] = {
+            "max_length": data.max_length,
+            "system_prompt": data.system_prompt,
+            "video_backend": data.video_backend,
+            "cache_mb": data.cache_mb // max(data.num_workers, 1),
+        }
+        self.collator: Any
+        if isinstance(processor.video_processor, FrameProcessor):
+            cache = FrameCache(frames.dir, frames.size_mb) if frames.dir is not None else None
+            self.collator = Collator(processor, family, data.root, **options, frame_cache=cache)
+        else:
+            self.collator = ProcessorCollator(processor, family, data.root, **options)
         self.alike = False
         self.left_out = LeftOut()
         self.train_rows: list[Row] = []

@@ -29,12 +29,36 @@ class SplitFiles:
         return list(self._table_schema())
 
     def columns(self, names: tuple[str, ...]) -> dict[str, list[Any]]:
-        """These columns as lists of Python values."""
+        """These columns as lists of Python values. ValueError naming the first row whose text is not UTF-8."""
+        table = self.table(names)
+        return {name: self._values(name, table.column(name)) for name in names}
+
+    def raw_columns(self, names: tuple[str, ...]) -> dict[str, list[Any]]:
+        """As `columns`, with text as the bytes it is stored in, whether they are UTF-8 or not."""
+        table = self.table(names)
+        return {name: _bytes(table.column(name)) for name in names}
+
+    def table(self, names: tuple[str, ...]) -> pa.Table:
+        """These columns as an Arrow table."""
         if self.folder is not None:
-            dataset = self._arrow()
-            return {name: list(dataset[name]) for name in names}
-        table = pa.concat_tables([pq.read_table(shard, columns=list(names)) for shard in self.shards])
-        return {name: table.column(name).to_pylist() for name in names}
+            return self._arrow().select_columns(list(names)).with_format("arrow")[:]
+        return pa.concat_tables([pq.read_table(shard, columns=list(names)) for shard in self.shards])
+
+    def _values(self, name: str, column: pa.ChunkedArray) -> list[Any]:
+        try:
+            return column.to_pylist()
+        except UnicodeDecodeError:
+            for index, value in enumerate(_bytes(column)):
+                if isinstance(value, bytes) and not is_utf8(value):
+                    raise ValueError(
+                        f"{self.place}: row {self.split}/{index}: its {name} is not UTF-8 text; correct it"
+                    ) from None
+            raise
+
+    @property
+    def place(self) -> Path:
+        """The folder or the first shard."""
+        return self.folder if self.folder is not None else self.shards[0]
 
     def _table_schema(self) -> list[str]:
         if self.folder is not None:
@@ -51,6 +75,21 @@ class SplitFiles:
 
             self._opened = Dataset.load_from_disk(str(self.folder))
         return self._opened
+
+
+def is_utf8(value: bytes) -> bool:
+    """Whether these bytes are UTF-8 text."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _bytes(column: pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()
 
 
 def find_splits(root: Path) -> dict[str, SplitFiles]:

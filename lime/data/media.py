@@ -95,6 +95,8 @@ def video_size(path: str | Path, row_id: str | None = None) -> tuple[int, int]:
 def _video_stream(container: Any, path: str | Path, row_id: str | None) -> Any:
     if not container.streams.video:
         raise MediaError(path, "holds no video stream", row_id)
+    if container.format.name.endswith("_pipe") or container.format.name == "image2":  # FFmpeg's names of still pictures
+        raise MediaError(path, "a picture, not a video", row_id)
     return container.streams.video[0]
 
 
@@ -169,6 +171,8 @@ def _load_decord(path: Path, num_frames: int, row_id: str | None) -> np.ndarray:
     import decord
 
     try:
+        with av.open(str(path)) as container:  # decord knows the frames that are left, not how many there should be
+            length = _length(_video_stream(container, path, row_id))
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         total = len(reader)
         if total == 0:
@@ -177,13 +181,11 @@ def _load_decord(path: Path, num_frames: int, row_id: str | None) -> np.ndarray:
         last = float(reader.get_frame_timestamp(total - 1)[0])
         end = (last if last < _NO_TIMESTAMP else step * (total - 1)) + step
         frames = reader.get_batch(frame_indices(total, num_frames).tolist()).asnumpy()
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
+    except (av.FFmpegError, decord.DECORDError, RuntimeError, IndexError) as error:
         if isinstance(error, MediaError):
             raise
         text = str(error).strip().splitlines()[0]
         raise MediaError(path, f"not a readable video ({text})", row_id) from error
-    with av.open(str(path)) as container:  # decord knows the frames that are left, not how many there should be
-        length = _length(_video_stream(container, path, row_id))
     _check_length(path, end, total, length, row_id)
     return frames
 

@@ -119,8 +119,13 @@ class MMTDataset:
         self._train = loaded.pop(TRAIN, None)
         self.tests: dict[str, Rows] = loaded
         self.absent: list[str] = [name for name in TASKS if name not in loaded]
-        self.manifest: dict[str, Any] = _manifest(self.root)
+        self.manifest: dict[str, Any] = read_manifest(self.root)
         self.fingerprint = self._fingerprint()
+
+    @property
+    def has_train(self) -> bool:
+        """Whether there is a 'train' split."""
+        return self._train is not None
 
     @property
     def train(self) -> Rows:
@@ -145,7 +150,8 @@ class MMTDataset:
         return total.hexdigest()
 
 
-def _manifest(root: Path) -> dict[str, Any]:
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The content of root/manifest.json, {} without one. DataError where it is not a JSON object."""
     path = root / MANIFEST
     if not path.is_file():
         return {}

@@ -1,0 +1,227 @@
+"""Unpacking zip and tar archives into a data root: nothing leaves the root, nothing half-done stays.
+
+An archive is unpacked whole into a folder beside its place and only then moved. A refused member (a path or a link that
+leads out of the root, a device file, an encrypted or a damaged member) is named, and nothing of its archive is kept.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Protocol
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+_COPY = 2**20
+
+
+class ArchiveError(ValueError):
+    """An archive that cannot or must not be unpacked; the message names it, the member and what is wrong."""
+
+    def __init__(self, archive: Path, problem: str, member: str | None = None) -> None:
+        where = f", member {member!r}" if member is not None else ""
+        super().__init__(f"{archive}{where}: {problem}")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One entry: `kind` is file, folder, link (a symbolic one), hardlink or other; `target` where a link leads."""
+
+    name: str
+    kind: str
+    size: int
+    target: str = ""
+
+
+class _Reader(Protocol):
+    def members(self) -> list[Member]: ...
+    def open(self, name: str) -> IO[bytes]: ...
+    def close(self) -> None: ...
+
+
+class _Zip:
+    def __init__(self, path: Path) -> None:
+        self.path, self.file = path, zipfile.ZipFile(path)
+
+    def members(self) -> list[Member]:
+        found = []
+        for info in self.file.infolist():
+            if info.flag_bits & 1:
+                raise ArchiveError(self.path, "is encrypted", info.filename)
+            mode = info.external_attr >> 16
+            kind = "folder" if info.is_dir() else "file"
+            target = ""
+            if stat.S_ISLNK(mode):
+                kind, target = "link", self.file.read(info).decode("utf-8", "surrogateescape")
+            elif stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                kind = "other"
+            # Python's reader turns the name's backslashes and cuts it at NUL; what the archive says counts.
+            found.append(Member(info.orig_filename, kind, info.file_size, target))
+        return found
+
+    def open(self, name: str) -> IO[bytes]:
+        return self.file.open(name)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class _Tar:
+    def __init__(self, path: Path) -> None:
+        packed = path.name.lower().endswith("gz")
+        self.stream: Any = gzip.open(path) if packed else path.open("rb")  # noqa: SIM115  # closed by close()
+        try:
+            self.file = tarfile.open(fileobj=self.stream)  # noqa: SIM115
+        except BaseException:
+            self.stream.close()
+            raise
+        self._infos: dict[str, tarfile.TarInfo] = {}
+
+    def members(self) -> list[Member]:
+        found = []
+        for info in self.file:
+            kind = "other"
+            if info.isdir():
+                kind = "folder"
+            elif info.issym() or info.islnk():
+                kind = "link" if info.issym() else "hardlink"
+            elif info.isreg():
+                kind = "file"
+            self._infos[info.name] = info
+            found.append(Member(info.name, kind, info.size, info.linkname))
+        self._check_end()
+        return found
+
+    def _check_end(self) -> None:
+        """Python's reader takes a damaged header for the end, and does not read on to the checksum of gzip."""
+        self.stream.seek(self.file.offset)
+        if self.stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("a damaged header, or its end is missing")
+        while self.stream.read(_COPY):
+            pass
+
+    def open(self, name: str) -> IO[bytes]:
+        stream = self.file.extractfile(self._infos[name])
+        assert stream is not None
+        return stream
+
+    def close(self) -> None:
+        self.file.close()
+        self.stream.close()
+
+
+_DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError
+)  # fmt: skip
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file's name says that it is an archive this module unpacks."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def list_members(archive: Path) -> list[Member]:
+    """Every member, checked: ArchiveError where one must not be unpacked or the archive cannot be read."""
+    with _opened(archive) as (_, members):
+        return members
+
+
+def extract(archive: Path, staging: Path) -> list[Path]:
+    """Unpacks into `staging` (a new folder); the files' paths relative to it.
+
+    Links within the archive become copies of the file they lead to. Raises ArchiveError; `staging` may then hold a
+    part, which the caller removes.
+    """
+    staging.mkdir(parents=True)
+    written: list[Path] = []
+    with _opened(archive) as (reader, members):
+        for member in members:
+            if member.kind == "folder":
+                (staging / member.name).mkdir(parents=True, exist_ok=True)
+            elif member.kind == "file":
+                _write(archive, reader, member, staging / member.name)
+                written.append(Path(member.name))
+    for member in (one for one in members if one.kind in ("link", "hardlink")):
+        source = staging / os.path.normpath(_link_target(member))
+        if not source.is_file():
+            raise ArchiveError(archive, f"a link to {member.target!r}, which the archive does not hold", member.name)
+        (staging / member.name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, staging / member.name)
+        written.append(Path(member.name))
+    return written
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[tuple[_Reader, list[Member]]]:
+    """A reader and its members, all of them checked; what a library says of damage becomes an ArchiveError."""
+    try:
+        reader: _Reader = _Zip(archive) if archive.name.lower().endswith(".zip") else _Tar(archive)
+        with closing(reader):
+            members = reader.members()
+            for member in members:
+                _check(archive, member)
+            yield reader, members
+    except _DAMAGE as error:
+        raise ArchiveError(archive, f"cannot be read ({error}); fetch it again") from error
+
+
+def _write(archive: Path, reader: _Reader, member: Member, place: Path) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with reader.open(member.name) as source, place.open("xb") as out:
+            shutil.copyfileobj(source, out, _COPY)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ArchiveError(archive, "clashes with another member of the same name", member.name) from error
+    except _DAMAGE as error:
+        raise ArchiveError(archive, f"damaged ({error}); fetch the archive again", member.name) from error
+    if place.stat().st_size != member.size:
+        raise ArchiveError(archive, "damaged (cut short); fetch the archive again", member.name)
+
+
+def _check(archive: Path, member: Member) -> None:
+    problem = None
+    if member.kind == "other":
+        problem = "is a device, a pipe or a socket; an archive of media holds files and folders"
+    elif not member.name.strip("/") or "\0" in member.name:
+        problem = "has no usable name"
+    elif not _encodable(member.name):
+        problem = "has a name that is not UTF-8"
+    elif _outside(member.name):
+        problem = "leads out of the folder it is unpacked in"
+    elif member.kind in ("link", "hardlink") and (_outside(member.target, link=True) or _leaves(_link_target(member))):
+        problem = f"is a link to {member.target!r}, out of the folder it is unpacked in"
+    if problem:
+        raise ArchiveError(archive, f"{problem}; refused, nothing was unpacked", member.name)
+
+
+def _outside(name: str, link: bool = False) -> bool:
+    """Absolute, with a drive, with a backslash (a separator elsewhere) or, but for links, with a '..'."""
+    drive = len(name) > 1 and name[1] == ":"
+    return name.startswith("/") or drive or "\\" in name or (not link and ".." in PurePosixPath(name).parts)
+
+
+def _link_target(member: Member) -> str:
+    """Where a link leads, from the archive's top: a symbolic one counts from its own folder."""
+    return member.target if member.kind == "hardlink" else f"{PurePosixPath(member.name).parent}/{member.target}"
+
+
+def _leaves(name: str) -> bool:
+    """Whether `name`, its '..' resolved, lies above the top."""
+    normal = os.path.normpath(name)
+    return normal == ".." or normal.startswith(("../", "/"))
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,192 @@
+"""From downloaded files to a data root that trains: archives unpacked where the rows look, and a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock
+
+from lime.atomic import write_text
+from lime.data.layout import find_splits
+from lime.data.rows import MANIFEST, MMTDataset, read_manifest
+from lime.data.tools.archives import ArchiveError, extract, is_archive, list_members
+from lime.data.tools.output import dump
+
+log = logging.getLogger(__name__)
+
+CHECKSUMS = "media.sha256"
+"""Checksums of all media that rows name, in the format of `sha256sum` (`sha256sum --check media.sha256`)."""
+
+_MARKS = ".unpacked"
+_STAGING = ".unpacking"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` found: `unpacked` archives, and the section it wrote into the manifest."""
+
+    unpacked: list[str]
+    manifest: dict[str, Any]
+
+
+def prepare(root: str | Path) -> Prepared:
+    """Unpacks every archive below `root` that is not unpacked yet, and writes manifest.json and media.sha256.
+
+    Archives stay where they are. Where a file goes is read off the rows: if they name `video/a/1.mp4` and an archive
+    holds `x/a/1.mp4`, its `x` becomes `video`. An archive that no row names is unpacked as its publishers say: into a
+    folder of its own name if it holds clips, else into its own folder. The manifest counts rows, media and bytes of
+    each split; what it already holds (such as allowed answers) is kept.
+
+    Raises FileNotFoundError where the rows are not there, DataError for an unusable row, ArchiveError for an archive
+    that is damaged or must not be unpacked (nothing of it is left), OSError where the disk is too small.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; expected the one that `scripts/data.py download` filled")
+    with FileLock(str(root / ".prepare.lock")):
+        shutil.rmtree(root / _STAGING, ignore_errors=True)  # of a run that was killed
+        unpacked = []
+        if not _has_rows(root):  # then they are in an archive
+            unpacked = _unpack_all(root, _Places([]))
+        dataset = MMTDataset(root)
+        splits = _splits(dataset).values()
+        named = sorted({row.media_path for rows in splits for row in rows if row.source_type != "text"})
+        unpacked += _unpack_all(root, _Places(named))
+        shutil.rmtree(root / _STAGING, ignore_errors=True)
+        manifest = _manifest(root, dataset, named)
+        write_text(root / MANIFEST, dump({**read_manifest(root), "prepared": manifest}))
+    return Prepared(unpacked, manifest)
+
+
+def archives(root: Path) -> list[Path]:
+    """Every archive below `root`, hidden folders left out, in order of their paths."""
+    found = (path for path in root.rglob("*") if path.is_file() and is_archive(path))
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
+class _Places:
+    """Where members of archives belong, by the media paths of the rows."""
+
+    def __init__(self, named: Sequence[str]) -> None:
+        self._by_name: dict[str, list[tuple[str, ...]]] = {}
+        for path in named:
+            parts = PurePosixPath(path).parts
+            self._by_name.setdefault(parts[-1], []).append(parts)
+
+    def move(self, members: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """(leading parts of the members, what they become), the pair that most members agree on; None for none."""
+        votes: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = Counter()
+        for member in members:
+            own = PurePosixPath(member).parts
+            candidates = [(_common_end(own, parts), parts) for parts in self._by_name.get(own[-1], ())]
+            most = max((length for length, _ in candidates), default=0)
+            best = {(own[: len(own) - n], parts[: len(parts) - n]) for n, parts in candidates if n == most}
+            if len(best) == 1:  # a name that two folders share says nothing by itself
+                votes.update(best)
+        return votes.most_common(1)[0][0] if votes else None
+
+
+def _common_end(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+    count = 0
+    while count < min(len(a), len(b)) and a[-1 - count] == b[-1 - count]:
+        count += 1
+    return count
+
+
+def _has_rows(root: Path) -> bool:
+    try:
+        find_splits(root)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _unpack_all(root: Path, places: _Places) -> list[str]:
+    return [str(path.relative_to(root)) for path in archives(root) if _unpack(root, path, places)]
+
+
+def _unpack(root: Path, archive: Path, places: _Places) -> bool:
+    """Unpacks one archive, whole or not at all; False where that was done before."""
+    mark = root / _MARKS / f"{'__'.join(archive.relative_to(root).parts)}.txt"
+    state = f"{archive.stat().st_size} {archive.stat().st_mtime_ns}"
+    if mark.is_file() and mark.read_text().split("\n")[0] == state:
+        return False
+    members = list_members(archive)
+    size = sum(member.size for member in members)
+    free = shutil.disk_usage(root).free
+    if size > free:
+        raise OSError(
+            f"{archive}: unpacked it takes {size / 1e9:.1f} GB, {root} has {free / 1e9:.1f} GB left; "
+            "make room and run this again"
+        )
+    files = [member.name for member in members if member.kind != "folder"]
+    source, target = places.move(files) or ((), _published_place(root, archive, files))
+    log.info("unpacking %s into %s", archive.relative_to(root), root.joinpath(*target))
+    staging = root / _STAGING / mark.stem
+    try:
+        written = extract(archive, staging)
+        for path in written:
+            parts = path.parts[len(source) :] if path.parts[: len(source)] == source else path.parts
+            place = root.joinpath(*target, *parts)
+            _stay_inside(root, archive, place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (staging / path).replace(place)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    write_text(mark, f"{state}\n{len(written)} files\n")
+    return True
+
+
+def _published_place(root: Path, archive: Path, files: Sequence[str]) -> tuple[str, ...]:
+    """Clips: a folder of the archive's name beside it; everything else: the archive's own folder."""
+    folder = archive.parent.relative_to(root).parts
+    clips = any(name.lower().endswith((".mp4", ".mkv", ".webm", ".avi", ".mov")) for name in files)
+    return (*folder, archive.name[: archive.name.index(".")]) if clips else folder
+
+
+def _stay_inside(root: Path, archive: Path, place: Path) -> None:
+    """Refuses a place reached through a link in the root that leads elsewhere."""
+    if not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(root)):
+        raise ArchiveError(archive, f"its place {place} leads out of {root} through a link; remove the link")
+
+
+def _splits(dataset: MMTDataset) -> dict[str, Any]:
+    train = {"train": dataset.train} if dataset.has_train else {}
+    return {**train, **dataset.tests}
+
+
+def _manifest(root: Path, dataset: MMTDataset, named: Sequence[str]) -> dict[str, Any]:
+    present = [path for path in named if (root / path).is_file()]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
+        digests = list(pool.map(lambda path: _sha256(root / path), present))
+    listing = "".join(f"{digest}  {path}\n" for digest, path in zip(digests, present, strict=True))
+    write_text(root / CHECKSUMS, listing)
+    splits = {
+        name: {"rows": len(rows), **Counter(row.source_type for row in rows)} for name, rows in _splits(dataset).items()
+    }
+    return {
+        "splits": splits,
+        "absent": dataset.absent,
+        "rows_fingerprint": dataset.fingerprint,
+        "media": {
+            "named": len(named),
+            "present": len(present),
+            "bytes": sum((root / path).stat().st_size for path in present),
+            "checksums": CHECKSUMS,
+            "checksum": hashlib.sha256(listing.encode()).hexdigest(),
+        },
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

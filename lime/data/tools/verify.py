@@ -1,0 +1,231 @@
+"""Every fault of a data root, each with its file, split and row: rows, texts, and media decoded to their end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from lime.data.layout import SplitFiles, find_splits, is_utf8
+from lime.data.rows import COLUMNS, TRAIN
+from lime.data.tasks import MODALITIES, TASKS
+from lime.data.tools.media_check import MEDIA_KINDS, Problem, check_chunk
+from lime.data.tools.output import table
+
+ROW_KINDS = (
+    "unreadable_split", "missing_column", "missing_value", "not_utf8", "unknown_source_type", "empty_question",
+    "empty_answer", "no_media_path", "duplicate",
+)  # fmt: skip
+KINDS = (*ROW_KINDS, *MEDIA_KINDS)
+"""Kinds of faults. `outside_root` is both a path that leaves the root and a link that does."""
+
+_CHUNK = 128
+_SERIAL = 200  # fewer files are checked faster than processes start
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault. `row` is the index in the split's file, None for a fault of the split; `file` the medium or table."""
+
+    kind: str
+    split: str
+    row: int | None
+    file: str
+    problem: str
+
+    def __str__(self) -> str:
+        place = self.split if self.row is None else f"{self.split}/{self.row}"
+        return f"{self.kind}: row {place}: {self.file}: {self.problem}"
+
+
+@dataclass
+class Report:
+    """What `verify` found: rows of each split, media files decoded, and every fault."""
+
+    root: str
+    rows: dict[str, int] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    media: int = 0
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """{split: {kind: faults}}, only where there are any."""
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for fault in self.faults:
+            found[fault.split][fault.kind] += 1
+        return {split: dict(kinds) for split, kinds in found.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.ok, "counts": self.counts()}
+
+    def table(self) -> str:
+        """Rows, missing, damaged, duplicate and otherwise faulty rows of each task."""
+        counts = self.counts()
+        groups = {"missing": ("missing",), "damaged": tuple(k for k in MEDIA_KINDS if k != "missing"),
+                  "duplicate": ("duplicate",)}  # fmt: skip
+        grouped = {kind for kinds in groups.values() for kind in kinds}
+        lines: list[list[Any]] = []
+        for split, rows in self.rows.items():
+            own = counts.get(split, {})
+            found = [sum(own.get(kind, 0) for kind in kinds) for kinds in groups.values()]
+            lines.append([split, rows, *found, sum(n for kind, n in own.items() if kind not in grouped)])
+        if len(lines) > 1:
+            lines.append(["all", *(sum(line[i] for line in lines) for i in range(1, len(lines[0])))])
+        return table(["split", "rows", *groups, "other"], lines)
+
+
+def verify(root: str | Path, workers: int | None = None, progress: bool = False) -> Report:
+    """Checks every row of every split, and decodes every file that a row names, each once.
+
+    Args:
+        root: the data root.
+        workers: processes that decode; None for as many as this process may use cores.
+        progress: show a bar.
+
+    Raises FileNotFoundError where there is no split at all, or a shard of one is absent. Everything else is a fault in
+    the report.
+    """
+    root = Path(root)
+    files = find_splits(root)
+    names = [name for name in (TRAIN, *TASKS) if name in files]
+    report = Report(str(root), unknown=sorted(set(files) - set(names)), absent=[n for n in TASKS if n not in files])
+    users: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
+    for name in [*names, *report.unknown]:
+        report.rows[name] = 0
+        for index, media, kind in _check_rows(root, files[name], report):
+            users[media, kind].append((name, index))
+    report.media = len(users)
+    for (media, _), rows, problem in _check_files(root, users, workers or _cores(), progress):
+        report.faults += [Fault(problem[0], split, row, media, problem[1]) for split, row in rows]
+    order = {name: i for i, name in enumerate(report.rows)}
+    report.faults.sort(key=lambda fault: (order[fault.split], -1 if fault.row is None else fault.row))
+    return report
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_rows(root: Path, files: SplitFiles, report: Report) -> Iterator[tuple[int, str, str]]:
+    """Adds the faults of a split's rows; (index, media path, kind) of every row with a medium to open."""
+    file = str(files.place.relative_to(root))
+    try:
+        lacking = [name for name in COLUMNS if name not in files.column_names()]
+        if lacking:
+            problem = f"no column {', '.join(lacking)}; expected {', '.join(COLUMNS)}"
+            report.faults.append(Fault("missing_column", files.split, None, file, problem))
+            return
+        columns = files.raw_columns(COLUMNS)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        problem = f"cannot be read ({str(error).splitlines()[0]}); fetch it again"
+        report.faults.append(Fault("unreadable_split", files.split, None, file, problem))
+        return
+    report.rows[files.split] = len(columns["answer"])
+    seen: dict[tuple[Any, ...], int] = {}
+    for index, values in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True)):
+        first = seen.setdefault(values, index)
+        media = _shown(values[1]) if values[1] else file
+        if first != index:
+            problem = f"the same row as {files.split}/{first}"
+            report.faults.append(Fault("duplicate", files.split, index, media, problem))
+            continue
+        problems, usable = _row_problems(values)
+        report.faults += [Fault(kind, files.split, index, media, text) for kind, text in problems]
+        if usable:
+            yield index, media, values[0].decode()
+
+
+def _row_problems(values: tuple[Any, ...]) -> tuple[list[Problem], bool]:
+    """A row's problems, and whether it names a medium that can be opened."""
+    try:  # most rows have none
+        kind, media, question, answer = (value.decode() for value in values)
+        if kind == "text" and question.strip() and answer.strip():
+            return [], False
+        if kind in MODALITIES and question.strip() and answer.strip() and media.strip() and not _leaves(media):
+            return [], True
+    except (AttributeError, UnicodeDecodeError):  # a null, a number, or not UTF-8
+        pass
+    return _named_problems(values)
+
+
+def _leaves(path: str) -> bool:
+    return path.startswith("/") or (".." in path and ".." in path.split("/"))
+
+
+def _named_problems(values: tuple[Any, ...]) -> tuple[list[Problem], bool]:
+    problems: list[Problem] = []
+    for name, value in zip(COLUMNS, values, strict=True):
+        if value is None and name != "media_path":
+            problems.append(("missing_value", f"its {name} is null"))
+        elif value is not None and not isinstance(value, bytes):
+            problems.append(("missing_value", f"its {name} is {value!r}; expected text"))
+        elif value is not None and not is_utf8(value):
+            problems.append(("not_utf8", f"its {name} is not UTF-8 text ({value[:40]!r})"))
+    said, media, question, answer = (value if isinstance(value, bytes) else None for value in values)
+    if question is not None and not question.strip():
+        problems.append(("empty_question", "its question is empty"))
+    if answer is not None and not answer.strip():
+        problems.append(("empty_answer", "its answer is empty"))
+    kind = said.decode(errors="replace") if said is not None else None
+    if kind is not None and is_utf8(said or b"") and kind not in MODALITIES:
+        problems.append(
+            ("unknown_source_type", f"its source_type is {kind!r}; expected one of {', '.join(MODALITIES)}")
+        )
+    if kind not in ("image", "video"):
+        return problems, False
+    if not (media or b"").strip():
+        problems.append(("no_media_path", f"a row of kind {kind} without a media_path"))
+        return problems, False
+    assert media is not None
+    path = _shown(media)
+    if _leaves(path):
+        problems.append(("outside_root", f"its media_path {path!r} leaves the data root; expected one relative to it"))
+        return problems, False
+    return problems, is_utf8(media)
+
+
+def _shown(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _check_files(
+    root: Path, users: dict[tuple[str, str], list[tuple[str, int]]], workers: int, progress: bool
+) -> Iterator[tuple[tuple[str, str], list[tuple[str, int]], Problem]]:
+    """Every file with a problem, the rows that name it, and the problem."""
+    work = list(users)
+    done = tqdm(total=len(work), desc="media", unit="file", disable=not progress)
+    for (start, size), problems in _problems(str(root), work, workers):
+        done.update(size)
+        for offset, problem in problems:
+            key = work[start + offset]
+            yield key, users[key], problem
+    done.close()
+
+
+Span = tuple[int, int]
+
+
+def _problems(root: str, work: list[tuple[str, str]], workers: int) -> Iterable[tuple[Span, list[tuple[int, Problem]]]]:
+    chunks = [(start, work[start : start + _CHUNK]) for start in range(0, len(work), _CHUNK)]
+    if workers == 1 or len(work) < _SERIAL:
+        for start, part in chunks:
+            yield (start, len(part)), check_chunk(root, part)
+        return
+    # Spawned, not forked: the caller may hold threads. Starting costs under a second.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(check_chunk, [root] * len(chunks), [part for _, part in chunks])
+        for (start, part), found in zip(chunks, results, strict=True):
+            yield (start, len(part)), found
