@@ -45,7 +45,7 @@ class MixtureRouter(Router):
 
         Args:
             x: the layer's input, (B, T, I).
-            logits: `R x`, (B, T, E), where they are at hand; not for a router by sequence.
+            logits: `R x`, (B, T, E); absent for a router by sequence.
             key: name of layer and adapter.
 
         Raises:
@@ -56,8 +56,7 @@ class MixtureRouter(Router):
         if self.kind.per_sequence:
             probabilities = (call or ScopeCall(key)).decide(key, x, self._of_means)
         else:
-            if logits is None:
-                logits = F.linear(x, self.weight)
+            assert logits is not None
             probabilities = self._of_logits(logits)
             if c.n_gram > 1:
                 probabilities = (call or ScopeCall(key)).share(key, probabilities, c.n_gram, c.window_anchor)
