@@ -7,6 +7,7 @@ other test rows would have given. The standard deviation over seeds says what ot
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lime.data.tasks import TASKS
+from lime.evaluation.clusters import cluster_weights, weighted_correlations, weighted_means
 from lime.evaluation.statistics import bootstrap_correlations, bootstrap_means, correlation, percentile_interval
 from lime.experiments.records import Items, Record
 
@@ -120,28 +122,32 @@ def _value(items: Items, split: str, metric: str) -> float:
 def _samples(split: str, ours: Sequence[Items], theirs: Sequence[Items] | None, metric: str) -> np.ndarray:
     """Bootstrap samples of one task's mean (or mean difference) over seeds, in points.
 
-    The draws depend on the split alone, so an estimate does not depend on which others are made.
+    The draws depend on the rows and their media alone, so an estimate does not depend on which others are made.
     """
-    rng = np.random.default_rng(zlib.crc32(split.encode()))
     sides = [ours] if theirs is None else [ours, theirs]
+    clusters = ours[0].clusters
+    weights = None if clusters is None else _weights(tuple(clusters))
+    rng = np.random.default_rng(zlib.crc32(split.encode()))
     if _correlates(split, metric):
-        columns = [_numbers(items)[0] for side in sides for items in side]
-        drawn = 100.0 * bootstrap_correlations(columns, _numbers(ours[0])[1], RESAMPLES, rng)
-        means = [drawn[: len(ours)].mean(axis=0), *([drawn[len(ours) :].mean(axis=0)] if theirs else [])]
-        return means[0] - means[1] if theirs else means[0]
+        columns = [[_numbers(items)[0] for items in side] for side in sides]
+        truths = _numbers(ours[0])[1]
+        if weights is None:
+            flat = [column for side in columns for column in side]
+            drawn = list(bootstrap_correlations(flat, truths, RESAMPLES, rng))
+        else:
+            drawn = [weighted_correlations(column, truths, weights) for side in columns for column in side]
+        means = [np.mean(drawn[: len(ours)], axis=0), *([np.mean(drawn[len(ours) :], axis=0)] if theirs else [])]
+        return 100.0 * (means[0] - means[1] if theirs else means[0])
     rights = [np.mean([[float(mark) for mark in items.correct] for items in side], axis=0) for side in sides]
     values = rights[0] - rights[1] if theirs is not None else rights[0]
-    clusters = ours[0].clusters
-    if clusters is None:
+    if weights is None:
         return 100.0 * bootstrap_means(values, RESAMPLES, rng)
-    return 100.0 * _clustered_means(values, np.asarray(clusters), rng)
+    return 100.0 * weighted_means(values, weights)
 
 
-def _clustered_means(values: np.ndarray, clusters: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means of bootstrap samples that draw whole clusters with replacement."""
-    sums, sizes = np.bincount(clusters, values), np.bincount(clusters)
-    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    return (drawn @ sums) / (drawn @ sizes)
+@functools.lru_cache(maxsize=64)
+def _weights(clusters: tuple[int, ...]) -> np.ndarray:
+    return cluster_weights([str(cluster) for cluster in clusters], RESAMPLES, seed=0)
 
 
 def _numbers(items: Items) -> tuple[np.ndarray, np.ndarray]:

@@ -106,7 +106,8 @@ def markdown(table: SweepTable) -> str:
         rows = [[r.label, *(_difference(r.differences[g]) for g in table.groups)] for r in table.rows]
         parts += [
             f"Difference to {table.baseline} in points with its 95% interval (paired by seed and test item, items "
-            "resampled; not corrected for the number of comparisons). * the interval excludes 0.",
+            "resampled; not corrected for the number of comparisons). * the interval excludes 0: more than these test "
+            "items' noise. What other seeds would give is not in it; see the deviations above.",
             _grid([_heading(table), *map(_name, table.groups)], [r for r in rows if r[0] != table.baseline]),
         ]
     quoted = [[r.label, *(_points(table.published(r, g)) for g in table.groups)] for r in table.rows]

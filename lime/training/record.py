@@ -6,6 +6,7 @@ Written so that a crash leaves whole files.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,6 +26,7 @@ import yaml
 from lime.atomic import write_text
 from lime.config.identity import config_hash
 from lime.evaluation.aggregation import Evaluation
+from lime.evaluation.clusters import source_media
 from lime.evaluation.predictions import Prediction
 from lime.evaluation.report import csv_rows
 from lime.evaluation.text import parse_number
@@ -193,17 +195,22 @@ class RunRecord(RunStatus):
 
 def items_of(predictions: Sequence[Prediction], metric: str) -> Items:
     """Per-item results of one split, for the record."""
-    media: dict[str, int] = {}
-    clusters = [media.setdefault(p.media_path or p.id, len(media)) for p in predictions]
+    clusters = [_cluster(p.media_path) for p in predictions]
     items = Items(
         rows=[int(p.id.rpartition("/")[2]) for p in predictions],
         correct="".join("1" if p.correct else "0" for p in predictions),
-        clusters=clusters if len(media) < len(predictions) else None,
+        clusters=[cluster for cluster in clusters if cluster is not None] if None not in clusters else None,
     )
     if metric == "correlation":
         items.values = [None if p.extracted is None else parse_number(p.extracted) for p in predictions]
         items.truths = [float(parse_number(p.truth) or 0.0) for p in predictions]
     return items
+
+
+def _cluster(media_path: str) -> int | None:
+    """A number for the source medium of a row, the same in every split and run; None for text."""
+    name = source_media(media_path)
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") if name else None
 
 
 def _iso(timestamp: float) -> str:

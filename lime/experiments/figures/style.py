@@ -46,7 +46,8 @@ _RC: dict[str, Any] = {
 @contextmanager
 def styled() -> Iterator[None]:
     """The style, for what is drawn and saved within."""
-    with mpl.rc_context(_RC):
+    settings: Any = _RC
+    with mpl.rc_context(settings):
         yield
 
 
