@@ -82,9 +82,17 @@ def blend(frozen_BTE: Tensor, update_BTE: Tensor, gamma_routing: float) -> Tenso
     return torch.lerp(frozen_BTE, update_BTE, gamma_routing)
 
 
+def jitter_factors(
+    shape: tuple[int, ...], amount: float, dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor:
+    """Noise `U(1 - amount, 1 + amount)`."""
+    return torch.empty(shape, dtype=dtype, device=device).uniform_(1 - amount, 1 + amount)
+
+
 def jitter(logits_BTE: Tensor, amount: float) -> Tensor:
-    """Multiply by noise `U(1 - amount, 1 + amount)`; for training only."""
-    return logits_BTE * torch.empty_like(logits_BTE).uniform_(1 - amount, 1 + amount)
+    """Multiply by noise `U(1 - amount, 1 + amount)`, drawn expert by expert; for training only."""
+    *lead, E = logits_BTE.shape
+    return logits_BTE * jitter_factors((E, *lead), amount, logits_BTE.dtype, logits_BTE.device).movedim(0, -1)
 
 
 def learned_logits(x_BTI: Tensor, router_EI: Tensor) -> Tensor:

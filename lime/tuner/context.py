@@ -66,6 +66,7 @@ class ScopeCall:
     closed: bool = False
     _recorded: set[str] = field(default_factory=set)
     _anchors: dict[tuple[int, str, int], Tensor] = field(default_factory=dict)
+    _index: dict[tuple[int, str, torch.Size], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _past: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
     _kept: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
@@ -104,6 +105,31 @@ class ScopeCall:
             self._anchors[key] = columns
         return self._anchors[key].expand(values.shape[:-1])
 
+    def anchor_index(self, layer: str, x: Tensor, n_gram: int, anchor: str) -> tuple[Tensor, Tensor]:
+        """Over the tokens of a layer's input end to end, (N,): each token's deciding token, of this call, as an index
+        into them; and whether it decides for itself.
+
+        Raises:
+            ValueError: real tokens and padding cannot be told apart.
+        """
+        self._check_windows(layer)
+        key = (n_gram, anchor, x.shape[:-1])
+        if key not in self._index:
+            columns = self.anchors(x, n_gram, anchor)
+            alone = windows.is_anchor(columns).flatten()
+            tokens = x.shape[-2]
+            first = torch.arange(0, alone.numel(), tokens, device=x.device).view(*x.shape[:-2], 1)
+            self._index[key] = ((columns.clamp_min(0) + first).flatten(), alone)
+        return self._index[key]
+
+    def _check_windows(self, layer: str) -> None:
+        if self.unknown_padding:
+            raise ValueError(f"{layer}: n_gram above 1 counts windows over real tokens, but {self.unknown_padding}")
+
+    def wants_decisions(self, n_gram: int, anchor: str) -> bool:
+        """Whether later calls may read this one's routing decisions from the cache."""
+        return n_gram > 1 and anchor == "first" and not self.closed
+
     def share(self, layer: str, probabilities: Tensor, n_gram: int, anchor: str) -> Tensor:
         """Give every token the routing probabilities of its window's deciding token.
 
@@ -113,8 +139,7 @@ class ScopeCall:
             RuntimeError: the cache was filled without this adapter, so earlier decisions are unknown.
             ValueError: real tokens and padding cannot be told apart.
         """
-        if self.unknown_padding:
-            raise ValueError(f"{layer}: n_gram above 1 counts windows over real tokens, but {self.unknown_padding}")
+        self._check_windows(layer)
         columns = self.anchors(probabilities, n_gram, anchor)
         if anchor == "last":  # no token decides for one of a later call
             return windows.share(probabilities, columns.clamp_min(0))
@@ -188,6 +213,12 @@ class ScopeCall:
         if self.recorder is not None and layer not in self._recorded:
             self._recorded.add(layer)
             self.recorder.add(self, layer, probabilities, weights)
+
+    def record_sums(self, layer: str, probability_sum: Tensor, statistics: Tensor, tokens: int) -> None:
+        """As `record`, of a layer that has summed already (`lime.method.fused`)."""
+        if self.recorder is not None and layer not in self._recorded:
+            self._recorded.add(layer)
+            self.recorder.add_sums(self, layer, probability_sum, statistics, tokens)
 
 
 def _mean(x: Tensor, kept: Tensor | None) -> Tensor:

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from lime.method.deltas.base import Delta, LowRankDelta
 from lime.method.deltas.registry import DELTAS
+from lime.method.fused import path
 from lime.method.modulation import add, modulate, modulate_low_rank
 from lime.tuner.base import LimeLayer
 from lime.tuner.context import RoutingState, ScopeCall
+from lime.tuner.fusing import fused_forward, fusible
+from lime.tuner.mixture_fusing import through_mixture
 from lime.tuner.mixture_layer import adapt_by_mixture
 from lime.tuner.router import Router
 from lime.tuner.settings import MIXTURES, LimeSettings
@@ -79,9 +82,13 @@ class LimeLinear(LimeLayer):
     # -- computation -----------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        z = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
-            return z
+            return self.base_layer(x, *args, **kwargs)
+        if not args and not kwargs and (fused := fusible(self, x)) is not None:
+            return fused_forward(self, fused, x)
+        if not args and not kwargs and (mixed := through_mixture(self, x)) is not None:
+            return mixed
+        z = self.base_layer(x, *args, **kwargs)
         out = z
         for name in self.active_adapters:
             if name in self.lime_delta:
@@ -120,14 +127,14 @@ class LimeLinear(LimeLayer):
             bias = self.get_base_layer().bias
             product = z.to(gain.dtype) if bias is None else z.to(gain.dtype) - bias  # type: ignore[operator]
             change = product * (gain - 1)
-        if not isinstance(delta, LowRankDelta):
+        if not isinstance(delta, LowRankDelta) or path() == "literal":
             zhat = delta(x)
             return _Update(zhat if gain is None else zhat * gain, None, gain, change, None)
         u, z_picked, base = None, None, self.base_layer
         plain = type(base) is nn.Linear and type(base.weight) is nn.Parameter  # quantised rows cannot be read
         if plain and name in self.lime_router and self.lime_settings[name].router == "zero":
             router: Router = self.lime_router[name]  # type: ignore[assignment]
-            u, z_picked = router.frozen_signal(x, base, delta.projection())
+            u, z_picked = router.frozen_signal(x, base, None if delta.drops else delta.projection())
         basis = delta.basis()
         return _Update(
             delta.rank_space(x) if u is None else u, basis if gain is None else basis * gain, gain, change, z_picked

@@ -1,7 +1,7 @@
 """Collecting the routing of one training step: balance losses with gradient, statistics as sums.
 
-During the forward pass the recorder only keeps references; what it computes, it computes once for all layers
-of a tower and only when asked. Nothing here reads a value on the host.
+Fused layers hand over sums; of the others the recorder keeps references during the forward pass, and computes
+once for all layers of a tower and only when asked. Nothing here reads a value on the host.
 
 Shapes: L layers, N tokens, E experts.
 """
@@ -96,6 +96,16 @@ class _Entry:
 
 
 @dataclass(eq=False)
+class _Sums:
+    """What a layer summed by itself: probabilities with gradient, (E,), and the other statistics, (2 E + 1,)."""
+
+    layer: str
+    probability_sum: Tensor
+    others: Tensor
+    tokens: int
+
+
+@dataclass(eq=False)
 class _Group:
     """Layers of one call with the same number of tokens and experts, stacked."""
 
@@ -116,15 +126,31 @@ class Recorder:
 
     def __init__(self) -> None:
         self._entries: dict[ScopeCall, list[_Entry]] = {}
+        self._sums: dict[ScopeCall, list[_Sums]] = {}
 
     def add(self, call: ScopeCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
         """Called by the layers: routing probabilities before and weights after selection, (..., E)."""
-        if call.unknown_padding:
-            raise ValueError(f"{layer}: statistics count real tokens, but {call.unknown_padding}")
+        _check_padding(call, layer)
         self._entries.setdefault(call, []).append(_Entry(layer, probabilities, weights))
 
+    def add_sums(self, call: ScopeCall, layer: str, probability_sum: Tensor, statistics: Tensor, tokens: int) -> None:
+        """Called by fused layers: sums over the real ones of `tokens` tokens. `statistics` holds the tokens in which
+        each expert carries weight, the sum of the weights, and that of the entropy, (2 E + 1,)."""
+        _check_padding(call, layer)
+        self._sums.setdefault(call, []).append(_Sums(layer, probability_sum, statistics, tokens))
+
     def __len__(self) -> int:
-        return sum(len(entries) for entries in self._entries.values())
+        return sum(len(found) for kind in (self._entries, self._sums) for found in kind.values())
+
+    def _summed(self) -> Iterator[tuple[_Sums, Tensor]]:
+        """Sums of fused layers, and the number of real tokens behind them."""
+        for call, found in self._sums.items():
+            real = None if call.mask_BT is None else call.mask_BT.sum().to(found[0].others.dtype)
+            counts: dict[int, Tensor] = {}
+            for one in found:
+                if one.tokens not in counts:
+                    counts[one.tokens] = one.others.new_full((), float(one.tokens)) if real is None else real
+                yield one, counts[one.tokens]
 
     def _groups(self) -> Iterator[_Group]:
         for call, entries in self._entries.items():
@@ -152,6 +178,9 @@ class Recorder:
             for name, sum_E in zip(group.names, sum_LE.unbind(0), strict=True):
                 sums[name] = sums[name] + sum_E if name in sums else sum_E
                 counts[name] = counts[name] + count if name in counts else count
+        for one, count in self._summed():
+            sums[one.layer] = sums[one.layer] + one.probability_sum if one.layer in sums else one.probability_sum
+            counts[one.layer] = counts[one.layer] + count if one.layer in counts else count
         if not sums:
             raise ValueError(
                 "no routing was recorded: run the model inside `lime.tuner.record(model)`, with LiME switched on"
@@ -181,7 +210,17 @@ class Recorder:
             for i, name in enumerate(group.names):
                 layer = LayerStatistics(probability_LE[i], active_LE[i], weight_LE[i], entropy_L[i], count)
                 merged[name] = merged[name] + layer if name in merged else layer
+        for one, count in self._summed():
+            E = one.probability_sum.shape[0]
+            active_E, weight_E, entropy_1 = one.others.split([E, E, 1])
+            layer = LayerStatistics(one.probability_sum.detach(), active_E, weight_E, entropy_1.squeeze(0), count)
+            merged[one.layer] = merged[one.layer] + layer if one.layer in merged else layer
         return merged
+
+
+def _check_padding(call: ScopeCall, layer: str) -> None:
+    if call.unknown_padding:
+        raise ValueError(f"{layer}: statistics count real tokens, but {call.unknown_padding}")
 
 
 @contextlib.contextmanager

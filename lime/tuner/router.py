@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lime.method import routing, windows
+from lime.method.fused.routing import RoutingPlan
 from lime.method.selection import select
 from lime.tuner.context import ScopeCall
 from lime.tuner.settings import LimeSettings
@@ -45,6 +46,18 @@ class Router(nn.Module):
         super().__init__()
         self.settings = settings
         self.start = 0
+        self.plan = RoutingPlan(
+            learned=settings.router == "learned",
+            gamma_routing=settings.gamma_routing,
+            temperature=settings.temperature,
+            norm=settings.routing_norm,
+            selection=settings.selection,
+            threshold=settings.auto_topk_threshold,
+            top_k=settings.top_k,
+            max_experts=settings.max_experts,
+            soft=settings.soft,
+            soft_temperature=settings.soft_temperature,
+        )
         E, device = settings.num_experts, base.weight.device
         if settings.router == "learned":
             self.weight = nn.Parameter(torch.empty(E, base.in_features, dtype=dtype, device=device))

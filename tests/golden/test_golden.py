@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lime.method import fused
 from lime.method.selection import select
 from lime.tuner import LimeSettings
 from lime.tuner.context import RoutingState, ScopeCall
@@ -103,8 +104,14 @@ class Case:
                 return self.layer(self.x), recorder
 
 
+@pytest.mark.parametrize("path", fused.PATHS)
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients(name: str, tensors: dict[str, Tensor]) -> None:
+def test_values_and_gradients(name: str, path: str, tensors: dict[str, Tensor]) -> None:
+    with fused.use(path):
+        check_values_and_gradients(name, tensors)
+
+
+def check_values_and_gradients(name: str, tensors: dict[str, Tensor]) -> None:
     case, config = Case(name, tensors), CASES[name]
     given = case.given
     out, recorder = case.run(training=True)
@@ -140,7 +147,8 @@ def test_load_of_the_selected_experts(name: str, tensors: dict[str, Tensor]) -> 
     recorder says so; the authors' code then still counts the hard set that the mask softens.
     """
     case, settings = Case(name, tensors), settings_of(CASES[name])
-    _, recorder = case.run(training=True)
+    with fused.use("torch"):  # keeps the probabilities of each token
+        _, recorder = case.run(training=True)
     statistics = recorder.statistics()["layer:default"]
     counts = statistics.active_sum
     if settings.soft:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lime.method import fused
 from lime.method.deltas.base import Delta
 from lime.method.deltas.lora import LoRADelta
 from lime.method.deltas.registry import DELTAS
@@ -60,28 +61,35 @@ CHOICES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_every_way_through_a_layer_agrees(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fused path, that of an update without low rank, and Eq. 1 from recorded weights."""
+    """The fused function, one product in torch, an update without low rank, and Eq. 1 from recorded weights."""
     monkeypatch.setitem(DELTAS, "unfactored", Unfactored)
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     mask = torch.tensor([[True] * 7, [False, False, True, True, True, True, True]])
     results = []
-    for peft in ("lora", "unfactored"):
+    for peft, path in (("lora", "torch"), ("lora", "auto"), ("lora", "literal"), ("unfactored", "torch")):
         made = layer(peft=peft, **options)
         leaf = x.clone().requires_grad_()
-        with recording(made.routing_state) as recorder:
+        with fused.use(path), recording(made.routing_state) as recorder:
             call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
             with made.routing_state.restored({"": call}):
                 out = made(leaf)
-        (group,) = recorder._groups()
-        weights = group.weights_LNE[0].reshape(2, 7, -1)
+        if path == "torch":
+            (group,) = recorder._groups()
+            weights = group.weights_LNE[0].reshape(2, 7, -1)
         has_shared = made.lime_settings["default"].shared_modulator
         shared = (made.lime_shared["default"], made.lime_gamma["default"]) if has_shared else ()
         z, zhat = made.base_layer(x), made.lime_delta["default"](x) * mask.unsqueeze(-1)
         torch.testing.assert_close(out, modulate(z, zhat, weights, made.lime_experts["default"], *shared))
         assert torch.equal(out[~mask], z[~mask])
-        results.append((out, *torch.autograd.grad(out.square().sum(), [leaf, made.lime_experts["default"]])))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
+        balance, statistics = recorder.balance(), recorder.statistics()["some.layer:default"]
+        loss = out.square().sum() + 3 * balance.importance + 2 * balance.kl
+        parameters = [p for p in made.parameters() if p.requires_grad]
+        results.append((out, *balance, *statistics.tensors(), *torch.autograd.grad(loss, [leaf, *parameters])))
+    for several in zip(*results[:3], strict=True):
+        for other in several[1:]:
+            torch.testing.assert_close(other, several[0])
+    for one, other in zip(results[0][:9], results[-1][:9], strict=True):  # its A does not train
+        torch.testing.assert_close(other, one)
 
 
 @pytest.mark.parametrize("feature_slice", ["leading", "trailing", "central", "random"])

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from lime.method import routing
+from lime.method import fused, routing
 from lime.tuner.context import RoutingState, ScopeCall
 from lime.tuner.layer import LimeLinear
 from lime.tuner.recorder import recording
@@ -57,10 +57,12 @@ def test_a_layer_is_its_definition(options: dict[str, Any], choice: dict[str, An
     torch.manual_seed(3)
     x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True] * 7, [False, False, True, True, True, True, True]])
-    with recording(made.routing_state) as recorder:
-        call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
-        with made.routing_state.restored({"": call}):
-            out = made(x)
+    outputs = []
+    for path in ("auto", "torch"):
+        with fused.use(path), recording(made.routing_state) as recorder:
+            call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
+            with made.routing_state.restored({"": call}):
+                outputs.append(made(x))
     (entry,) = next(iter(recorder._entries.values()))
     z, zhat = literal(made, x)
     router = made.lime_router["default"]
@@ -79,12 +81,13 @@ def test_a_layer_is_its_definition(options: dict[str, Any], choice: dict[str, An
     if c.shared_modulator:
         modulator = modulator + made.lime_gamma["default"] * made.lime_shared["default"]
     expected = torch.where(mask.unsqueeze(-1), z + zhat * modulator, made.base_layer(x))
-    torch.testing.assert_close(out, expected)
     leaves = [x, *(p for p in delta.parameters() if p.requires_grad), made.lime_experts["default"]]
-    upstream = torch.randn_like(out)
-    got = torch.autograd.grad((out * upstream).sum(), leaves, retain_graph=True)
-    for one, other in zip(got, torch.autograd.grad((expected * upstream).sum(), leaves), strict=True):
-        torch.testing.assert_close(one, other)
+    upstream = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * upstream).sum(), leaves, retain_graph=True)
+    for out in outputs:
+        torch.testing.assert_close(out, expected)
+        for one, other in zip(torch.autograd.grad((out * upstream).sum(), leaves), gradients, strict=True):
+            torch.testing.assert_close(one, other)
 
 
 @types

@@ -79,9 +79,9 @@ class LowRankDelta(Delta):
         """`u(x)`, shape (B, T, R)."""
         raise NotImplementedError
 
-    def projection(self) -> Tensor | None:
-        """The matrix (R, I) of `u(x) = projection x`; nothing where `u` is no such product just now (dropout)."""
-        return None
+    def projection(self) -> Tensor:
+        """The matrix (R, I) of `u(x) = projection drop(x)`."""
+        raise NotImplementedError
 
     def basis(self) -> Tensor:
         """Rows that span the update, its scale included; shape (R, O)."""

@@ -46,8 +46,8 @@ class LoRADelta(LowRankDelta):
     def rank_space(self, x_BTI: Tensor) -> Tensor:
         return F.linear(self.drop(x_BTI), self.A)
 
-    def projection(self) -> Tensor | None:
-        return None if self.drops else self.A
+    def projection(self) -> Tensor:
+        return self.A
 
     def basis(self) -> Tensor:
         return self.B.t() * self.scale

@@ -52,7 +52,7 @@ class SliceFineDelta(LowRankDelta):
         if orientation not in ORIENTATIONS:
             raise ValueError(f"orientation: expected one of {', '.join(ORIENTATIONS)}, got {orientation!r}")
         d_in, d_out, device = base.in_features, base.out_features, base.weight.device
-        self.d_out = d_out
+        self.d_in, self.d_out = d_in, d_out
         self.has_columns, self.has_rows = orientation != "rows", orientation != "columns"
         if self.has_columns:
             self.register_buffer("columns", _slice(r, d_in, "columns").to(device))
@@ -74,17 +74,26 @@ class SliceFineDelta(LowRankDelta):
             parts.append(product_BTr)
         return parts[0] if len(parts) == 1 else torch.cat([parts[0].to(parts[1].dtype), parts[1]], -1)
 
-    def projection(self) -> Tensor | None:
-        return None if self.drops or self.has_columns else self.row_change
+    def projection(self) -> Tensor:
+        parts = []
+        if self.has_columns:
+            parts.append(_one_hot(self.columns, self.d_in, self.column_change.dtype))
+        if self.has_rows:
+            parts.append(self.row_change)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def basis(self) -> Tensor:
         parts = []
         if self.has_columns:
             parts.append(self.column_change.t())
         if self.has_rows:
-            features = torch.arange(self.d_out, device=self.rows.device)
-            parts.append((self.rows.unsqueeze(-1) == features).to(self.row_change.dtype))
+            parts.append(_one_hot(self.rows, self.d_out, self.row_change.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _one_hot(index: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Rows of the unit matrix, (r, width)."""
+    return (index.unsqueeze(-1) == torch.arange(width, device=index.device)).to(dtype)
 
 
 def _slice(r: int, width: int, what: str) -> Tensor:
