@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,22 +28,37 @@ class ImageConfig:
 
     `max_tiles` bounds the tiles an image is cut into beside its base view (LLaVA-OneVision: the grid
     pinpoints with at most that many tiles are kept; 1 is what the published runs used). `min_pixels` and
-    `max_pixels` bound the resized image (Qwen2-VL).
+    `max_pixels` bound the resized image (Qwen2-VL). `max_tokens` bounds the visual tokens of an image in the prompt,
+    by fewer tiles or fewer pixels.
     """
 
     max_tiles: int | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass
 class VideoConfig:
     """Video budget: `num_frames` uniformly sampled frames; `max_pixels` per frame (Qwen2-VL; None: the
-    checkpoint's).
+    checkpoint's). `max_tokens` bounds the visual tokens of a clip in the prompt: by fewer pixels (Qwen2-VL); where a
+    frame's tokens are fixed (LLaVA-OneVision) it is an error if `num_frames` frames take more.
     """
 
     num_frames: int = 8
     max_pixels: int | None = None
+    max_tokens: int | None = None
+
+
+BUDGETS = ("checkpoint", "published")
+QUANTIZATIONS = ("8bit", "4bit")
+
+PUBLISHED: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "llava_onevision": ({"max_tiles": 1}, {"num_frames": 8}),
+    "qwen2_vl": ({"max_pixels": 384 * 384}, {"num_frames": 8, "max_pixels": 384 * 384}),
+}
+"""Image and video budget of the published runs by family: 384 x 384 pixels, one tile, 8 frames (their 2,048 tokens are
+data.max_length)."""
 
 
 @dataclass
@@ -63,8 +79,13 @@ class RecipeConfig:
 
 @dataclass
 class ModelConfig:
-    """A backbone. `path` is a local folder or a hub name; None only for the embedded ones, which ship with
-    the package.
+    """A backbone.
+
+    `path` is a local folder or a hub name; None only for the embedded ones, which ship with the package. `revision`
+    pins a commit of the hub; the one that was loaded is recorded in every run. `device_map` (evaluation only; `auto`,
+    `balanced`, `cpu`, …) spreads a model over devices. `quantization` (`8bit`, `4bit`) loads the frozen base so, by
+    bitsandbytes. `budget=published` sees images and videos as the published runs did (see `PUBLISHED`), `checkpoint`
+    as the checkpoint's own processor says; what `image` and `video` set goes before.
     """
 
     name: str = "tiny_llava_onevision"
@@ -83,8 +104,8 @@ class ModelConfig:
     def errors(self) -> list[str]:
         """Everything wrong with this configuration, one sentence each, beginning with the full key."""
         found: list[str] = []
-        if self.family not in FAMILIES:
-            found.append(f"model.family: expected one of {', '.join(FAMILIES)}, got {self.family!r}")
+        if self.family not in (*FAMILIES, OTHER):
+            found.append(f"model.family: expected one of {', '.join((*FAMILIES, OTHER))}, got {self.family!r}")
         if self.path is None and self.name not in EMBEDDED:
             found.append(
                 f"model.path: needed for {self.name!r}: a local folder or a hub name "
@@ -100,7 +121,28 @@ class ModelConfig:
             found.append(
                 f"model.attn_implementation: expected one of {', '.join(ATTENTION)}, got {self.attn_implementation!r}"
             )
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            found.append(
+                f"model.quantization: expected one of {', '.join(QUANTIZATIONS)} or null, got {self.quantization!r}"
+            )
+        if self.budget not in BUDGETS:
+            found.append(f"model.budget: expected one of {', '.join(BUDGETS)}, got {self.budget!r}")
+        if self.budget == "published" and self.family == OTHER:
+            found.append(
+                f"model.budget: the published runs know {', '.join(PUBLISHED)} only; leave it at checkpoint and set "
+                "model.image.* and model.video.*"
+            )
         return found + self._budget_errors()
+
+    def visual(self) -> tuple[ImageConfig, VideoConfig]:
+        """Image and video budget with those of `budget` where nothing else is set."""
+        image, video = dataclasses.replace(self.image), dataclasses.replace(self.video)
+        if self.budget == "published":
+            for part, values in zip((image, video), PUBLISHED[self.family], strict=True):
+                for name, value in values.items():
+                    if getattr(part, name) is None:
+                        setattr(part, name, value)
+        return image, video
 
     def _budget_errors(self) -> list[str]:
         found: list[str] = []
@@ -111,6 +153,8 @@ class ModelConfig:
             "model.image.max_pixels": image.max_pixels,
             "model.video.num_frames": video.num_frames,
             "model.video.max_pixels": video.max_pixels,
+            "model.image.max_tokens": image.max_tokens,
+            "model.video.max_tokens": video.max_tokens,
         }
         found += [
             f"{key}: expected at least 1, got {value}"
@@ -122,6 +166,7 @@ class ModelConfig:
         without_effect = {
             "llava_onevision": ("model.image.min_pixels", "model.image.max_pixels", "model.video.max_pixels"),
             "qwen2_vl": ("model.image.max_tiles",),
+            OTHER: ("model.image.max_tokens", "model.video.max_tokens"),
         }.get(self.family, ())
         found += [
             f"{key}: has no effect on family {self.family}; leave it null"

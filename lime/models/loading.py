@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from lime.models.config import EMBEDDED, FAMILIES, ModelConfig
+from lime.models.config import EMBEDDED, FAMILIES, OTHER, ModelConfig
+from lime.models.other import complete_tokens, load_other_processor
 from lime.models.processing import load_processor
 
 log = logging.getLogger(__name__)
@@ -42,19 +44,25 @@ class Backbone:
 def load_backbone(config: ModelConfig) -> Backbone:
     """Model and processor of `config`, on the CPU, in evaluation mode.
 
+    With `device_map` or `quantization` it is where and what those say.
+
     Raises FileNotFoundError where the checkpoint is not there (saying what to fetch and where to put it),
     ValueError where it is of another family, lacks weights of this architecture, or has a tokenizer larger
     than its embeddings.
     """
     location = config.location
     config_file = _config_file(config)
-    _check_family(config, config_file)
     revision = extract_commit_hash(str(config_file), None) or config.revision
-    processor = load_processor(
-        location, config.family, revision=config.revision, image=config.image, video=config.video
-    )
-    model = _load_model(config, location)
-    if config.family == "llava_onevision":
+    family = _family_of(config, config_file)
+    image, video = config.visual()
+    if family == OTHER:
+        processor = load_other_processor(location, revision=config.revision, image=image, video=video)
+    else:
+        processor = load_processor(location, family, revision=config.revision, image=image, video=video)
+    model = _load_model(config, location, family)
+    if family == OTHER:
+        complete_tokens(processor, model.config)
+    if family == "llava_onevision":
         model.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints
     embeddings: Any = model.get_input_embeddings()
     entries = int(embeddings.weight.shape[0])
@@ -64,8 +72,8 @@ def load_backbone(config: ModelConfig) -> Backbone:
             f"{entries}: tokenizer and weights are of different models"
         )
     fingerprint = checkpoint_fingerprint(config_file.parent)
-    log.info("loaded %s (%s) from %s, fingerprint %s", config.name, config.family, location, fingerprint[:12])
-    return Backbone(config.name, config.family, model.eval(), processor, location, revision, fingerprint)
+    log.info("loaded %s (%s) from %s, fingerprint %s", config.name, model.config.model_type, location, fingerprint[:12])
+    return Backbone(config.name, family, model.eval(), processor, location, revision, fingerprint)
 
 
 def _config_file(config: ModelConfig) -> Path:
@@ -109,21 +117,46 @@ def _how(config: ModelConfig) -> str:
     )
 
 
-def _check_family(config: ModelConfig, config_file: Path) -> None:
+def _family_of(config: ModelConfig, config_file: Path) -> str:
+    """The family to load as; a checkpoint of ours under model=hf is loaded as what it is."""
     try:
         found = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
     except json.JSONDecodeError as error:
         raise ValueError(f"{config_file}: not valid JSON ({error}); fetch the file again") from error
     if found == config.family:
-        return
-    advice = f"set model.family={found}" if found in FAMILIES else f"supported are {', '.join(FAMILIES)}"
+        return config.family
+    if config.family == OTHER:
+        return found if found in FAMILIES else OTHER
+    advice = (
+        f"set model.family={found}"
+        if found in FAMILIES
+        else f"supported are {', '.join(FAMILIES)}, and other vision-language models by model=hf "
+        f"model.path={config.location}"
+    )
     raise ValueError(
         f"model.path: {config.location} holds a {found!r} model, but model.family is {config.family!r}; {advice}"
     )
 
 
-def _load_model(config: ModelConfig, location: str) -> PreTrainedModel:
-    cls = getattr(transformers, FAMILIES[config.family])
+def _quantised(config: ModelConfig) -> dict[str, Any]:
+    """Arguments that load the base in 8 or 4 bits, where bitsandbytes is installed."""
+    if config.quantization is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"model.quantization: {config.quantization} needs bitsandbytes, which is not installed; "
+            "`pip install 'lime-moe[quantised]'`, or set model.quantization=null"
+        )
+    if config.quantization == "8bit":
+        return {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True)}
+    four = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    return {"quantization_config": four}
+
+
+def _load_model(config: ModelConfig, location: str, family: str) -> PreTrainedModel:
+    cls = getattr(transformers, FAMILIES.get(family, "AutoModelForImageTextToText"))
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
         model, report = cls.from_pretrained(
@@ -132,6 +165,8 @@ def _load_model(config: ModelConfig, location: str) -> PreTrainedModel:
             dtype=dtype,
             attn_implementation=config.attn_implementation,
             output_loading_info=True,
+            **({"device_map": config.device_map} if config.device_map is not None else {}),
+            **_quantised(config),
         )
     except OSError as error:
         raise FileNotFoundError(
@@ -139,11 +174,17 @@ def _load_model(config: ModelConfig, location: str) -> PreTrainedModel:
         ) from error
     except RuntimeError as error:
         raise ValueError(f"model.path: the weights in {location} do not fit its own config.json: {error}") from error
+    except ValueError as error:
+        if family != OTHER:
+            raise
+        raise ValueError(
+            f"model.path: {location} cannot be loaded by AutoModelForImageTextToText, which model=hf needs: {error}"
+        ) from error
     absent = sorted(report["missing_keys"])
     wrong = sorted(str(key) for key in report.get("mismatched_keys", ()))
     if absent or wrong:
         raise ValueError(
-            f"model.path: the weights in {location} are not those of a {config.family} model: "
+            f"model.path: the weights in {location} are not those of a {model.config.model_type} model: "
             f"{len(absent)} missing ({', '.join(absent[:3])}…), "
             f"{len(wrong)} of another shape ({', '.join(wrong[:3])})"
         )

@@ -10,6 +10,7 @@ layout is read: `processor_config.json` with or without nested image and video p
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ class FrameProcessor(PushToHubMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
 
-class _WithFrameProcessor:
+class WithFrameProcessor:
     """Lets a transformers processor hold a FrameProcessor where it expects its own video processor."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -151,11 +152,11 @@ class _WithFrameProcessor:
         return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
 
 
-class LlavaOnevisionPilProcessor(_WithFrameProcessor, LlavaOnevisionProcessor):
+class LlavaOnevisionPilProcessor(WithFrameProcessor, LlavaOnevisionProcessor):
     """LLaVA-OneVision's processor on PIL and numpy."""
 
 
-class Qwen2VLPilProcessor(_WithFrameProcessor, Qwen2VLProcessor):
+class Qwen2VLPilProcessor(WithFrameProcessor, Qwen2VLProcessor):
     """Qwen2-VL's processor on PIL and numpy."""
 
 
@@ -183,7 +184,7 @@ def load_processor(
     if family not in PROCESSORS:
         raise ValueError(f"model.family: expected one of {', '.join(PROCESSORS)}, got {family!r}")
     image, video = image or ImageConfig(), video or VideoConfig()
-    files = _Files(str(path), revision)
+    files = CheckpointFiles(str(path), revision)
     top = files.json("processor_config.json")
     still = top.get("image_processor") or files.json("preprocessor_config.json")
     if not still:
@@ -193,8 +194,14 @@ def load_processor(
         )
     moving = top.get("video_processor") or files.json("video_preprocessor_config.json") or still
     processor_class, image_class = PROCESSORS[family]
-    image_processor = _image_processor(image_class, still, image.min_pixels, image.max_pixels)
-    frame_processor = _image_processor(image_class, moving, None, video.max_pixels)
+    image_processor = _image_processor(image_class, still, image.min_pixels, image.max_pixels, image.max_tokens)
+    per_step = None
+    if video.max_tokens is not None and issubclass(image_class, Qwen2VLImageProcessorPil):
+        steps = math.ceil(video.num_frames / (moving.get("temporal_patch_size") or 2))
+        per_step = video.max_tokens // steps
+        if per_step < 1:
+            raise ValueError(f"model.video.max_tokens: {video.max_tokens} leave none for each of {steps} frame pairs")
+    frame_processor = _image_processor(image_class, moving, None, video.max_pixels, per_step)
     if isinstance(image_processor, LlavaOnevisionImageProcessorPil) and image.max_tiles is not None:
         image_processor.image_grid_pinpoints = _within_tiles(image_processor, image.max_tiles)
     tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision)
@@ -214,11 +221,43 @@ def load_processor(
     )
     options = {key: value for key, value in top.items() if key not in nested}
     frames = FrameProcessor(frame_processor, video.num_frames)
-    return processor_class(image_processor, tokenizer, frames, chat_template=template, **options)
+    processor = processor_class(image_processor, tokenizer, frames, chat_template=template, **options)
+    if isinstance(image_processor, LlavaOnevisionImageProcessorPil):
+        _check_tokens(processor, image.max_tokens, video)
+    return processor
+
+
+def _check_tokens(processor: Any, image_tokens: int | None, video: VideoConfig) -> None:
+    """LLaVA-OneVision: keep the grids whose images take at most so many tokens; a clip's are what they are."""
+    images = processor.image_processor
+    if image_tokens is not None:
+        grids = images.image_grid_pinpoints
+        counts = {}
+        for grid in grids:
+            images.image_grid_pinpoints = [grid]
+            worst = processor._get_num_multimodal_tokens(image_sizes=[tuple(grid)])
+            counts[tuple(grid)] = int(worst.num_image_tokens[0])
+        images.image_grid_pinpoints = [grid for grid in grids if counts[tuple(grid)] <= image_tokens]
+        if not images.image_grid_pinpoints:
+            raise ValueError(
+                f"model.image.max_tokens: an image takes at least {min(counts.values())} tokens, "
+                f"more than {image_tokens}"
+            )
+    if video.max_tokens is not None:
+        clip = processor._get_num_multimodal_tokens(video_sizes=[(video.num_frames, 1, 1)]).num_video_tokens[0]
+        if clip > video.max_tokens:
+            raise ValueError(
+                f"model.video.max_tokens: {video.num_frames} frames take {clip} tokens, more than {video.max_tokens}; "
+                "lower model.video.num_frames"
+            )
 
 
 def _image_processor(
-    cls: type[ImageProcessor], content: dict[str, Any], min_pixels: int | None, max_pixels: int | None
+    cls: type[ImageProcessor],
+    content: dict[str, Any],
+    min_pixels: int | None,
+    max_pixels: int | None,
+    max_tokens: int | None = None,
 ) -> ImageProcessor:
     known = set(cls.valid_kwargs.__annotations__)
     options = {key: value for key, value in content.items() if key in known and value is not None}
@@ -226,6 +265,9 @@ def _image_processor(
         size = dict(options.pop("size", None) or cls.size)
         lower = min_pixels or options.pop("min_pixels", None) or size.get("min_pixels") or size.get("shortest_edge")
         upper = max_pixels or options.pop("max_pixels", None) or size.get("max_pixels") or size.get("longest_edge")
+        if max_tokens is not None and upper is not None:
+            side = (options.get("patch_size") or 14) * (options.get("merge_size") or 2)
+            upper = min(upper, max_tokens * side * side)
         if lower is None or upper is None or (lower > upper and min_pixels is not None):
             raise ValueError(f"image budget: min_pixels {lower} and max_pixels {upper} leave no size")
         for key in ("min_pixels", "max_pixels"):
@@ -245,7 +287,7 @@ def _within_tiles(processor: LlavaOnevisionImageProcessorPil, max_tiles: int) ->
     return kept
 
 
-class _Files:
+class CheckpointFiles:
     """The small files of a checkpoint, in a local folder or from the hub and its cache."""
 
     def __init__(self, path: str, revision: str | None) -> None:

@@ -40,7 +40,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     when SLURM takes the machine away.
     """
     steps = {int(m[1]): path for path in (folder / FOLDER).glob("*.ckpt") if (m := _STEP.fullmatch(path.name))}
-    found = [(step, path) for step, path in steps.items()]
+    found = list(steps.items())
     others = [*folder.glob("hpc_ckpt_*.ckpt")]
     if not steps:
         others += [path for path in (folder / FOLDER).glob("last.ckpt") if path.is_file()]

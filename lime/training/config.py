@@ -66,8 +66,8 @@ class TrainerConfig:
         accelerator: device kind; ``auto`` takes a GPU where there is one.
         devices: processes on each machine, with one GPU each where GPUs are used; -1 for every GPU there is.
         num_nodes: machines; each runs the same command under torchrun or SLURM.
-        strategy: how processes share the work. ``auto``: one process, or ddp where there are several. ``ddp``: each holds
-            the whole model. ``fsdp``: the frozen base is sharded over them, the adapters are whole in each.
+        strategy: how processes share the work. ``auto``: one process, or ddp where there are several. ``ddp``: each
+            holds the whole model. ``fsdp``: the frozen base is sharded over them, the adapters are whole in each.
             ``deepspeed``: DeepSpeed's stage 2.
         precision: Lightning's precision; ``auto`` is bf16-mixed on a GPU and 32-true (no autocast) on the CPU. The
             adapters' parameters are float32 in each; the backbone's dtype is model.dtype.

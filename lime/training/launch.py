@@ -78,21 +78,14 @@ def _wait(workers: Sequence[Any], scratch: Path) -> None:
         if failed:
             break
         time.sleep(0.05)
-    for number in failed:
-        report = scratch / f"error-{number}"
-        for _ in range(20):  # the one that failed first may still be telling the others' error apart
-            if report.is_file():
-                break
-            time.sleep(0.1)
     errors = sorted(scratch.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
     for path in errors:
         kind, message = path.read_text(encoding="utf-8").split("\n", 1)
         if kind == "user":
             raise ValueError(message)
-    for path in errors:
-        raise RuntimeError(
-            f"process {path.name.removeprefix('error-')} failed:\n{path.read_text().partition(chr(10))[2]}"
-        )
+    if errors:
+        told = errors[0].read_text(encoding="utf-8").partition("\n")[2]
+        raise RuntimeError(f"process {errors[0].name.removeprefix('error-')} failed:\n{told}")
     raise RuntimeError(
         f"process {failed[0]} ended with code {codes[failed[0]]} without a word"
         f"{' (killed: out of memory?)' if codes[failed[0]] == -9 else ''}"

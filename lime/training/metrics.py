@@ -134,7 +134,11 @@ class MetricsFile:
 
 
 class UsageFile:
-    """routing.jsonl: at each logged step the expert usage of every adapted layer. `keep` as for :class:`MetricsFile`."""
+    """routing.jsonl: at each logged step the expert usage of every adapted layer.
+
+    Args:
+        keep: as for :class:`MetricsFile`.
+    """
 
     def __init__(self, path: Path, keep: int = 0):
         self.lines = _keep_lines(path, keep) if keep else 0

@@ -55,8 +55,11 @@ def find_towers(model: nn.Module) -> list[Tower]:
     towers = []
     for name, module in innermost or [("", model)]:
         modalities = getattr(module, "input_modalities", "text")
-        reads_text = "text" in ([modalities] if isinstance(modalities, str) else modalities)
-        flat = "grid_thw" in inspect.signature(module.forward).parameters
+        takes = inspect.signature(module.forward).parameters.keys()
+        flat = "grid_thw" in takes
+        sees = bool(takes & {"grid_thw", "pixel_values"}) and not takes & {"input_ids", "inputs_embeds"}
+        # Qwen2.5-VL's vision tower inherits the modalities of the whole model: what it is called with decides.
+        reads_text = not sees and "text" in ([modalities] if isinstance(modalities, str) else modalities)
         towers.append(Tower(name, "language_model" if reads_text else "vision_tower", flat))
     return towers
 
