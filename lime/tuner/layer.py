@@ -169,7 +169,10 @@ class LimeLinear(LimeLayer):
 
     def _frozen_weight(self) -> Tensor:
         """The frozen weight in floating point, where the base layer is quantised too."""
-        weight: Tensor = dequantize_module_weight(self.get_base_layer())
+        base = self.get_base_layer()
+        if type(base) is nn.Linear and type(base.weight) is nn.Parameter:
+            return base.weight
+        weight: Tensor = dequantize_module_weight(base)
         return weight
 
 

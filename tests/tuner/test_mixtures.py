@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lime.method import fused
 from lime.tuner import preset_settings
 from lime.tuner.context import RoutingState, ScopeCall
 from lime.tuner.layer import LimeLinear
@@ -126,10 +127,10 @@ CHOICES: list[dict[str, Any]] = [{}, {"num_experts": 6}, {"selection": "auto", "
 
 
 @mixtures
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(("bias", "path"), [(True, "auto"), (False, "auto"), (True, "torch")])
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_a_layer_is_its_equation(
-    peft: str, choice: dict[str, Any], bias: bool, monkeypatch: pytest.MonkeyPatch
+    peft: str, choice: dict[str, Any], bias: bool, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values, what is recorded, and gradients, with padding on both sides."""
     if peft in ROUTED_BY_SEQUENCE and "n_gram" in choice:
@@ -140,7 +141,7 @@ def test_a_layer_is_its_equation(
     x = torch.randn(3, 7, D_IN, dtype=torch.float64, requires_grad=True)
     with recording(made.routing_state) as recorder:
         call = ScopeCall("", mask_BT=MASK, mask_BS=MASK, recorder=recorder)
-        with made.routing_state.restored({"": call}):
+        with made.routing_state.restored({"": call}), fused.use(path):
             out = made(x)
     expected = literal(made, x, MASK)
     torch.testing.assert_close(out, expected)
@@ -175,6 +176,30 @@ def test_a_fresh_layer_is_exactly_the_frozen_one(peft: str, dtype: torch.dtype) 
         assert torch.equal(made(x), base(x))
     assert {p.dtype for group in made.grouped_parameters("default").values() for p in group} == {torch.float32}
     assert [id(p) for p in made.grouped_parameters("default")["modulators"]] == [id(made.lime_router["default"].weight)]
+
+
+@mixtures
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16 base", "autocast"])
+def test_in_half_precision_the_ways_agree(peft: str, autocast: bool) -> None:
+    """Outputs and gradients to the precision of bf16, and both in the dtypes of the plain layer. Without a hard choice,
+    which rounding could turn."""
+    made = layer(peft, selection="dense")
+    made.to(torch.float32)
+    if not autocast:
+        made.base_layer.to(torch.bfloat16)
+    torch.manual_seed(3)
+    x = torch.randn(2, 7, D_IN, dtype=made.base_layer.weight.dtype)
+    leaves = [p for group in made.grouped_parameters("default").values() for p in group]
+    results = []
+    for path in ("auto", "torch"):
+        leaf = x.clone().requires_grad_()
+        with fused.use(path), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            out = made(leaf)
+        assert out.dtype == torch.bfloat16
+        results.append([out.float(), *torch.autograd.grad(out.float().square().sum(), [leaf, *leaves])])
+    for one, other in zip(*results, strict=True):
+        assert one.dtype == other.dtype
+        assert (one.float() - other.float()).norm() <= 0.04 * other.float().norm()
 
 
 # -- what they become with one expert ------------------------------------------------------------------------

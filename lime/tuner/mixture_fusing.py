@@ -1,0 +1,35 @@
+"""When a layer under a MoE-PEFT baseline takes the fused way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lime.method.fused import path
+from lime.tuner.fusing import _wide_dtype, is_plain
+from lime.tuner.mixture_layer import fused_mixture
+from lime.tuner.settings import MIXTURES
+
+if TYPE_CHECKING:
+    from lime.tuner.layer import LimeLinear
+
+
+def through_mixture(layer: LimeLinear, x: Tensor) -> Tensor | None:
+    """Output of a layer by `fused_mixture`, where that applies; else nothing, and differentiable torch is left to act:
+
+    - the frozen layer is more than its product: quantised, sharded, reparametrised, hooked or trained itself;
+    - several adapters act at once, or one that is no mixture;
+    - dropout acts;
+    - the layer is compiled, or transformed by `torch.func`.
+    """
+    if torch.compiler.is_compiling() or path() != "auto" or torch._C._are_functorch_transforms_active():
+        return None
+    names = [name for name in layer.active_adapters if name in layer.lime_delta]
+    if len(names) != 1 or layer.lime_settings[names[0]].peft not in MIXTURES:
+        return None
+    if layer.lime_delta[names[0]].drops or not is_plain(layer.base_layer):
+        return None
+    dtype = _wide_dtype(x, layer.base_layer.weight)
+    return None if dtype is None else fused_mixture(layer, names[0], x, dtype)
