@@ -1,0 +1,34 @@
+"""Pictures and frames of test rows as data URIs, small enough for a report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from lime.data.media import MediaError, load_image, load_video
+
+LONGEST = 288  # pixels
+FRAMES = 4
+QUALITY = 82
+
+
+def data_uri(image: Image.Image) -> str:
+    """A JPEG of at most `LONGEST` pixels a side as `data:image/jpeg;base64,…`."""
+    small = image.convert("RGB")
+    small.thumbnail((LONGEST, LONGEST))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def pictures(path: Path, modality: str, backend: str = "pyav") -> tuple[list[str], str]:
+    """(data URIs, note) of a row's picture or of `FRAMES` frames of its clip; the note says why there are none."""
+    try:
+        if modality == "image":
+            return [data_uri(load_image(path))], ""
+        return [data_uri(Image.fromarray(frame)) for frame in load_video(path, FRAMES, backend)], ""
+    except MediaError as error:
+        return [], str(error)

@@ -1,0 +1,137 @@
+"""From run folders to HTML: one file, every picture inside, no script, and a policy that forbids any request."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from lime.data.tasks import CATEGORIES, TASKS
+from lime.evaluation.authors_report import CAUTION, rows
+from lime.evaluation.tables import summary_lines
+from lime.report.charts import heat_style, interval_bar, line_chart
+from lime.report.gather import RunData, differing, flattened, is_run, read_run_folder, runs_of
+
+REPORT_FILE = "report.html"
+
+
+def write_report_page(
+    folder: str | Path,
+    target: str | Path | None = None,
+    *,
+    samples_per_task: int = 2,
+    data_root: Path | None = None,
+) -> Path:
+    """Write the report of a run, or of a sweep's folder, and return its path (default: report.html in that folder).
+
+    Raises ValueError for a folder without a run, or a run whose files cannot be read.
+    """
+    folder = Path(folder)
+    if is_run(folder):
+        page = run_page(read_run_folder(folder, samples_per_task, data_root))
+    else:
+        runs = runs_of(folder) if folder.is_dir() else []
+        if not runs:
+            raise ValueError(f"{folder}: holds no run; expected the folder of a run, or of a sweep with runs below it")
+        page = sweep_page(folder, [read_run_folder(run, 0) for run in runs])
+    target = Path(target) if target is not None else folder / REPORT_FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def run_page(run: RunData) -> str:
+    """The report of one run as HTML."""
+    evaluation = run.evaluation
+    return _render(
+        "run.html.j2",
+        title=f"Run {run.title}",
+        run=run,
+        charts=[line_chart(title, lines) for title, lines in run.curves.items()],
+        heat_maps={title: _heat(usage) for title, usage in run.usage.items()},
+        lines=summary_lines(evaluation) if evaluation is not None else [],
+        authors=rows(run.authors, CATEGORIES) if run.authors is not None else [],
+        caution=CAUTION,
+        settings=flattened(run.config),
+        provenance=_provenance(run),
+    )
+
+
+def sweep_page(folder: Path, runs: list[RunData]) -> str:
+    """The report of a sweep as HTML: its runs side by side, by the settings in which they differ."""
+    keys = differing([run.config for run in runs])
+    flat = [flattened(run.config) for run in runs]
+    return _render(
+        "sweep.html.j2",
+        title=f"Sweep {folder.resolve().name}",
+        folder=folder,
+        runs=[
+            {
+                "run": run,
+                "path": run.folder.relative_to(folder),
+                "settings": [values.get(key, "–") for key in keys],
+                "status": run.status.get("status", "unknown"),
+                "error": (run.status.get("error") or {}).get("message", ""),
+                "parameters": run.info.get("trainable_parameters"),
+                "charts": [line_chart(title, lines) for title, lines in list(run.curves.items())[:1]],
+            }
+            for run, values in zip(runs, flat, strict=True)
+        ],
+        keys=keys,
+        shared={key: value for key, value in flat[0].items() if key not in keys},
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("lime.report"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(bar=interval_bar, categories=CATEGORIES, tasks=TASKS)
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template(template).render(made=made, **values)
+
+
+def _heat(usage: dict[str, list[float]]) -> dict[str, Any]:
+    """Rows of a heat map: short layer names, and (share, style) of every expert."""
+    experts = max(len(shares) for shares in usage.values())
+    uniform = 1 / experts
+    spread = max((abs(share - uniform) for shares in usage.values() for share in shares), default=uniform)
+    layers = [
+        (
+            name.replace("model.language_model.layers.", "").replace("self_attn.", ""),
+            [(share, heat_style(share, uniform, spread)) for share in shares],
+        )
+        for name, shares in usage.items()
+    ]
+    return {"experts": list(range(experts)), "uniform": uniform, "layers": layers}
+
+
+def _provenance(run: RunData) -> dict[str, str]:
+    """Where the results come from."""
+    environment, status = run.environment, run.status
+    commit, hardware = environment.get("commit") or {}, environment.get("hardware") or {}
+    backbone = environment.get("backbone") or {}
+    state = " with uncommitted changes" if commit.get("dirty") else ""
+    shown = {
+        "Status": status.get("status"),
+        "Started": status.get("started"),
+        "Seconds": status.get("seconds"),
+        "Commit": f"{commit['id']}{state}" if commit.get("id") else None,
+        "Seed": environment.get("seed"),
+        "Backbone": f"{backbone.get('name')} ({backbone.get('fingerprint')})" if backbone else None,
+        "Data fingerprint": environment.get("data_fingerprint"),
+        "Trainable parameters": run.info.get("trainable_parameters"),
+        "Command line": " ".join(environment.get("overrides") or []),
+        "Python": environment.get("python"),
+        "Versions": ", ".join(f"{name} {v}" for name, v in (environment.get("versions") or {}).items() if v),
+        "Hardware": ", ".join(
+            str(hardware[key]) for key in ("platform", "processor", "gpus") if hardware.get(key)
+        ) + (f", {hardware['cores']} cores" if hardware.get("cores") else ""),
+    }  # fmt: skip
+    return {name: str(value) for name, value in shown.items() if value not in (None, "")}

@@ -1,0 +1,32 @@
+"""One HTML file about a run or a sweep, with everything inside: python scripts/report.py RUN_OR_SWEEP [--out FILE]
+
+Opens without a network. Media are read from the run's data root; where it moved, name it with --data-root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lime.report.render import write_report_page
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of a run, or of a sweep with runs below it")
+    parser.add_argument("--out", type=Path, help="file to write (default: report.html in that folder)")
+    parser.add_argument("--samples", type=int, default=2, help="predictions shown of each task (default 2)")
+    parser.add_argument("--data-root", type=Path, help="where the media lie, in place of the run's data.root")
+    args = parser.parse_args(arguments)
+    try:
+        path = write_report_page(args.folder, args.out, samples_per_task=args.samples, data_root=args.data_root)
+    except (ValueError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
