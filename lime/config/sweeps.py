@@ -120,7 +120,7 @@ def make_plan(overrides: Sequence[str], config_dir: Path, config_name: str, sche
 
 
 def _some(points: Sequence[str]) -> str:
-    return points[0] if len(points) == 1 else f"{points[0]} and {len(points) - 1} more runs"
+    return points[0] if len(points) == 1 else f"{points[0]} and {len(points) - 1} more"
 
 
 def _bare(text: str) -> str:

@@ -132,8 +132,8 @@ class Score:
 class Items:
     """Per-item results of one split, in row order.
 
-    ``rows``: index of each row in its split's file. ``correct``: one character a row, 1 or 0. ``clusters``: rows with the
-    same number come from one image or one source clip, in whatever split they lie; None for text. ``values`` and
+    ``rows``: index of each row in its split's file. ``correct``: one character a row, 1 or 0. ``clusters``: rows with
+    the same number come from one image or one source clip, in whatever split they lie; None for text. ``values`` and
     ``truths``: the numbers given and expected, for splits scored by correlation (None in ``values``: none was given).
     """
 

@@ -139,16 +139,6 @@ def test_key_inside_a_null_section_can_be_set() -> None:
     check(["logger=wandb", "logger.wandb.project=mine", "model.image.max_pixels=null"], CONF, "train", TrainConfig)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
-def test_experiment_composes(path: Path) -> None:
-    register(TrainConfig, path.parent)
-    check([f"+experiment={path.stem}"], CONF, "train", TrainConfig)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        params = compose("train", [f"+experiment={path.stem}"], return_hydra_config=True).hydra.sweeper.params
-    assert params
-    check([f"{key}={value}" for key, value in params.items()], CONF, "train", TrainConfig)
-
-
 def test_wrong_configuration_fails_fast_without_torch() -> None:
     started = time.perf_counter()
     code = "import runpy, sys; sys.argv = ['train.py', 'lime.num_expert=3']\n"
