@@ -61,7 +61,7 @@ def fused_mixture(layer: LimeLinear, name: str, x: Tensor, dtype: torch.dtype) -
         left, weights = _coefficients(layer, name, x, u, None if router.kind.per_sequence else logits)
         basis = delta.basis()
         if isinstance(delta, MoEDoRADelta):
-            gain_EO = delta.gain(base.weight)
+            gain_EO = delta.gain(layer._frozen_weight())
             change_NO = weights.flatten(0, -2).to(dtype) @ (gain_EO - 1).to(dtype)
             z_NO, basis = torch.addcmul(z_NO, _product(layer, z_NO), change_NO), delta.gained_basis(gain_EO)
         out_NO: Tensor = z_NO.addmm_(left.flatten(0, -2).to(dtype), basis.to(dtype))
