@@ -1,7 +1,7 @@
 """Measure what things cost: python scripts/benchmark.py COMMAND [--option value …]
 
 Commands are listed by --help, their options by COMMAND --help. Prints a Markdown table; --output FILE.json keeps the
-record, with the table beside it.
+record, with the table beside it, and for efficiency the figure (PNG and PDF).
 """
 
 from __future__ import annotations
@@ -41,11 +41,15 @@ def main(arguments: Sequence[str]) -> int:
 
             torch.set_num_threads(threads)
         content = module.run(parse(module.Options, values))
+        figure = module.figure(content) if output is not None and hasattr(module, "figure") else None
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if output is not None:
         save(content, output)
+    if output is not None and figure is not None:
+        for kind in (".png", ".pdf"):
+            figure.savefig(output.with_suffix(kind), dpi=200)
     print(markdown(content))
     return 0
 

@@ -19,6 +19,7 @@ from lime.method.fused import path
 from lime.method.modulation import add, modulate, modulate_low_rank
 from lime.tuner.base import LimeLayer
 from lime.tuner.context import RoutingState, ScopeCall
+from lime.tuner.decoding import Constants, decoded
 from lime.tuner.fusing import fused_forward, fusible
 from lime.tuner.mixture_fusing import through_mixture
 from lime.tuner.mixture_layer import adapt_by_mixture
@@ -59,6 +60,7 @@ class LimeLinear(LimeLayer):
         super().__init__(key, scope, state)
         self.base_layer = base_layer
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.decoding: Constants | None = None  # of the generation that is under way
 
     def update_layer(
         self, name: str, settings: LimeSettings, *, init_weights: bool = True, inference_mode: bool = False
@@ -84,6 +86,8 @@ class LimeLinear(LimeLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
             return self.base_layer(x, *args, **kwargs)
+        if not args and not kwargs and (next_tokens := decoded(self, x)) is not None:
+            return next_tokens
         if not args and not kwargs and (fused := fusible(self, x)) is not None:
             return fused_forward(self, fused, x)
         if not args and not kwargs and (mixed := through_mixture(self, x)) is not None:

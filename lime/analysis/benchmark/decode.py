@@ -94,15 +94,18 @@ def compare(
         eos_token_id=ends,
     )
 
-    def work(model: nn.Module) -> Callable[[], Tensor]:
+    def work(name: str, model: nn.Module) -> Callable[[], Tensor]:
+        subject = Subject.of(name)
+
         @torch.no_grad()
         def generate() -> Tensor:
-            tokens: Tensor = model.generate(**inputs, generation_config=settings)  # type: ignore[operator]
+            with subject.running():
+                tokens: Tensor = model.generate(**inputs, generation_config=settings)  # type: ignore[operator]
             return tokens
 
         return generate
 
-    subjects = {name: work(model) for name, model in adapted.items()}
+    subjects = {name: work(name, model) for name, model in adapted.items()}
     seconds = interleaved(subjects, options.repetitions, device=options.device)
     made = options.new_tokens * len(inputs["input_ids"])
     against = {

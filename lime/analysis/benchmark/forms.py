@@ -3,16 +3,20 @@
 A subject is named `method` or `method:form`:
 
 - `frozen`: the model as it is.
-- `lora`, `dora`, …: a PEFT type alone (LoRA and DoRA by the `peft` library itself), or a MoE baseline.
-- `lime_lora`, `lime_dora`, …: LiME over that type, as this package computes it.
-- `lime_lora:literal`: Eq. 1 term by term, with its (tokens, d_out) temporaries.
-- `moe_lora:loop`: a loop over the experts, the form usual elsewhere; here for comparison alone.
+- `lora`, `dora`, …: a PEFT type alone (LoRA and DoRA by the `peft` library itself).
+- `moe_lora`, `hydra_lora`, …: a MoE baseline, each layer's experts in one product.
+- `moe_lora:loop`: the same computed expert after expert, the form usual elsewhere; here for comparison alone.
+- `lime_lora`, `lime_dora`, …: LiME over that type, by the path that a run takes.
+- `lime_…:torch`, `lime_…:literal`: by one of the other paths of `lime.method.fused`: differentiable torch operations,
+  or Eq. 1 with its (tokens, d_out) temporaries.
+- `lime_lora:terms`: Eq. 1 multiplied out term by term; here for comparison alone.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,9 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lime
+from lime.method import fused
 from lime.method.deltas.lora import LoRADelta
+from lime.method.selection import select
 from lime.tuner.router import Router
-from lime.tuner.settings import PEFT_TYPES, LimeSettings
+from lime.tuner.settings import MIXTURES, OPTIONS_OF_TYPE, LimeSettings
 from lime.tuner.towers import resolve_targets
 
 M = TypeVar("M", bound=nn.Module)
@@ -48,22 +54,27 @@ class Subject:
             ValueError: an unknown method or form.
         """
         method, _, form = name.partition(":")
-        known = ["frozen", *PEFT_TYPES, *(f"lime_{kind}" for kind in LIME_TYPES)]
+        known = ["frozen", *LIME_TYPES, *MIXTURES, *(f"lime_{kind}" for kind in LIME_TYPES)]
         if method not in known:
             raise ValueError(f"methods: unknown method {method!r}; expected one of {', '.join(known)}")
-        if form and f"{method}:{form}" not in FORMS:
-            raise ValueError(f"methods: unknown form {name!r}; expected one of {', '.join(FORMS)}, or no form")
+        paths = [f"{method}:{path}" for path in fused.PATHS] if method.startswith("lime_") else []
+        if form and name not in (*MADE_HERE, *paths):
+            raise ValueError(f"methods: unknown form {name!r}; expected one of {', '.join([*MADE_HERE, *paths])}")
         return cls(name, method, form)
 
     @property
     def balances(self) -> bool:
         """Whether balance terms can be computed for it."""
-        return self.method.startswith("lime_") and not self.form
+        return self.has_experts and self.name not in MADE_HERE
 
     @property
     def has_experts(self) -> bool:
         """Whether its cost depends on the number of experts."""
-        return self.method not in ("frozen", *LIME_TYPES)
+        return self.method.startswith("lime_") or self.method in MIXTURES
+
+    def running(self) -> AbstractContextManager[None]:
+        """The context in which its forward and backward passes run."""
+        return fused.use(self.form) if self.form in fused.PATHS else nullcontext()
 
     def adapt(self, model: nn.Module, settings: LimeSettings) -> nn.Module:
         """Adapt a model in place and put it into training mode; only the adapter then trains.
@@ -77,11 +88,10 @@ class Subject:
         own = self.settings(settings)
         if own is None:
             return model.train()
-        if self.form:
-            make = FORMS[f"{self.method}:{self.form}"]
+        if self.name in MADE_HERE:
             for target in resolve_targets(model, own):
                 parent, _, leaf = target.name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, make(target.module, own, target.name))
+                setattr(model.get_submodule(parent), leaf, MADE_HERE[self.name](target.module, own, target.name))
             return model.train()
         adapted: nn.Module = lime.apply(model, own)[0]  # type: ignore[arg-type]
         return adapted.train()
@@ -90,22 +100,27 @@ class Subject:
         """The method's own settings; None for the frozen model."""
         if self.method == "frozen":
             return None
-        enabled = self.method.startswith("lime_")
-        kind = self.method.removeprefix("lime_")
-        if enabled:
-            return replace(settings, peft=kind, enabled=True)
-        plain = LimeSettings(enabled=False, peft=kind)
-        for name in ("r", "lora_alpha", "dropout", "scope", "target_modules", "exclude_modules", *MOE_OPTIONS):
-            trial = replace(plain, **{name: getattr(settings, name)})
-            if not trial.errors():
-                plain = trial
-        return plain
+        if self.method.startswith("lime_"):
+            own = replace(settings, peft=self.method.removeprefix("lime_"), enabled=True)
+        elif self.method in MIXTURES:
+            own = replace(LimeSettings(peft=self.method, num_experts=settings.num_experts), **MIXTURES[self.method])
+        else:
+            own = LimeSettings(enabled=False, peft=self.method)
+        for name in ("r", "lora_alpha", "dropout", "scope", "target_modules", "exclude_modules"):
+            wanted = name in OPTIONS_OF_TYPE[own.peft] or name not in SHAPING
+            if wanted and not (own.peft == "prompt_tuning" and name.endswith("_modules")):
+                own = replace(own, **{name: getattr(settings, name)})
+            else:
+                own = replace(own, **{name: getattr(LimeSettings(), name)})
+        own.check()
+        return own
 
 
-MOE_OPTIONS = ("num_experts",)
-"""Options of LiME that a MoE baseline has as well."""
+SHAPING = ("r", "lora_alpha", "dropout")
+"""Options that only some types have."""
 
 LIME_TYPES = ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning")
+"""Types that LiME modulates."""
 
 
 def shared_copy(model: M) -> M:
@@ -119,7 +134,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-class LiteralLime(nn.Module):
+class TermsLime(nn.Module):
     """LiME-LoRA term by term: `out = z + zhat * (w P) + gamma (zhat * p_s)`, each factor and product written out as
     (tokens, d_out), differentiated by autograd.
 
@@ -149,12 +164,13 @@ class LiteralLime(nn.Module):
 class MoELoRALoop(nn.Module):
     """E routed LoRAs and one shared LoRA, one after another: `out = z + s B_s A_s x + sum_i w_i s B_i A_i x`.
 
-    The softmax router is `E x d_in`, without bias. The same computation as `moe_lora`, which is one product.
+    The softmax router is `E x d_in`, without bias; `w` are its weights after selection. The same computation as
+    `moe_lora`, which is one product.
     """
 
     def __init__(self, base: nn.Linear, settings: LimeSettings, name: str):
         super().__init__()
-        self.base = base
+        self.base, self.settings = base, settings
         options: dict[str, Any] = {"r": settings.r, "lora_alpha": settings.lora_alpha, "dropout": settings.dropout}
         self.experts = nn.ModuleList(LoRADelta(base, **options) for _ in range(settings.num_experts))
         self.shared = LoRADelta(base, **options)
@@ -163,15 +179,15 @@ class MoELoRALoop(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out, x = self.base(x), x.to(self.router.dtype)
-        w = F.linear(x, self.router).softmax(-1)
+        w = select(F.linear(x, self.router).softmax(-1), self.settings.selection, top_k=self.settings.top_k)
         dtype, out = out.dtype, out + self.shared(x)
         for index, expert in enumerate(self.experts):
             out = out + w[..., index : index + 1] * expert(x)
         return out.to(dtype)
 
 
-FORMS: dict[str, Callable[[nn.Linear, LimeSettings, str], nn.Module]] = {
-    "lime_lora:literal": LiteralLime,
+MADE_HERE: dict[str, Callable[[nn.Linear, LimeSettings, str], nn.Module]] = {
+    "lime_lora:terms": TermsLime,
     "moe_lora:loop": MoELoRALoop,
 }
 """Forms that exist for comparison alone."""

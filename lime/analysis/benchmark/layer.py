@@ -45,7 +45,8 @@ class Options:
         ("float32",), "dtype of the frozen weight and input", ("float32", "bfloat16", "float16")
     )
     methods: tuple[str, ...] = option(
-        ("frozen", "lora", "lime_lora", "lime_lora:literal", "moe_lora", "moe_lora:loop"), "methods, with their form"
+        ("frozen", "lora", "lime_lora", "lime_lora:torch", "lime_lora:literal", "moe_lora", "moe_lora:loop"),
+        "methods, with their form",
     )
     variants: tuple[str, ...] = option(("plain",), "variants of LiME", tuple(VARIANTS))
     experts: tuple[int, ...] = option((4,), "experts E")
@@ -70,7 +71,8 @@ COLUMNS = (
     Column("passes", "wide passes", ".2f"),
     Column("trainable", "trainable", ","),
     Column("launches", "kernels"),
-    Column("forward_bandwidth", "forward GB/s", ",.0f"),
+    Column("forward_milliseconds", "forward ms", ".3f"),
+    Column("forward_share", "of copy bandwidth", ".0%"),
 )
 NOTES = (
     "`ms` is forward and backward; ratios are medians (quartiles) over repetitions. `kept bytes a token`: saved for "
@@ -114,7 +116,7 @@ class Case:
             self.mask = torch.ones(1, tokens, dtype=torch.long, device=weight.device)
             self.mask[:, tokens - tokens // 4 :] = 0
         self.balanced = variant == "balance" and subject.balances
-        self.inputs = [self.x, *trainable(self.model)]
+        self.inputs, self.running = [self.x, *trainable(self.model)], subject.running
 
     def forward(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """The outputs that have a gradient, and these gradients."""
@@ -124,10 +126,16 @@ class Case:
             out = self.model(inputs_embeds=self.x, attention_mask=self.mask)
         return [out, recorder.balance().total(0.1, 0.01)], [self.gradient, None]
 
+    def only_forward(self) -> None:
+        """The forward pass, as in training."""
+        with self.running():
+            self.forward()
+
     def run(self) -> None:
         """Forward and backward, gradients of input and adapter."""
-        outputs, gradients = self.forward()
-        torch.autograd.grad(outputs, self.inputs, gradients, allow_unused=True)
+        with self.running():
+            outputs, gradients = self.forward()
+            torch.autograd.grad(outputs, self.inputs, gradients, allow_unused=True)
 
 
 def counts(make: Callable[[int], Case], width: int) -> dict[str, float]:
@@ -137,7 +145,7 @@ def counts(make: Callable[[int], Case], width: int) -> dict[str, float]:
     for tokens in (COUNTED_TOKENS, 2 * COUNTED_TOKENS):
         case = make(tokens)
         case.run()  # what is made once is made here
-        with kept_storages(case.model, case.x) as storages:
+        with case.running(), kept_storages(case.model, case.x) as storages:
             held = case.forward()
         kept.append(sum(storages.values()))
         del held
@@ -199,28 +207,42 @@ def compare(
     counted = {subject.name: counts(make(subject), base.out_features) for subject in subjects}
     floor = counted["frozen"]["passes"] if "frozen" in counted else 4.0  # x, z, and their gradients
     against = {name: ratios(seconds, name) for name in (REFERENCE, "frozen") if name in seconds}
-    launches, forward = on_gpu(cases, options) if device.type == "cuda" else ({}, {})
+    gpu = on_gpu(cases, options) if device.type == "cuda" else {}
     for name, case in cases.items():
         row: dict[str, Any] = {"method": name, "milliseconds": Spread.of(seconds[name]).scaled(1e3)}
         row |= {f"vs_{other}": spread[name] for other, spread in against.items()}
         row |= {"kept_per_token": counted[name]["kept_per_token"], "passes": counted[name]["passes"] - floor}
-        row |= {"trainable": sum(p.numel() for p in trainable(case.model)), "launches": launches.get(name)}
-        row |= {"forward_milliseconds": forward.get(name), "seconds": seconds[name]}
-        rows.append(row)
+        row |= {"trainable": sum(p.numel() for p in trainable(case.model))}
+        rows.append(row | gpu.get(name, {}) | {"seconds": seconds[name]})
     return rows
 
 
-def on_gpu(cases: Mapping[str, Case], options: Options) -> tuple[dict[str, int], dict[str, Spread]]:
-    """Kernels launched forward and backward, and the time of the forward pass alone, in milliseconds."""
+def on_gpu(cases: Mapping[str, Case], options: Options) -> dict[str, dict[str, Any]]:
+    """What a GPU can tell besides, by method: `launches`, kernels forward and backward; `forward_milliseconds`; and
+    `forward_share`, the bandwidth of what the method adds to the frozen forward pass, over that of a plain copy.
+
+    The least that an update can move is its input once and its output twice, read and written.
+    """
     from torch.profiler import ProfilerActivity, profile
 
-    launches = {}
+    found: dict[str, dict[str, Any]] = {name: {} for name in cases}
     for name, case in cases.items():
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
             case.run()
             torch.cuda.synchronize()
-        launches[name] = sum(event.count for event in trace.key_averages() if "LaunchKernel" in event.key)
-    seconds = interleaved(
-        {name: case.forward for name, case in cases.items()}, options.repetitions, device=options.device
-    )
-    return launches, {name: Spread.of(times).scaled(1e3) for name, times in seconds.items()}
+        found[name]["launches"] = sum(event.count for event in trace.key_averages() if "LaunchKernel" in event.key)
+    source = torch.empty(2**28, dtype=torch.float32, device=options.device)
+    target = torch.empty_like(source)
+    work = {f"forward {name}": case.only_forward for name, case in cases.items()}
+    seconds = interleaved({**work, "copy": lambda: target.copy_(source)}, options.repetitions, device=options.device)
+    copy = 2 * source.nbytes / Spread.of(seconds["copy"]).median
+    for name, case in cases.items():
+        found[name]["forward_milliseconds"] = Spread.of(seconds[f"forward {name}"]).scaled(1e3)
+        if "frozen" in cases and name != "frozen":
+            pairs = zip(seconds[f"forward {name}"], seconds["forward frozen"], strict=True)
+            added = Spread.of([one - other for one, other in pairs]).median
+            if added > 0:
+                moved = case.x.nbytes + 2 * case.gradient.nbytes
+                found[name]["forward_share"] = moved / added / copy
+        found[name]["copy_bytes_per_second"] = copy
+    return found

@@ -1,0 +1,122 @@
+"""The four published panels (time, throughput, memory, trainable parameters by method) from a benchmark's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PUBLISHED = (
+    "lime_prompt_tuning",
+    "lime_slicefine",
+    "lime_lora_fa",
+    "lime_lora",
+    "lime_dora",
+    "mix_lora",
+    "hydra_lora",
+    "moe_lora_fa",
+    "moe_lora",
+    "moe_dora",
+)
+"""The methods of the published figure (arXiv 2604.02338, Figure 2), in its order."""
+
+COLOURS = {"LiME": "#0072B2", "MoE baseline": "#E69F00", "loop over experts": "#D55E00", "without experts": "#999999"}
+"""Of the palette of Okabe and Ito, which colour-blind readers tell apart."""
+
+NAMES = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "lora_fa": "LoRA-FA",
+    "slicefine": "SliceFine",
+    "prompt_tuning": "prompt tuning",
+    "moe_lora": "MoE-LoRA",
+    "moe_lora_fa": "MoE-LoRA-FA",
+    "moe_dora": "MoE-DoRA",
+    "hydra_lora": "HydraLoRA",
+    "mix_lora": "MixLoRA",
+    "mola": "MoLA",
+    "mocle": "MoCLE",
+    "more": "MoRE",
+}
+"""Methods as their papers write them; after `lime_` the type that LiME modulates."""
+
+
+def efficiency_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Four bar charts over the methods of a record of `benchmark.py step` or `efficiency`.
+
+    Time has its quartiles as whiskers. Each bar carries its value.
+
+    Args:
+        rows: the record's rows, of one dtype and one number of experts.
+
+    Raises:
+        ValueError: no rows, a method twice, or rows that are not of a training step.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    methods = [row.get("method") for row in rows]
+    if not rows or any(row.get("peak_mib") is None for row in rows):
+        raise ValueError("no training steps to draw: expected rows of a record of `benchmark.py step` or `efficiency`")
+    if len(set(methods)) < len(methods):
+        raise ValueError("a method appears twice: draw rows of one dtype and one number of experts")
+    figure = Figure(figsize=(11.0, 1.6 + 0.3 * len(rows)))
+    time, throughput, memory, parameters = figure.subplots(1, 4, sharey=True)
+    seconds = [row["milliseconds"]["median"] / 1e3 for row in rows]
+    spread = [[row["milliseconds"][key] / 1e3 for row in rows] for key in ("q1", "q3")]
+    low = [max(middle - one, 0.0) for middle, one in zip(seconds, spread[0], strict=True)]
+    high = [max(one - middle, 0.0) for middle, one in zip(seconds, spread[1], strict=True)]
+    _bars(time, rows, seconds, "seconds a step", errors=[low, high])
+    _bars(throughput, rows, [row["rows_per_second"] for row in rows], "rows a second")
+    mebibytes, trained = [row["peak_mib"] for row in rows], [row["trainable"] for row in rows]
+    if max(mebibytes) >= 1024:
+        _bars(memory, rows, [value / 1024 for value in mebibytes], "peak memory, GiB")
+    else:
+        _bars(memory, rows, mebibytes, "peak memory, MiB")
+    if max(trained) >= 1e6:
+        _bars(parameters, rows, [value / 1e6 for value in trained], "trained parameters, millions")
+    else:
+        _bars(parameters, rows, [value / 1e3 for value in trained], "trained parameters, thousands")
+    time.set_yticks(range(len(rows)), [label(str(method)) for method in methods])
+    time.invert_yaxis()
+    kinds = list(dict.fromkeys(_kind(str(method)) for method in methods))
+    handles = [Patch(color=COLOURS[kind], label=kind) for kind in COLOURS if kind in kinds]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    return figure
+
+
+def label(method: str) -> str:
+    """A method's name as it is written: `lime_lora_fa` is LiME LoRA-FA."""
+    name, _, form = method.partition(":")
+    prefix = "LiME " if name.startswith("lime_") else ""
+    kind = name.removeprefix("lime_")
+    return prefix + NAMES.get(kind, kind) + (f" ({form})" if form else "")
+
+
+def _kind(method: str) -> str:
+    if method.endswith(":loop"):
+        return "loop over experts"
+    if method.startswith("lime_"):
+        return "LiME"
+    return "MoE baseline" if method.startswith("mo") or method in ("mix_lora", "hydra_lora") else "without experts"
+
+
+def _bars(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    values: Sequence[float],
+    title: str,
+    errors: Sequence[Sequence[float]] | None = None,
+) -> None:
+    colours = [COLOURS[_kind(str(row["method"]))] for row in rows]
+    bars = axes.barh(range(len(rows)), values, color=colours, xerr=errors, error_kw={"elinewidth": 0.8, "capsize": 2})
+    axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=4, fontsize=8)
+    axes.set_xlabel(title)
+    axes.set_xlim(0, 1.28 * max(values))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.locator_params(axis="x", nbins=4)
+    axes.tick_params(labelsize=9)
