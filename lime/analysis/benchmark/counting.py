@@ -53,8 +53,7 @@ class Traffic(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name.startswith(("empty", "new_empty", "detach", "alias")) or func.is_view:
             return out
-        skipped = {"out"} if name not in ("add_",) else set()
-        inputs = _tensors([args, {key: value for key, value in kwargs.items() if key not in skipped}])
+        inputs = _tensors([args, {key: value for key, value in kwargs.items() if key != "out"}])
         outputs = _tensors(out)
         if not func._schema.is_mutable and _all_views(outputs, inputs):
             return out
