@@ -87,6 +87,7 @@ def test_every_choice_of_every_group_composes() -> None:
             if (group, choice) in composed_already:
                 continue
             extra = ["data.root=."] if (group, choice) == ("data", "mmt47") else []
+            extra += ["model.path=any/name"] if (group, choice) == ("model", "hf") else []
             extra += ["method=lora"] if (group, choice) == ("lime", "off") else []
             extra += [f"method={choice}"] if group == "peft" and choice in MIXTURES else []
             composed(f"{group}={choice}", *extra)

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import runpy
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
