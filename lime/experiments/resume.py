@@ -57,7 +57,8 @@ class ResumingSweep:
                 return
             found = finished(config, folder)
             if found is None:
-                _clear(folder)
+                if not _resumable(folder):
+                    _clear(folder)
                 task()
             elif found == folder:
                 log.info("skipped: finished before, %s", folder / RECORD_FILE)
@@ -114,6 +115,18 @@ def _fingerprint(root: str, mini: tuple[int, int, int] | None, workers: int) -> 
 
         ensure(Path(root), seed=mini[0], train_per_task=mini[1], test_per_task=mini[2], workers=workers)
     return MMTDataset(root).fingerprint
+
+
+def _resumable(folder: Path) -> bool:
+    """Whether an interrupted attempt left a checkpoint that this code wrote, to go on from (``ckpt_path=auto``)."""
+    from lime.training.checkpoints import newest_checkpoint  # imports the model libraries, as the run will anyway
+
+    if newest_checkpoint(folder) is None:
+        return False
+    if not (folder / RECORD_FILE).is_file():
+        return False
+    record = read_record(folder)  # "running": this process holds the lock, so whoever wrote that is dead
+    return record.status in ("running", "interrupted") and record.identity.code == code_version()
 
 
 def _clear(folder: Path) -> None:

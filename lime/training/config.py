@@ -17,6 +17,7 @@ class OptimConfig:
         peft_weight_decay: weight decay of the PEFT parameters.
         betas: decay rates of AdamW's two moments.
         eps: AdamW's epsilon.
+        eight_bit: AdamW with its moments in 8 bits, by bitsandbytes.
         schedule: what the learning rates do after the warm-up, over the rest of the run.
         warmup_ratio: share of all optimiser steps in which the rates rise linearly from 0.
         min_lr_ratio: where linear and cosine end, as a share of the peak.
@@ -28,6 +29,7 @@ class OptimConfig:
     peft_weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    eight_bit: bool = False
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.03
     min_lr_ratio: float = 0.0
@@ -74,6 +76,7 @@ class TrainerConfig:
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
         deterministic: only deterministic kernels.
         num_threads: CPU threads of one process; null for all cores of the machine that this process may use.
+        preflight: try the heaviest batches before the first step, and say whether they fit and how long an epoch takes.
         log_every_n_steps: optimiser steps between two rows of metrics.csv.
         validate_every_n_epochs: epochs between two validations on rows held out from training; null for none.
     """
@@ -91,6 +94,7 @@ class TrainerConfig:
     gradient_checkpointing: bool = False
     deterministic: bool = True
     num_threads: int | None = None
+    preflight: bool = True
     log_every_n_steps: int = 10
     validate_every_n_epochs: int | None = None
 

@@ -20,6 +20,7 @@ from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import read_predictions, rescore
 from lime.evaluation.report import stored_allowed_answers
+from lime.integrations.hub import adapter_folder
 from lime.models.loading import Backbone, load_backbone
 from lime.training import processes
 from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
@@ -84,7 +85,10 @@ def _score_again(config: EvalConfig, path: Path, output_dir: Path) -> Evaluation
 def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[str]) -> Evaluation:
     run: dict[str, Any] | None = None
     if config.adapter is not None:
-        run = read_run(Path(config.adapter))
+        with processes.main_first():
+            folder = adapter_folder(config.adapter)
+        config = dataclasses.replace(config, adapter=str(folder))
+        run = read_run(folder)
         config = with_run_config(config, run["config"], overrides)
     prepare_process(config.seed)
     settings = dataclasses.asdict(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 import lime.tuner
 from lime.atomic import remove_leftovers, replacing_folder
@@ -26,8 +28,10 @@ from lime.training import processes
 from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
 from lime.training.callbacks import MetricsCallback, ProgressCallback, checkpoint_callback
 from lime.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
-from lime.training.launch import in_processes, started_from_outside
+from lime.training.launch import OWN, in_processes, started_from_outside
 from lime.training.module import AdaptationModule
+from lime.training.preemption import PreemptionCallback, under_slurm
+from lime.training.preflight import preflight_of_run
 from lime.training.record import RunRecord, environment, plain, write_config, write_json
 from lime.training.setup import (
     device_of,
@@ -36,6 +40,7 @@ from lime.training.setup import (
     prepare_process,
     process_group,
     processes_here,
+    resolved_precision,
 )
 from lime.training.strategies import check_strategy, strategy_of
 from lime.tuner.reporting import ApplyReport
@@ -120,7 +125,9 @@ class _Run:
         try:
             model, applied = lime.tuner.apply(backbone.model, config.settings())
             if config.trainer.gradient_checkpointing:
-                _checkpoint_activations(model)
+                checkpoint_activations(model)
+            if config.trainer.preflight:
+                preflight_of_run(config, model, data, self.device, self.folder)
             metrics = self.fit(model, backbone, data, [wandb_run] if wandb_run else [])
             parameters = Parameters(applied.trainable, applied.total_parameters, applied.layers)
             self.record.trained(parameters, metrics.measured(), metrics.routing)
@@ -157,6 +164,8 @@ class _Run:
             callbacks.append(ProgressCallback())
         if self.config.callbacks.checkpoint:
             callbacks.append(checkpoint_callback(self.folder, self.config.callbacks))
+        if under_slurm():
+            callbacks.append(PreemptionCallback(self.folder))
         on_gpu = self.device.type == "cuda"
         validates = options.validate_every_n_epochs is not None
         trainer = pl.Trainer(
@@ -164,8 +173,8 @@ class _Run:
             devices=options.devices,
             num_nodes=options.num_nodes,
             strategy=strategy_of(options, self.config.peft.scope),
-            plugins=[AtomicCheckpointIO()] if options.strategy != "deepspeed" else None,
-            precision=_precision(options.precision, on_gpu),  # type: ignore[arg-type]
+            plugins=_plugins(options.strategy),
+            precision=resolved_precision(options.precision, on_gpu),  # type: ignore[arg-type]
             max_epochs=options.max_epochs,
             max_steps=options.max_steps if options.max_steps is not None else -1,
             accumulate_grad_batches=options.accumulate_grad_batches,
@@ -253,12 +262,15 @@ class _Run:
         return WandbRun(self.config.logger.wandb, self.config.name, self.folder, settings)
 
 
-def _precision(precision: str, on_gpu: bool) -> str:
-    if precision != "auto":
-        return precision
-    return "bf16-mixed" if on_gpu else "32-true"
+def _plugins(strategy: str) -> list[Any]:
+    """Whole checkpoints (DeepSpeed writes its own), and who started the processes, where Lightning would guess."""
+    plugins: list[Any] = [AtomicCheckpointIO()] if strategy != "deepspeed" else []
+    if under_slurm():
+        several = started_from_outside() and OWN not in os.environ
+        plugins.append(SLURMEnvironment(auto_requeue=False) if several else LightningEnvironment())
+    return plugins
 
 
-def _checkpoint_activations(model: Any) -> None:
+def checkpoint_activations(model: Any) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,10 +25,13 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+OWN = "LIME_PROCESSES"
+"""Set in the environment of processes that :func:`in_processes` started."""
+
 
 def started_from_outside() -> bool:
     """Whether torchrun or SLURM started this process as one of several (or a parent of ours did)."""
-    return "LOCAL_RANK" in os.environ or SLURMEnvironment.detect()
+    return "LOCAL_RANK" in os.environ or (SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1)
 
 
 def in_processes(count: int, function: Callable[..., T], *arguments: Any) -> T:
@@ -46,6 +51,7 @@ def in_processes(count: int, function: Callable[..., T], *arguments: Any) -> T:
             "MASTER_PORT": str(_free_port()),
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
+            OWN: "1",
         }
         logs = [Path(h.baseFilename) for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
         common = (place, scratch, os.getpid(), logging.getLogger().level, logs, list(sys.argv))
@@ -56,17 +62,38 @@ def in_processes(count: int, function: Callable[..., T], *arguments: Any) -> T:
         ]
         for worker in workers:
             worker.start()
-        try:
-            _wait(workers, Path(scratch))
-        finally:
-            for worker in workers:
-                if worker.is_alive():
-                    worker.terminate()
-            for worker in workers:
-                worker.join(10)
-                if worker.is_alive():
-                    worker.kill()
+        with _passing_on(signal.SIGUSR1, workers):
+            try:
+                _wait(workers, Path(scratch))
+            finally:
+                _end(workers)
+        if not (Path(scratch) / "result").is_file():
+            raise SystemExit(0)  # they ended early and said why: taken away by SLURM
         return pickle.loads((Path(scratch) / "result").read_bytes())  # written by our own process
+
+
+@contextmanager
+def _passing_on(number: signal.Signals, workers: Sequence[Any]) -> Iterator[None]:
+    """Pass a signal, by which SLURM announces that it takes the machine away, on to the processes."""
+    if threading.current_thread() is not threading.main_thread() or not SLURMEnvironment.detect():
+        yield
+        return
+    before = signal.signal(number, lambda *_: [os.kill(worker.pid, number) for worker in workers if worker.is_alive()])
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _end(workers: Sequence[Any]) -> None:
+    """End what still runs."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
+    for worker in workers:
+        worker.join(10)
+        if worker.is_alive():
+            worker.kill()
 
 
 def _wait(workers: Sequence[Any], scratch: Path) -> None:
@@ -115,6 +142,10 @@ def _work(
     except (ValueError, OSError) as error:
         _tell(folder, number, "user", str(error))
         os._exit(2)
+    except SystemExit as stop:
+        if stop.code:
+            _tell(folder, number, "other", f"ended with code {stop.code}")
+        os._exit(1 if stop.code else 0)
     except BaseException:  # noqa: BLE001  # told by the parent, with the traceback
         _tell(folder, number, "other", traceback.format_exc())
         os._exit(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +19,16 @@ from lime.training.loss import answer_loss_sum, answer_positions, normalise_grad
 from lime.training.metrics import Window
 from lime.training.schedule import learning_rate_factor
 from lime.tuner.base import LimeLayer
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Losses of a micro-batch, summed over its answer tokens, and its routing statistics where there is any routing."""
+
+    task: Tensor
+    total: Tensor
+    sums: dict[str, Tensor]
+    routing: Any
 
 
 class AdaptationModule(pl.LightningModule):
@@ -83,19 +95,25 @@ class AdaptationModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         answer_tokens = batch["answer_tokens"]
-        if self.balance is None:
-            task = self._task_loss(batch)
-            total, sums = task, {"loss/task": task, "loss/total": task}
-        else:
-            with lime.tuner.record(self.model) as recorder:
-                task = self._task_loss(batch)
-            total, sums = self._with_balance(task, recorder, answer_tokens)
-            self.window.add_routing(recorder.statistics())
-        self.last_loss = task.detach() / answer_tokens
-        self.window.add(sums, answer_tokens, batch["rows"], batch["tokens"])
+        loss = self.loss(batch)
+        if loss.routing is not None:
+            self.window.add_routing(loss.routing)
+        self.last_loss = loss.task.detach() / answer_tokens
+        self.window.add(loss.sums, answer_tokens, batch["rows"], batch["tokens"])
         self._answer_tokens += answer_tokens
         # Lightning divides by the number of micro-batches; normalise_gradients divides by the answer tokens instead.
-        return total * self.trainer.accumulate_grad_batches
+        return loss.total * self.trainer.accumulate_grad_batches
+
+    def loss(self, batch: dict[str, Any]) -> StepLoss:
+        """Task loss and, where the method has experts, balance loss of a micro-batch; keeps nothing."""
+        answer_tokens = batch["answer_tokens"]
+        if self.balance is None:
+            task = self._task_loss(batch)
+            return StepLoss(task, task, {"loss/task": task, "loss/total": task}, None)
+        with lime.tuner.record(self.model) as recorder:
+            task = self._task_loss(batch)
+        total, sums = self._with_balance(task, recorder, answer_tokens)
+        return StepLoss(task, total, sums, recorder.statistics())
 
     def _task_loss(self, batch: dict[str, Any]) -> Tensor:
         return answer_loss_sum(self.model, batch["inputs"], batch["labels"], batch["positions"])
@@ -153,7 +171,7 @@ class AdaptationModule(pl.LightningModule):
             for name, (lr, decay) in rates.items()
             if groups.get(name)
         ]
-        optimizer = torch.optim.AdamW(described, betas=options.betas, eps=options.eps)
+        optimizer = _adamw(options.eight_bit)(described, betas=options.betas, eps=options.eps)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, total, options)
@@ -191,6 +209,24 @@ class AdaptationModule(pl.LightningModule):
                 f"({self.backbone['fingerprint'][:12]}); resume with the model it was trained on"
             )
         check_same_tensors("ckpt_path", checkpoint["state_dict"], self.adapter_tensors())
+
+
+def _adamw(eight_bit: bool) -> Any:
+    """The optimiser's class.
+
+    Raises:
+        ValueError: 8 bits without bitsandbytes.
+    """
+    if not eight_bit:
+        return torch.optim.AdamW
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "optim.eight_bit: needs bitsandbytes, which is not installed; `pip install 'lime-moe[quantised]'`, "
+            "or set optim.eight_bit=false"
+        )
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit
 
 
 def check_same_tensors(key: str, found: dict[str, Tensor], expected: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from lime.data.media import MediaError
 from lime.models.config import OTHER
 from lime.models.loading import Backbone
 from lime.training import processes
+from lime.training.launch import started_from_outside
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def process_group(count: int) -> Iterator[None]:
     Raises:
         ValueError: another number of processes was started.
     """
-    environment = SLURMEnvironment() if SLURMEnvironment.detect() and "RANK" not in os.environ else None
+    environment = SLURMEnvironment() if started_from_outside() and "RANK" not in os.environ else None
     started = environment.world_size() if environment else int(os.environ.get("WORLD_SIZE", "1"))
     if torch.distributed.is_initialized() or (started == 1 and count == 1):
         yield
@@ -123,6 +124,13 @@ def process_group(count: int) -> Iterator[None]:
 def device_of_rank() -> int:
     """Number of this process's GPU on its machine."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def resolved_precision(precision: str, on_gpu: bool) -> str:
+    """Lightning's precision for ``trainer.precision``: ``auto`` is bf16-mixed on a GPU and 32-true on the CPU."""
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if on_gpu else "32-true"
 
 
 def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: int) -> MMTDataModule:

@@ -46,7 +46,7 @@ class ShardedBaseStrategy(DDPStrategy):
                         if isinstance(tensor, nn.Parameter):
                             tensor.data = tensor.data.to(self.root_device)
                         else:
-                            tensors[name] = tensor.to(self.root_device)
+                            module._buffers[name] = tensor.to(self.root_device)
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]

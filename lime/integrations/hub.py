@@ -1,0 +1,164 @@
+"""Adapters to share: a folder with a model card, ready for the hub, and back by path or hub name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from lime.atomic import replacing_folder
+from lime.config.reuse import RUN_FILE, read_run
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+CARD = """---
+library_name: peft
+base_model: {base}
+tags: [lime, peft, mixture-of-experts, vision-language]
+license: {licence}
+---
+
+# {title}
+
+A LiME adapter ({method}) for `{base}`: one shared {peft} update, {experts} expert modulators, zero-parameter routing.
+
+    import lime
+    model, report = lime.tuner.load(base_model, "FOLDER OF THIS ADAPTER")
+
+or, to repeat its evaluation: `python eval.py adapter=FOLDER_OR_HUB_NAME`.
+
+- **Base**: `{base}`, revision {revision}, fingerprint `{fingerprint}`
+- **Data**: {data}, fingerprint `{data_fingerprint}`
+- **Seed**: {seed}; **code**: {commit}
+- **Versions**: {versions}
+
+## Results
+
+{results}
+
+## Settings
+
+```yaml
+{settings}
+```
+
+## Licences
+
+{licences}
+"""
+
+
+def export_adapter(run: Path, out: Path, *, licence: str = "other", title: str | None = None) -> Path:
+    """Write a run's adapter with a model card into ``out``, in place of what was there.
+
+    Folders of this machine in the settings are left out.
+
+    Args:
+        run: folder of a finished run of train.py.
+        out: the folder to write.
+        licence: the hub's name of a licence, yours to choose; those of data and backbone are listed in the card.
+        title: heading of the card; the run's name where absent.
+
+    Raises:
+        ValueError: no finished run there.
+    """
+    source = run / "adapter"
+    lacking = [name for name in (*ADAPTER_FILES, RUN_FILE) if not (source / name).is_file()]
+    if lacking:
+        raise ValueError(f"{source}: no {', '.join(lacking)}; expected the folder of a finished run of train.py")
+    content = read_run(source)
+    config, backbone = _without_places(content["config"]), content["backbone"]
+    with replacing_folder(out) as temporary:
+        for name in ADAPTER_FILES:
+            shutil.copy(source / name, temporary / name)
+        described = json.loads((temporary / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+        described["base_model_name_or_path"] = config["model"]["path"] or config["model"]["name"]
+        (temporary / ADAPTER_FILES[0]).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        text = yaml.safe_dump({"config": config, "backbone": backbone}, sort_keys=False, allow_unicode=True)
+        (temporary / RUN_FILE).write_text(text, encoding="utf-8")
+        card = model_card(run, config, backbone, licence=licence, title=title)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def model_card(
+    run: Path, config: Mapping[str, Any], backbone: Mapping[str, Any], *, licence: str, title: str | None
+) -> str:
+    """The card of a run's adapter, from what the run recorded."""
+    environment = run / "environment.json"
+    info = json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {}
+    results = run / "results.md"
+    lime, peft = config["lime"], config["peft"]
+    shown = {section: config[section] for section in ("peft", "lime", "optim", "trainer", "data", "evaluation")}
+    versions = {name: value for name, value in info.get("versions", {}).items() if value}
+    return CARD.format(
+        title=title or config["name"],
+        base=config["model"]["path"] or config["model"]["name"],
+        licence=licence,
+        method=config["method"],
+        peft=peft["type"],
+        experts=lime["num_experts"] if lime["enabled"] else "no",
+        revision=backbone.get("revision") or "not from the hub",
+        fingerprint=backbone["fingerprint"][:16],
+        data=config["data"]["name"],
+        data_fingerprint=info.get("data_fingerprint", "unknown")[:16],
+        seed=config["seed"],
+        commit=(info.get("commit") or {}).get("id") or "unknown commit",
+        versions=", ".join(f"{name} {value}" for name, value in versions.items()) or "unknown",
+        results=results.read_text(encoding="utf-8") if results.is_file() else "Not evaluated.",
+        settings=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip(),
+        licences=_licences(str(config["data"]["name"])),
+    )
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether ``text`` is ORG/NAME and no folder here."""
+    return bool(_NAME.fullmatch(text)) and not Path(text).exists()
+
+
+def adapter_folder(name: str) -> Path:
+    """The folder of an adapter: a local one as it is; ORG/NAME is fetched from the hub, or taken from its cache.
+
+    Raises:
+        FileNotFoundError: it is neither here nor reachable.
+    """
+    if not is_hub_name(name):
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*ADAPTER_FILES, RUN_FILE]))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"adapter: {name} is neither a folder nor reachable on the hub or in its cache. On a machine with access: "
+            f"`hf download {name} --local-dir FOLDER`, bring FOLDER here, and set adapter=FOLDER"
+        ) from error
+
+
+def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without folders of this machine."""
+    data, model = dict(config["data"]), dict(config["model"])
+    if data["root"] and Path(data["root"]).is_absolute():
+        data["root"] = None
+    if model["path"] and (Path(model["path"]).is_absolute() or Path(model["path"]).exists()):
+        model["path"] = None
+    if isinstance(data.get("frame_cache"), dict):
+        data["frame_cache"] = {**data["frame_cache"], "dir": None}
+    return {**config, "data": data, "model": model, "ckpt_path": None, "cache_dir": None}
+
+
+def _licences(data: str) -> str:
+    if data == "mmt47_mini":
+        return (
+            "The training data are procedural and come with the code (Apache-2.0). The backbone's licence applies too."
+        )
+    from lime.data.tools.sources import CONSTITUENTS
+
+    lines = [f"- {one.name}: {one.terms}" for one in CONSTITUENTS]
+    return "\n".join(["Terms of the data sets it was trained on, and of the backbone, apply:", "", *lines])

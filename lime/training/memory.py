@@ -1,0 +1,102 @@
+"""Memory of a process and of its machine: what is used, what it peaked at, what is left."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+MB = 1e6
+
+
+def resident_mb() -> float:
+    """Resident set of this process in MB; its peak where the system only tells that."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_resident_mb()
+    return pages * resource.getpagesize() / MB
+
+
+def peak_resident_mb() -> float:
+    """Peak of the resident set since this process started, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MB if sys.platform == "darwin" else peak * 1024 / MB
+
+
+def available_mb(device: torch.device) -> float | None:
+    """MB that this process may still take: of the GPU, else of the machine or its control group; None if unknown."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + cached) / MB
+    limits = [_machine_mb(), _group_mb()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _machine_mb() -> float | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = {line.split(":")[0]: line.split()[1] for line in lines}
+    return int(found["MemAvailable"]) * 1024 / MB if "MemAvailable" in found else None
+
+
+def _group_mb() -> float | None:
+    """What the control group (a container, a SLURM job) leaves; None without a limit."""
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            total, now = Path(limit).read_text().strip(), Path(used).read_text().strip()
+        except OSError:
+            continue
+        if total.isdigit() and int(total) < 2**60:
+            return (int(total) - int(now)) / MB
+    return None
+
+
+class Peak:
+    """Peak memory while a block runs: of the GPU's allocator, else of the resident set, read every millisecond.
+
+    Attributes:
+        mb: the peak in MB.
+        before: what was in use when the block began, in MB.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.mb = self.before = 0.0
+
+    def __enter__(self) -> Peak:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device) / MB
+            return self
+        self.before = self.mb = resident_mb()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak memory", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.mb = torch.cuda.max_memory_allocated(self.device) / MB
+            return
+        self._ends.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ends.is_set():
+            self.mb = max(self.mb, resident_mb())
+            time.sleep(0.001)

@@ -1,0 +1,102 @@
+"""Two nodes by torchrun, train.py in two processes, SLURM's preemption, and sweeps on SLURM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lime.training.launch import started_from_outside
+from tests.end_to_end.test_kill import arguments, finish, same, steps
+from tests.training.parts import metrics
+
+TWO = ["trainer.batch_size=2", "trainer.num_threads=1"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_two_nodes_by_torchrun_are_two_processes_of_one(tmp_path: Path) -> None:
+    finish(tmp_path / "one", *TWO, "trainer=ddp", "trainer.devices=2")
+    port = free_port()
+    command = arguments(tmp_path / "two", *TWO, "trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2")[1:]
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
+                f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}", *command,
+            ],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+    first, second = ((tmp_path / name / "predictions.jsonl").read_bytes() for name in ("one", "two"))
+    assert first == second
+
+
+def slurm(folder: Path) -> dict[str, str]:
+    """The environment of the one task of a SLURM job; `scontrol` writes down how it was called."""
+    fake = folder / "scontrol"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {folder}/requeued\n')
+    fake.chmod(0o755)
+    return {
+        **os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_NAME": "lime", "SLURM_JOB_ID": "77",
+        "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+        "SLURM_NTASKS_PER_NODE": "1",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_preempted_job_saves_goes_back_and_ends_the_same(tmp_path: Path, devices: int) -> None:
+    more = [] if devices == 1 else [*TWO, "trainer=ddp", "trainer.devices=2"]
+    more.append("callbacks.checkpoint_every_n_steps=1000")  # so that the saved one is that of the signal
+    finish(tmp_path / "whole", *more)
+    environment = slurm(tmp_path)
+    running = subprocess.Popen(arguments(tmp_path / "run", *more), cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run" / "metrics.csv").is_file() or (tmp_path / "run" / "metrics.csv").stat().st_size < 250:
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    running.send_signal(signal.SIGUSR1)
+    assert running.wait(timeout=100) == 0
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    assert len(steps(tmp_path / "run")) == 1
+    again = subprocess.run(
+        arguments(tmp_path / "run", *more), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_one_task_with_two_devices_starts_its_processes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("LOCAL_RANK", "RANK"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("SLURM_JOB_NAME", "lime")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert not started_from_outside()
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert started_from_outside()
+
+
+def test_a_sweep_on_slurm_composes(command: Any) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    outcome = command("train.py", "--cfg", "hydra", "launcher=slurm", "trainer=ddp", "trainer.devices=4")
+    assert outcome.code == 0
+    assert "gpus_per_node: ${trainer.devices}" in outcome.said
+    assert "SlurmLauncher" in outcome.said
