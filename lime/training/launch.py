@@ -78,7 +78,13 @@ def _passing_on(number: signal.Signals, workers: Sequence[Any]) -> Iterator[None
     if threading.current_thread() is not threading.main_thread() or not SLURMEnvironment.detect():
         yield
         return
-    before = signal.signal(number, lambda *_: [os.kill(worker.pid, number) for worker in workers if worker.is_alive()])
+
+    def pass_on(*_: object) -> None:
+        for worker in workers:
+            if worker.is_alive():
+                os.kill(worker.pid, number)
+
+    before = signal.signal(number, pass_on)
     try:
         yield
     finally:
