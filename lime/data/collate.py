@@ -128,6 +128,22 @@ class Collator:
         answer = len(self._own_answers([row])[0])
         return len(self._tokens([row])[0]) + max(visual - 1, 0) + answer, visual, answer
 
+    def media_growth(self, rows: Sequence[Row]) -> int:
+        """Bytes by which the media kept in memory will grow when all of these rows are read.
+
+        Judged by the media of each kind that are kept already.
+        """
+        total = 0
+        for kind in ("image", "video"):
+            absent = {
+                row.media_path
+                for row in rows
+                if row.source_type == kind and f"{kind}:{row.media_path}" not in self._media
+            }
+            kept = [visual.values.nbytes for key, visual in self._media.items() if key.startswith(f"{kind}:")]
+            total += round(len(absent) * float(np.mean(kept))) if kept else 0
+        return min(total, self._room)
+
     # Parts
 
     def media(self, row: Row) -> Visual | None:

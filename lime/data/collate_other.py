@@ -96,6 +96,19 @@ class ProcessorCollator:
         parts = zip(self._text_tokens(rows), self.conversation.answers(rows), rows, strict=True)
         return [len(text) + len(answer) + self._visual_tokens(row) for text, answer, row in parts]
 
+    def media_growth(self, rows: Sequence[Row]) -> int:
+        """Bytes by which the pictures kept in memory grow when all of these rows are read, judged by those kept."""
+        total = 0
+        for kind in ("image", "video"):
+            keys = {f"{kind}:{row.media_path}" for row in rows if row.source_type == kind}
+            kept = [
+                sum(3 * p.width * p.height for p in pictures)
+                for key, pictures in self._pictures.items()
+                if key.startswith(f"{kind}:")
+            ]
+            total += len(keys - self._pictures.keys()) * sum(kept) // max(len(kept), 1)
+        return min(total, self._room)
+
     def media(self, row: Row) -> list[Image.Image] | None:
         """The row's pictures: one, or the frames of its clip (None for a text row). Raises MediaError."""
         if row.source_type == "text":

@@ -95,7 +95,7 @@ class MMTDataModule(LightningDataModule):
         self.left_out = LeftOut()
         self.train_rows: list[Row] = []
         self.val_rows: list[Row] = []
-        self._train_lengths: list[int] = []
+        self.train_lengths: list[int] = []
         self._val_lengths: list[int] = []
         self._test_rows: dict[str, list[Row]] = {}
         self._loader: ResumableLoader | None = None
@@ -106,7 +106,7 @@ class MMTDataModule(LightningDataModule):
         if self.train_rows or stage not in (None, "fit", "validate"):
             return
         train, held_out = self._split(self.dataset.train)
-        self.train_rows, self._train_lengths = self._usable("train", train)
+        self.train_rows, self.train_lengths = self._usable("train", train)
         self.val_rows, self._val_lengths = self._usable("validation", held_out)
         if not self.train_rows:
             raise DataError(f"{self.dataset.root}: no usable training row; left out: {self.left_out.counts()}")
@@ -130,7 +130,7 @@ class MMTDataModule(LightningDataModule):
             rank, replicas = torch.distributed.get_rank(), torch.distributed.get_world_size()
         kinds = [row.source_type for row in self.train_rows] if self.alike else None
         sampler = LengthBucketSampler(
-            self._train_lengths, self.batch_size, self.seed, rank=rank, replicas=replicas, kinds=kinds
+            self.train_lengths, self.batch_size, self.seed, rank=rank, replicas=replicas, kinds=kinds
         )
         loader = ResumableLoader(self.train_rows, sampler, ahead=self.config.prefetch, **self._options())
         loader.limit = self._train_limit

@@ -275,7 +275,7 @@ def test_unreadable_media_are_counted_where_asked(make, damaged, caplog):
 def test_overlong_rows_are_an_error_or_counted(make):
     fine = make(validation_fraction=0.0)
     fine.setup()
-    lengths = fine._train_lengths
+    lengths = fine.train_lengths
     limit = max(lengths) - 1
     count = sum(n > limit for n in lengths)
     with pytest.raises(OverlongError, match=rf"{count} rows of train are too long.*row train/\d+: {limit + 1} tokens"):

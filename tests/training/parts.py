@@ -33,7 +33,7 @@ def values(family: str = "llava_onevision", **changes: Any) -> dict[str, Any]:
         "cache_dir": None,
         "model": {"name": NAMES[family], "family": family, "path": str(tiny.checkpoint(family)), "dtype": "float32"},
         "data": {"name": "mmt47", "root": str(data_root()), "validation_fraction": 0.0},
-        "trainer": {"batch_size": 4, "max_epochs": 2, "log_every_n_steps": 1, "accelerator": "cpu"},
+        "trainer": {"batch_size": 4, "max_epochs": 2, "log_every_n_steps": 1, "accelerator": "cpu", "preflight": False},
         "optim": {"moe_lr": 1e-2, "peft_lr": 1e-2},
         "evaluation": {"max_new_tokens": 4, "resamples": 100},
         "callbacks": {"progress": False, "checkpoint": False},

@@ -1,0 +1,72 @@
+"""Will it fit, and how long will it take? Before a run, without a step: python scripts/preflight.py [KEY=VALUE …]
+
+Takes every option of train.py: resolves the configuration, loads model and data, counts parameters, runs forward and
+backward on the heaviest batch of each modality, and predicts peak memory and the time of an epoch.
+python scripts/preflight.py --json FILE … writes all of it. Exit code 1 where it does not fit.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lime.config.check import ConfigError  # noqa: E402
+from lime.config.compose import composed  # noqa: E402
+from lime.config.schema import TrainConfig  # noqa: E402
+
+DOES_NOT_FIT, WRONG = 1, 2
+
+
+def main(arguments: list[str]) -> int:
+    if any(flag in arguments for flag in ("-h", "--help")):
+        print(__doc__)
+        return 0
+    target: Path | None = None
+    if "--json" in arguments:
+        at = arguments.index("--json")
+        if at + 1 == len(arguments):
+            print("error: --json: expected a file after it", file=sys.stderr)
+            return WRONG
+        target, arguments = Path(arguments[at + 1]), arguments[:at] + arguments[at + 2 :]
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    try:
+        config = composed(arguments, ROOT / "conf", "train", TrainConfig)
+        return _try(config, target)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG
+
+
+def _try(config: TrainConfig, target: Path | None) -> int:
+    import lime
+    from lime.models.loading import load_backbone
+    from lime.training.job import checkpoint_activations
+    from lime.training.preflight import preflight_of_run
+    from lime.training.record import write_json
+    from lime.training.setup import device_of, media_errors_as_input_errors, open_data, prepare_process
+
+    with media_errors_as_input_errors():
+        prepare_process(config.seed, config.trainer.num_threads)
+        device = device_of(config.trainer.accelerator)
+        backbone = load_backbone(config.model)
+        data = open_data(config, backbone, config.trainer.batch_size)
+        data.setup("fit")
+        backbone.model.to(device)
+        model, applied = lime.apply(backbone.model, config.settings())
+        print(applied)
+        if config.trainer.gradient_checkpointing:
+            checkpoint_activations(model)
+        found = preflight_of_run(config, model, data, device)
+    if found is None:
+        return 0
+    if target is not None:
+        write_json(target, found.to_dict())
+    return 0 if found.fits else DOES_NOT_FIT
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

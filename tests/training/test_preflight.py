@@ -1,0 +1,136 @@
+"""The preflight changes nothing about the training that follows, and what it predicts comes true."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lime
+from lime.data.mini import ensure
+from lime.models.loading import load_backbone
+from lime.training.job import train
+from lime.training.memory import Peak
+from lime.training.preflight import Preflight, duration, preflight_of_run
+from lime.training.setup import open_data
+from tests.training.parts import config, metrics
+
+ROOT = Path(__file__).parents[2]
+FAMILIES = ["llava_onevision", "qwen2_vl"]
+
+
+def tried(family: str, **changes: object) -> tuple[Preflight, torch.nn.Module]:
+    settings = config(family, **changes)
+    backbone = load_backbone(settings.model)
+    data = open_data(settings, backbone, settings.trainer.batch_size)
+    data.setup("fit")
+    torch.manual_seed(0)
+    model, _ = lime.apply(backbone.model, settings.settings())
+    model.eval()
+    found = preflight_of_run(settings, model, data, torch.device("cpu"))
+    assert found is not None
+    return found, model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_curve_is_the_same_with_and_without(tmp_path, family):
+    """Dropout, routing noise and balance losses on."""
+    options = {"peft__dropout": 0.1, "evaluation__mode": "none"}
+    train(config(family, **options), tmp_path / "without")
+    train(config(family, **options, trainer__preflight=True), tmp_path / "with")
+    assert metrics(tmp_path / "with") == metrics(tmp_path / "without")
+    assert not (tmp_path / "without" / "preflight.json").exists()
+    found = json.loads((tmp_path / "with" / "preflight.json").read_text())
+    assert found["fits"] is True
+    assert found["steps_per_epoch"] == 6
+
+
+def test_random_states_gradients_and_mode_are_put_back():
+    torch.manual_seed(1), random.seed(2), np.random.seed(3)  # noqa: NPY002
+    found, model = tried("llava_onevision", peft__dropout=0.1)
+    torch.manual_seed(0)  # as `tried` does before it adapts
+    expected, _ = tried("llava_onevision", peft__dropout=0.1)
+    after = torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(1), random.seed(2), np.random.seed(3)  # noqa: NPY002
+    tried("llava_onevision", peft__dropout=0.1)
+    again = torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+    assert torch.equal(after[0], again[0])
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert found.sample == expected.sample
+
+
+def test_it_tries_the_longest_rows_of_every_modality_and_counts(caplog):
+    caplog.set_level("INFO")
+    found, model = tried("qwen2_vl", trainer__max_epochs=3, trainer__accumulate_grad_batches=2)
+    assert [trial.modality for trial in found.trials] == ["text", "image", "video"]
+    assert all(trial.rows == 4 for trial in found.trials)
+    assert found.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.steps_per_epoch == 3
+    assert found.epochs_seconds == pytest.approx(3 * found.epoch_seconds)
+    assert found.peak_mb > max(trial.peak_mb for trial in found.trials)
+    assert "it fits" in caplog.text
+    assert tried("qwen2_vl", trainer__max_steps=3, trainer__max_epochs=9)[0].epochs_seconds > 0
+
+
+def test_what_does_not_fit_is_said(caplog, monkeypatch):
+    monkeypatch.setattr("lime.training.preflight.available_mb", lambda device: 0.0)
+    monkeypatch.setattr("lime.training.preflight.resident_mb", lambda: 1.0)
+    found, _ = tried("llava_onevision")
+    assert not found.fits
+    assert "trainer.batch_size" in caplog.text
+
+
+def test_a_sharded_model_is_left_out(caplog):
+    caplog.set_level("INFO")
+    settings = config(trainer__strategy="fsdp", trainer__devices=2)
+    assert preflight_of_run(settings, torch.nn.Linear(1, 1), None, torch.device("cpu")) is None
+    assert "shards the model" in caplog.text
+
+
+def test_a_peak_is_seen_though_it_is_freed_again():
+    with Peak(torch.device("cpu")) as peak:
+        for _ in range(30):
+            torch.ones(2**25).sum()  # 134 MB
+    assert 120 < peak.mb - peak.before < 400
+
+
+def test_durations():
+    assert [duration(s) for s in (5.2, 119, 600, 3 * 3600)] == ["5 s", "119 s", "10 min", "3.0 h"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny_llava_onevision", "tiny_qwen2vl"])
+def test_the_predicted_peak_is_within_a_fifth_of_the_measured_one(tmp_path, model):
+    """The prediction of one process against a run of another, which has no preflight of its own."""
+    ensure(tmp_path / "mini", train_per_task=24, test_per_task=2, workers=1)
+    options = [
+        f"model={model}", f"data.root={tmp_path}/mini", "data.mini.train_per_task=24", "data.mini.test_per_task=2",
+        "data.mini.workers=1", "evaluation.mode=none", "trainer.accelerator=cpu", "trainer.max_epochs=1",
+        "callbacks.progress=false",
+    ]  # fmt: skip
+
+    def run(*command: object) -> None:
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    run("scripts/preflight.py", "--json", tmp_path / "preflight.json", *options)
+    run("train.py", *options, "trainer.preflight=false", f"hydra.run.dir={tmp_path}/run")
+    predicted = json.loads((tmp_path / "preflight.json").read_text())["peak_mb"]
+    measured = max(float(row["peak_memory_mb"]) for row in _rows(tmp_path / "run" / "metrics.csv"))
+    print(f"{model}: predicted {predicted:.0f} MB, measured {measured:.0f} MB ({predicted / measured - 1:+.1%})")
+    assert 0.8 < predicted / measured < 1.2
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    import csv
+
+    with path.open(encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["peak_memory_mb"]]
