@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import nn
 from lime.config.schema import TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
-from lime.data.sampler import LengthBucketSampler
+from lime.data.sampler import LengthBucketSampler, ResumableLoader
 from lime.data.tasks import MODALITIES
 from lime.training import processes
 from lime.training.memory import MB, Peak, available_mb, resident_mb
@@ -33,6 +34,7 @@ from lime.training.setup import resolved_precision
 
 log = logging.getLogger(__name__)
 
+ORDINARY = 12  # batches of an epoch tried after the heaviest
 ADAM_BYTES = 8  # two float32 moments a trainable parameter
 
 
@@ -142,11 +144,12 @@ def preflight(
             usual = [row for _, row in rows[middle : middle + data.batch_size]]
             timed = _trial(module, data, usual, kind, device, precision, repeats=2)
             pace[kind] = timed.seconds / (timed.rows * timed.tokens)
+        ordinary = _ordinary(module, data, device, precision) if device.type == "cpu" else 0.0
     parameters = list(module.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     optimizer = ADAM_BYTES * trainable / MB
     media = _media_growth(data) if device.type == "cpu" else 0.0
-    peak = max(trial.peak_mb for trial in trials) + optimizer + media
+    peak = max(ordinary, *(trial.peak_mb for trial in trials)) + optimizer + media
     held = before if device.type == "cpu" else torch.cuda.memory_allocated(device) / MB
     steps, seconds = _epoch(data, pace)
     steps = -(-steps // accumulate)
@@ -244,6 +247,34 @@ def _trial(
     return Trial(kind, len(rows), tokens, seconds, peak.mb)
 
 
+def _ordinary(module: AdaptationModule, data: MMTDataModule, device: torch.device, precision: str) -> float:
+    """Peak MB over the first batches of an epoch, made ahead as in training.
+
+    On the CPU the heap keeps what batches of changing shapes and the thread that makes them leave free in between.
+    """
+    loader = ResumableLoader(
+        data.train_rows, _sampler(data), ahead=data.config.prefetch, collate_fn=data.collator.training_batch
+    )
+    stream = iter(loader)
+    with Peak(device) as peak:
+        for batch in islice(stream, ORDINARY):
+            prepared = move_data_to_device(module.on_before_batch_transfer(batch, 0), device)
+            _forward_backward(module, prepared, device, precision)
+    stream.close()  # type: ignore[attr-defined]
+    return peak.mb
+
+
+def _sampler(data: MMTDataModule) -> LengthBucketSampler:
+    """The order of a run's first epoch in this process."""
+    rank, replicas = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, replicas = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    kinds = [row.source_type for row in data.train_rows] if data.alike else None
+    return LengthBucketSampler(
+        data.train_lengths, data.batch_size, data.seed, rank=rank, replicas=replicas, kinds=kinds
+    )
+
+
 def _forward_backward(module: AdaptationModule, batch: dict[str, Any], device: torch.device, precision: str) -> float:
     started = time.perf_counter()
     try:
@@ -305,11 +336,7 @@ def _media_growth(data: MMTDataModule) -> float:
 
 def _epoch(data: MMTDataModule, pace: dict[str, float]) -> tuple[int, float]:
     """Batches of an epoch of one process, and their seconds: each row costs its batch's padded tokens."""
-    replicas = 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        replicas = torch.distributed.get_world_size()
-    sampler = LengthBucketSampler(data.train_lengths, data.batch_size, data.seed, replicas=replicas)
-    batches = sampler.batches(0)
+    batches = _sampler(data).batches(0)
     seconds = sum(
         max(data.train_lengths[i] for i in batch) * sum(pace[data.train_rows[i].source_type] for i in batch)
         for batch in batches
