@@ -1,4 +1,4 @@
-"""Fetching: licences first, room first, and a plain way out where the hub cannot be reached. Counting rows and tokens."""
+"""Fetching: licences first, room first, a plain way out where the hub cannot be reached. Counting rows and tokens."""
 
 from __future__ import annotations
 
