@@ -52,7 +52,8 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "step") -> Mark
         parts.append(f'<polyline class="line line{index % 4}" points="{drawn}"/>')
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.4g}" for line in lines if line.points)
     legend = "".join(
-        f'<span class="key"><svg width="22" height="8" aria-hidden="true"><line class="line line{i % 4}" x1="0" x2="22" '
+        f'<span class="key"><svg width="22" height="8" aria-hidden="true">'
+        f'<line class="line line{i % 4}" x1="0" x2="22" '
         f'y1="4" y2="4"/></svg>{escape(line.name)}</span>'
         for i, line in enumerate(lines)
     )

@@ -108,9 +108,7 @@ def read_run_folder(folder: Path, samples_per_task: int = 2, data_root: Path | N
     )
 
 
-def _samples(
-    predictions: Sequence[Prediction], per_task: int, root: Path, backend: str
-) -> dict[str, list[Sample]]:
+def _samples(predictions: Sequence[Prediction], per_task: int, root: Path, backend: str) -> dict[str, list[Sample]]:
     by_split: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_split.setdefault(prediction.split, []).append(prediction)

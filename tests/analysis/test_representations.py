@@ -1,0 +1,83 @@
+"""CKA, the fit of modulators to separate experts, and the information between experts and tasks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lime.analysis.approximation import approximation_by_layer, expert_updates, fit_modulators
+from lime.analysis.cka import linear_cka
+from lime.analysis.information import expert_task_information
+from lime.method.deltas.moe_lora import MoELoRADelta
+
+
+def test_cka_of_itself_of_rotations_and_of_independent_representations() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 40)), rng.normal(size=(200, 300))
+    rotation, _ = np.linalg.qr(rng.normal(size=(40, 40)))
+    assert linear_cka(x, x) == pytest.approx(1.0, abs=1e-12)
+    assert abs(linear_cka(x, y)) < 0.05  # the biased estimator gives 0.3 here
+    partly = x @ rng.normal(size=(40, 30)) + 3 * rng.normal(size=(200, 30))
+    value = linear_cka(x, partly)
+    assert 0.1 < value < 0.99
+    assert linear_cka(-7.5 * x @ rotation + 3.0, partly) == pytest.approx(value, abs=1e-10)
+    assert linear_cka(partly, x) == pytest.approx(value, abs=1e-12)
+    with pytest.raises(ValueError, match="same 4 or more rows"):
+        linear_cka(x[:3], y[:3])
+    with pytest.raises(ValueError, match="does not vary"):
+        linear_cka(np.ones((10, 3)), x[:10])
+
+
+def mixture(num_experts: int = 3, r: int = 2) -> MoELoRADelta:
+    torch.manual_seed(0)
+    return MoELoRADelta(nn.Linear(7, 9), num_experts=num_experts, r=r, lora_alpha=4.0, zero_init=False)
+
+
+def test_a_mixture_built_from_modulators_is_matched_exactly() -> None:
+    delta = mixture()
+    a, b = torch.randn(2, 7), torch.randn(9, 2)
+    modulators = torch.rand(3, 9) + 0.5
+    with torch.no_grad():
+        delta.A[:6] = a.repeat(3, 1)
+        delta.B[:, :6] = torch.cat([b * p[:, None] for p in modulators], 1)
+    inputs = np.random.default_rng(0).normal(size=(100, 7))
+    for moment in (None, inputs.T @ inputs / 100):
+        found = fit_modulators(expert_updates(delta), moment)
+        assert found.error < 1e-6
+        assert found.mean_error > 0.1
+        rebuilt = found.modulators[:, :, None] * found.shared
+        assert rebuilt == pytest.approx(expert_updates(delta), abs=1e-5)
+
+
+def test_separate_experts_leave_the_error_of_the_best_rank_one_fit() -> None:
+    delta = mixture()
+    experts = expert_updates(delta)
+    direct = 2.0 * (delta.B[:, 2:4] @ delta.A[2:4]).detach().numpy()
+    assert experts[1] == pytest.approx(direct, abs=1e-5)
+    (found,) = approximation_by_layer(nn.ModuleDict({"q": delta})).values()
+    left = sum((np.linalg.svd(experts[:, o], compute_uv=False)[1:] ** 2).sum() for o in range(9))
+    assert found.error == pytest.approx((left / (experts**2).sum()) ** 0.5)
+    assert 0.1 < found.error < found.mean_error
+    with pytest.raises(ValueError, match="all zero"):
+        fit_modulators(np.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match="no MoE-LoRA layer"):
+        approximation_by_layer(nn.Linear(2, 2))
+
+
+def test_information_between_experts_and_tasks() -> None:
+    rng = np.random.default_rng(0)
+    tasks = [f"task{i % 4}" for i in range(80)]
+    own = np.eye(4)[np.arange(80) % 4]
+    certain = expert_task_information(own, tasks)
+    assert certain.plain == pytest.approx(np.log(4))
+    assert certain.bound == pytest.approx(np.log(4))
+    assert certain.p < 0.01
+    noise = [expert_task_information(rng.dirichlet(np.ones(4), 80), tasks, 100) for _ in range(20)]
+    assert np.mean([found.plain for found in noise]) > 0.01  # the bias
+    assert abs(np.mean([found.value for found in noise])) < 0.005
+    with pytest.raises(ValueError, match="sum to 1"):
+        expert_task_information(np.ones((80, 4)), tasks)
+    with pytest.raises(ValueError, match="for 3 rows"):
+        expert_task_information(own, tasks[:3])
