@@ -157,7 +157,7 @@ class _Pair:
         if self._task.metric == "correlation":
             a, b = (100 * (correlation(column, self._truth, "pearson") or 0.0) for column in self._columns)
             rng = np.random.default_rng([self._seed, *self._task.split.encode()])
-            p = swap_correlations(*self._columns, self._truth, rng)
+            p = swap_correlations(self._columns[0], self._columns[1], self._truth, rng)
         else:
             a, b = 100 * one.mean(), 100 * two.mean()
             alone = len(set(self._media)) == len(self._media)
