@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lime.method import balance, modulation, routing, selection, windows
+from lime.method.deltas.mixture import MixtureDelta
 from lime.method.deltas.registry import DELTAS
 from lime.tuner.settings import OPTIONS_OF_TYPE, PEFT_TYPES, LimeSettings
 
@@ -218,14 +219,18 @@ def test_modulation_is_equation_1() -> None:
 def test_every_type_is_an_option_with_options_of_its_own() -> None:
     assert set(DELTAS) <= set(PEFT_TYPES)
     for name, kind in DELTAS.items():
-        assert {*kind.options, "dropout"} == set(OPTIONS_OF_TYPE[name])
+        own = {*kind.options, "dropout"} - {"num_experts"}  # E is an option of every type
+        laid_out = {"expert_layout"} if name == "mola" else set()  # by depth: read when layers are adapted
+        assert own | laid_out == set(OPTIONS_OF_TYPE[name])
 
 
 @pytest.mark.parametrize("name", DELTAS)
 def test_every_delta_starts_at_zero_and_declares_its_parameters(name: str) -> None:
     base = nn.Linear(6, 5)
     delta = DELTAS[name](base, **{key: getattr(LimeSettings(), key) for key in DELTAS[name].options})
-    assert torch.equal(delta(torch.randn(3, 6)), torch.zeros(3, 5))
+    x = torch.randn(3, 6)
+    update = delta(x, torch.rand(3, delta.num_experts)) if isinstance(delta, MixtureDelta) else delta(x)
+    assert torch.equal(update, torch.zeros(3, 5))
     assert all("." not in key for key, _ in delta.named_parameters()), "adapter files are keyed one level deep"
 
 
