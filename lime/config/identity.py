@@ -29,6 +29,7 @@ WITHOUT_EFFECT = (
     "data.cache_mb",
     "data.mini.workers",
     "trainer.num_threads",
+    "trainer.preflight",
 )
 """Keys (or sections) that name, place, show or speed up a run. What ``data.root`` holds counts by its fingerprint."""
 
