@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lime.method.deltas.base import LowRankDelta
-from lime.method.fused import path
+from lime.method.fused import BY_FUNCTION, path
 from lime.method.fused.function import Fused, Plan, Tokens, Weights
 from lime.method.routing import jitter_factors, routing_dtype
 from lime.tuner.context import ScopeCall
@@ -28,7 +28,7 @@ def fusible(layer: LimeLinear, x: Tensor) -> str | None:
     - windows reach into a key-value cache;
     - the layer is compiled, or transformed by `torch.func`.
     """
-    if torch.compiler.is_compiling() or path() != "auto" or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or path() not in BY_FUNCTION or torch._C._are_functorch_transforms_active():
         return None
     names = [name for name in layer.active_adapters if name in layer.lime_delta]
     if len(names) != 1:

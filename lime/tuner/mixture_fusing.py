@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lime.method.fused import path
+from lime.method.fused import BY_FUNCTION, path
 from lime.tuner.fusing import _wide_dtype, is_plain
 from lime.tuner.mixture_layer import fused_mixture
 from lime.tuner.settings import MIXTURES
@@ -24,7 +24,7 @@ def through_mixture(layer: LimeLinear, x: Tensor) -> Tensor | None:
     - dropout acts;
     - the layer is compiled, or transformed by `torch.func`.
     """
-    if torch.compiler.is_compiling() or path() != "auto" or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or path() not in BY_FUNCTION or torch._C._are_functorch_transforms_active():
         return None
     names = [name for name in layer.active_adapters if name in layer.lime_delta]
     if len(names) != 1 or layer.lime_settings[names[0]].peft not in MIXTURES:

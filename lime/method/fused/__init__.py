@@ -1,19 +1,34 @@
 """Ways through an adapted layer, and which one is taken.
 
-- `auto`: the fused function (`lime.method.fused.function`) wherever it applies, else `torch`;
+- `auto`: the fused function (`lime.method.fused.function`) wherever it applies, on CUDA with the kernels of
+  `lime.method.fused.kernels` where they apply; else `torch`;
+- `triton`: the same, but an error where the kernels cannot run: for comparisons on a GPU and for Triton's interpreter;
+- `fused`: the fused function by torch operations alone, on CUDA too;
 - `torch`: differentiable torch, the update as one product on the frozen output (`modulate_low_rank`);
 - `literal`: the definition, Eq. 1 at full width (`modulate`); for tests and benchmarks.
 
-All three compute the same up to rounding.
+All compute the same up to rounding. The environment variable `LIME_PATH` names the one of a whole process; `auto` where
+it is absent.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PATHS = ("auto", "torch", "literal")
-_current = "auto"
+PATHS = ("auto", "triton", "fused", "torch", "literal")
+BY_FUNCTION = ("auto", "triton", "fused")
+"""Paths that take the fused function."""
+
+
+def _checked(name: str, of: str) -> str:
+    if name not in PATHS:
+        raise ValueError(f"{of}: expected one of {', '.join(PATHS)}, got {name!r}")
+    return name
+
+
+_current = _checked(os.environ.get("LIME_PATH") or "auto", "environment variable LIME_PATH")
 
 
 def path() -> str:
@@ -31,9 +46,7 @@ def use(name: str) -> Iterator[None]:
         ValueError: unknown path.
     """
     global _current
-    if name not in PATHS:
-        raise ValueError(f"fused path: expected one of {', '.join(PATHS)}, got {name!r}")
-    before, _current = _current, name
+    before, _current = _current, _checked(name, "fused path")
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lime.method.fused import routing
+from lime.method.fused import kernels, routing
 from lime.method.fused.dropout import Dropout
 from lime.method.fused.routing import RoutingPlan
 from lime.method.routing import routing_dtype
@@ -146,12 +146,12 @@ def _cast(x: Tensor | None, weights: Weights, plan: Plan) -> tuple[Tensor | None
 
 class State(NamedTuple):
     """What the forward pass of a layer made beside its output; `source_EN` are the routing features of the frozen
-    output, or the logits of a learned router."""
+    output, or the logits of a learned router. The kernels make `own_EN` only with `plan.shows`."""
 
     u_RN: Tensor
     source_EN: Tensor
     chosen_EN: Tensor | None
-    own_EN: Tensor
+    own_EN: Tensor | None
     sum_E: Tensor | None
     statistics: Tensor | None
 
@@ -166,12 +166,19 @@ def forward(
     u_RN, source_EN = _taps(x_NI, weights, dropout)
     if source_EN is None:
         source_EN = _pick(z_NO, weights, plan).t().to(wide, copy=True, memory_format=torch.contiguous_format)
+    if kernels.apply(z_NO, len(u_RN), weights, plan):
+        routed = kernels.add_update(z_NO, u_RN, source_EN, basis_RO, weights, tokens, plan)
+        sums = (None, None)
+        if routed.weights_EN is not None:
+            assert routed.shared_EN is not None
+            sums = _sums(routed.shared_EN, routed.weights_EN, tokens)
+        return z_NO, State(u_RN, source_EN, routed.chosen_EN, routed.own_EN, *sums)
     route = _route(u_RN, source_EN, basis_RO, weights, tokens, plan, None)
     left, right = _factors(u_RN, route.selected.weights_EN, basis_RO, weights, tokens, plan)
     out_NO = z_NO.addmm_(left.to(dtype).t(), right.to(dtype))
     sum_E = statistics = None
     if plan.records:
-        sum_E, statistics = _sums(route, tokens)
+        sum_E, statistics = _sums(route.shared_EN, route.selected.weights_EN, tokens)
     return out_NO, State(u_RN, source_EN, route.selected.chosen_EN, route.own_EN, sum_E, statistics)
 
 
@@ -262,10 +269,9 @@ def _modulators(basis_RO: Tensor, weights: Weights, plan: Plan) -> Tensor:
     return experts_EO + always_O
 
 
-def _sums(route: _Route, tokens: Tokens) -> tuple[Tensor, Tensor]:
+def _sums(p_EN: Tensor, w_EN: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """Sums over real tokens: of the probabilities, (E,); and, (2 E + 1,), of the tokens in which each expert carries
     weight, of the weights, and of the entropy in nats."""
-    p_EN, w_EN = route.shared_EN, route.selected.weights_EN
     entropy_1N = torch.special.entr(p_EN).sum(0, keepdim=True)
     rows = torch.cat([p_EN, (w_EN > 0).to(p_EN.dtype), w_EN, entropy_1N])
     sums = rows.sum(1) if tokens.kept_N is None else rows @ tokens.kept_N
