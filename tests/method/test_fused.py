@@ -165,7 +165,7 @@ def test_it_steps_aside_where_the_frozen_layer_is_more_than_its_product() -> Non
 
 
 def test_paths_are_named() -> None:
-    with pytest.raises(ValueError, match="auto, torch, literal"), fused.use("fast"):
+    with pytest.raises(ValueError, match="auto, triton, fused, torch, literal"), fused.use("fast"):
         pass
     with fused.use("torch"):
         assert fused.path() == "torch"

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lime.method.fused import kernels, routing
 from lime.method.fused.dropout import Dropout
+from lime.method.fused.kernels import Gradients
 from lime.method.fused.routing import RoutingPlan
 from lime.method.routing import routing_dtype
 
@@ -105,12 +106,14 @@ class Fused(torch.autograd.Function):
         x_NI, cast = _cast(x, weights, plan)
         assert x_NI is not None
         dropout = Dropout.draw(x_NI, plan.dropout) if plan.dropout else None
-        out, state = forward(x_NI, cast, tokens, plan, dropout)
+        by_kernels = kernels.apply(x_NI, cast, plan)
+        out, state = forward(x_NI, cast, tokens, plan, dropout, by_kernels=by_kernels)
         needs = ctx.needs_input_grad
         reads_input = needs[3] or needs[8]  # projection, router
         kept = (state.u_RN, state.source_EN, state.chosen_EN)
         ctx.save_for_backward(x if reads_input else None, *weights, *tokens, *kept)
         ctx.plan, ctx.dropout, ctx.shape, ctx.dtype = plan, dropout, x.shape, x.dtype
+        ctx.by_kernels = by_kernels and kernels.apply_backward(tokens, plan)
         ctx.set_materialize_grads(False)
         extra = (state.sum_E, state.statistics, state.own_EN if plan.shows else None)
         ctx.mark_non_differentiable(*(one for one in extra[1:] if one is not None))
@@ -127,7 +130,16 @@ class Fused(torch.autograd.Function):
         grad_NO = grad.reshape(-1, grad.shape[-1]).contiguous()
         with torch.autocast(grad.device.type, enabled=False):
             grad_x, *others = backward(
-                grad_NO, grad_sum_E, x_NI, weights, tokens, ctx.plan, ctx.dropout, *kept, needs=ctx.needs_input_grad
+                grad_NO,
+                grad_sum_E,
+                x_NI,
+                weights,
+                tokens,
+                ctx.plan,
+                ctx.dropout,
+                *kept,
+                needs=ctx.needs_input_grad,
+                by_kernels=ctx.by_kernels,
             )
         if grad_x is not None:
             grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
@@ -157,7 +169,7 @@ class State(NamedTuple):
 
 
 def forward(
-    x_NI: Tensor, weights: Weights, tokens: Tokens, plan: Plan, dropout: Dropout | None
+    x_NI: Tensor, weights: Weights, tokens: Tokens, plan: Plan, dropout: Dropout | None, *, by_kernels: bool
 ) -> tuple[Tensor, State]:
     """Output (N, O) and what the backward pass needs."""
     dtype, wide = weights.weight.dtype, routing_dtype(weights.weight.dtype)
@@ -166,7 +178,7 @@ def forward(
     u_RN, source_EN = _taps(x_NI, weights, dropout)
     if source_EN is None:
         source_EN = _pick(z_NO, weights, plan).t().to(wide, copy=True, memory_format=torch.contiguous_format)
-    if kernels.apply(z_NO, len(u_RN), weights, plan):
+    if by_kernels:
         routed = kernels.add_update(z_NO, u_RN, source_EN, basis_RO, weights, tokens, plan)
         sums = (None, None)
         if routed.weights_EN is not None:
@@ -292,11 +304,41 @@ def backward(
     chosen_EN: Tensor | None,
     *,
     needs: tuple[bool, ...],
+    by_kernels: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `x`, (N, I), and of the tensors of `Weights` up to `router`, in that order."""
+    basis_RO = weights.basis.to(u_RN.dtype)
+    kept = (u_RN, source_EN, chosen_EN, basis_RO)
+    find = kernels.backward if by_kernels else _backward
+    found = find(grad_NO, grad_sum_E, *kept, weights, tokens, plan)
+    grad_x, grad_projection, grad_router = _taps_backward(grad_NO, found.taps, x_NI, weights, plan, dropout, needs)
+    return (
+        grad_x,
+        None,
+        None,
+        grad_projection,
+        found.basis_RO.to(weights.basis.dtype),
+        found.experts_EO.to(weights.experts.dtype),
+        None if found.shared_O is None or weights.shared is None else found.shared_O.to(weights.shared.dtype),
+        None if found.gamma is None or weights.gamma is None else found.gamma.to(weights.gamma.dtype),
+        grad_router,
+    )
+
+
+def _backward(
+    grad_NO: Tensor,
+    grad_sum_E: Tensor | None,
+    u_RN: Tensor,
+    source_EN: Tensor,
+    chosen_EN: Tensor | None,
+    basis_RO: Tensor,
+    weights: Weights,
+    tokens: Tokens,
+    plan: Plan,
+) -> Gradients:
+    """Through the product, selection and routing."""
     how, dtype, wide = plan.routing, weights.weight.dtype, u_RN.dtype
     E, R = len(source_EN), len(u_RN)
-    basis_RO = weights.basis.to(wide)
     route = _route(u_RN, source_EN, basis_RO, weights, tokens, plan, chosen_EN)
     active_FN = _active(route.selected.weights_EN, weights, tokens, plan)
     modulators_FO = _modulators(basis_RO, weights, plan)
@@ -340,24 +382,13 @@ def backward(
         else:
             grad_basis_RO.index_add_(1, weights.features, grad_picked_RE)
 
-    grad_x, grad_projection, grad_router = _taps_backward(grad_NO, grad_taps, x_NI, weights, plan, dropout, needs)
     grad_shared = grad_gamma = None
     if weights.shared is not None:
         assert weights.gamma is not None
         total_O = grad_modulators_FO[E] if _apart(weights, plan) else grad_modulators_FO.sum(0)
-        grad_shared = (total_O * weights.gamma.to(wide)).to(weights.shared.dtype)
-        grad_gamma = torch.dot(total_O, weights.shared.to(wide)).reshape(weights.gamma.shape).to(weights.gamma.dtype)
-    return (
-        grad_x,
-        None,
-        None,
-        grad_projection,
-        grad_basis_RO.to(weights.basis.dtype),
-        grad_modulators_FO[:E].to(weights.experts.dtype),
-        grad_shared,
-        grad_gamma,
-        grad_router,
-    )
+        grad_shared = total_O * weights.gamma.to(wide)
+        grad_gamma = torch.dot(total_O, weights.shared.to(wide)).reshape(weights.gamma.shape)
+    return Gradients(grad_taps, grad_basis_RO, grad_modulators_FO[:E], grad_shared, grad_gamma)
 
 
 def _taps_backward(

@@ -1,5 +1,5 @@
-"""The fused layer's own kernels on a GPU (Triton), and when they apply. Their torch counterparts, which compute the same,
-are in `lime.method.fused.function`.
+"""The fused layer's own kernels on a GPU (Triton), and when they apply. Their torch counterparts, which compute the
+same, are in `lime.method.fused.function`.
 
 Shapes: N tokens, O outputs, R rank, E experts.
 """
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TOKENS, OUTPUTS = 32, 128
 """Of one program: the block of the frozen output that it changes."""
+WARPS = 8
+"""Of the forward kernel: with four, a thread would need twice the registers."""
 SMALLEST = 16
 """Least width of a block that is multiplied: experts and ranks are padded to it."""
 MOST = 64
@@ -33,30 +35,30 @@ def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def apply(z_NO: Tensor, rank: int, weights: Weights, plan: Plan) -> bool:
-    """Whether the kernels take this layer.
+def apply(x_NI: Tensor, weights: Weights, plan: Plan) -> bool:
+    """Whether the kernels take a layer with this input.
 
-    They leave to torch: float64, more than 64 experts or ranks, and `routing_norm: tensor`, whose divisor is one for all
-    tokens. Under the path `auto` they run on CUDA alone.
+    They leave to torch: float64, more than 64 experts or ranks, and `routing_norm: tensor`, whose divisor is one for
+    all tokens. Under the path `auto` they run on CUDA alone.
 
     Raises:
         RuntimeError: the path is `triton`, which cannot run here.
     """
-    if path() == "fused" or (path() != "triton" and not (z_NO.is_cuda and installed())):
+    if path() == "fused" or (path() != "triton" and not (x_NI.is_cuda and installed())):
         return False
     if not installed():
         raise RuntimeError("the path 'triton' needs the package triton: pip install triton")
-    if not z_NO.is_cuda and not _interpreted():
+    if not x_NI.is_cuda and not _interpreted():
         raise RuntimeError("the path 'triton' needs a GPU, or TRITON_INTERPRET=1 before triton is first imported")
     how = plan.routing
-    fits = max(len(weights.experts), rank) <= MOST and len(z_NO) > 0
-    return fits and z_NO.dtype != torch.float64 and (how.learned or how.norm == "slice")
+    fits = max(len(weights.experts), len(weights.projection)) <= MOST and len(x_NI) > 0
+    return fits and x_NI.dtype != torch.float64 and (how.learned or how.norm == "slice")
 
 
 def _interpreted() -> bool:
-    from lime.method.fused import triton_kernels
+    from lime.method.fused.triton_forward import add_update
 
-    return not hasattr(triton_kernels.add_update, "device_caches")
+    return not hasattr(add_update, "device_caches")
 
 
 class Routed(NamedTuple):
@@ -77,23 +79,23 @@ class Routed(NamedTuple):
 def add_update(
     z_NO: Tensor, u_RN: Tensor, source_EN: Tensor, basis_RO: Tensor, weights: Weights, tokens: Tokens, plan: Plan
 ) -> Routed:
-    """Route, select and modulate, and add the update to the frozen output in place; one launch.
+    """Route, select and modulate, and add the update to the frozen output in place: one launch.
 
     Args:
         z_NO: frozen output, contiguous.
         u_RN, source_EN: as in `lime.method.fused.function.State`, contiguous, in float32.
         basis_RO: in any layout.
     """
-    from lime.method.fused.triton_kernels import add_update as kernel
+    from lime.method.fused.triton_forward import add_update as kernel
 
     how = plan.routing
-    (N, O), (E, R) = z_NO.shape, (len(source_EN), len(u_RN))
+    (N, width), (E, R) = z_NO.shape, (len(source_EN), len(u_RN))
     hard = how.selection != "dense" and not how.soft
     chosen_EN = torch.empty_like(source_EN, dtype=torch.bool) if hard else None
     shared_EN = torch.empty_like(source_EN) if plan.records else None
     weights_EN = torch.empty_like(source_EN) if plan.records else None
     own_EN = torch.empty_like(source_EN) if plan.shows else None
-    grid = (-(-N // TOKENS), -(-O // OUTPUTS))
+    grid = (-(-N // TOKENS), -(-width // OUTPUTS))
     with _on(z_NO):
         kernel[grid](
             z_NO,
@@ -112,38 +114,161 @@ def add_update(
             shared_EN,
             weights_EN,
             N,
-            O,
+            width,
             E,
             R,
             basis_RO.stride(0),
             basis_RO.stride(1),
             plan.first,
-            **routing_options(plan),
-            **_blocks(E, R),
+            **routing_constants(plan),
+            **selection_constants(plan),
+            **blocks(E, R),
             TOKENS=TOKENS,
             OUTPUTS=OUTPUTS,
-            PRECISION="tf32x3" if z_NO.dtype == torch.float32 else "tf32",
+            PRECISION=precision(z_NO.dtype == torch.float32),
+            num_warps=WARPS,
         )
     return Routed(chosen_EN, own_EN, shared_EN, weights_EN)
 
 
-def routing_options(plan: Plan) -> dict[str, Any]:
-    """The constants of a plan's routing, as the kernels take them."""
+class Gradients(NamedTuple):
+    """What the backward pass finds before the products with the frozen weight and the input.
+
+    Attributes:
+        taps: of `u` and of the routing's source, (R + E, N).
+        basis_RO, experts_EO, shared_O, gamma: of the tensors of those names.
+    """
+
+    taps: Tensor
+    basis_RO: Tensor
+    experts_EO: Tensor
+    shared_O: Tensor | None
+    gamma: Tensor | None
+
+
+def apply_backward(tokens: Tokens, plan: Plan) -> bool:
+    """Whether they also take its backward pass: windows and soft masks are left to torch."""
+    return tokens.anchor_N is None and not plan.routing.soft
+
+
+def backward(
+    grad_NO: Tensor,
+    grad_sum_E: Tensor | None,
+    u_RN: Tensor,
+    source_EN: Tensor,
+    chosen_EN: Tensor | None,
+    basis_RO: Tensor,
+    weights: Weights,
+    tokens: Tokens,
+    plan: Plan,
+) -> Gradients:
+    """Three launches around the two products with the incoming gradient, and one small product."""
+    from lime.method.fused import triton_backward as of
+
+    (N, width), (E, R) = grad_NO.shape, (len(source_EN), len(u_RN))
+    experts_EO = weights.experts.contiguous()
+    chosen = None if chosen_EN is None else chosen_EN.view(torch.uint8)
+    place = (E, R, basis_RO.stride(0), basis_RO.stride(1), plan.first)
+    options = {**routing_constants(plan), **blocks(E, R), "TOKENS": TOKENS}
+    left_KN, right_KO = grad_NO.new_empty(E * R, N), grad_NO.new_empty(E * R, width)
+    grad_taps = grad_NO.new_empty(R + E, N)
+    grad_update_EN = None if plan.routing.learned else torch.empty_like(source_EN)
+    grad_basis_RO, grad_experts_EO = u_RN.new_empty(R, width), torch.empty_like(experts_EO)
+    grad_shared_O = total_O = grad_picked_RE = grad_gamma = None
+    if weights.shared is not None:
+        grad_shared_O, total_O = torch.empty_like(weights.shared), u_RN.new_empty(width)
+    with _on(grad_NO):
+        of.write_factors[max(-(-N // TOKENS), -(-width // TOKENS)), 2](
+            left_KN,
+            right_KO,
+            u_RN,
+            source_EN,
+            basis_RO,
+            experts_EO,
+            weights.shared,
+            weights.gamma,
+            weights.features,
+            tokens.noise_EN,
+            tokens.kept_N,
+            chosen,
+            N,
+            width,
+            *place,
+            **options,
+        )
+        grad_left_KN, grad_right_KO = torch.mm(right_KO, grad_NO.t()), torch.mm(left_KN, grad_NO)
+        of.route_backward[-(-N // TOKENS),](
+            grad_taps,
+            grad_update_EN,
+            grad_left_KN,
+            grad_sum_E,
+            u_RN,
+            source_EN,
+            basis_RO,
+            weights.features,
+            tokens.noise_EN,
+            tokens.kept_N,
+            chosen,
+            N,
+            *place,
+            **options,
+        )
+        if grad_update_EN is not None:
+            grad_picked_RE = torch.mm(u_RN, grad_update_EN.t())
+        of.modulate_backward[-(-width // OUTPUTS),](
+            grad_basis_RO,
+            grad_experts_EO,
+            grad_shared_O,
+            total_O,
+            grad_right_KO,
+            grad_picked_RE,
+            basis_RO,
+            experts_EO,
+            weights.shared,
+            weights.gamma,
+            weights.features,
+            width,
+            *place,
+            EXPERTS=options["EXPERTS"],
+            OUTPUTS=OUTPUTS,
+        )
+    if weights.shared is not None:
+        assert total_O is not None
+        assert weights.gamma is not None
+        grad_gamma = torch.dot(total_O, weights.shared.to(total_O.dtype)).reshape(weights.gamma.shape)
+    return Gradients(grad_taps, grad_basis_RO, grad_experts_EO, grad_shared_O, grad_gamma)
+
+
+def routing_constants(plan: Plan) -> dict[str, Any]:
+    """Of a plan's routing, as all kernels take them."""
     how = plan.routing
     return {
         "LEARNED": how.learned,
         "FROZEN_FACTOR": (1 if how.learned else 1 - how.gamma_routing) / how.temperature,
         "UPDATE_FACTOR": how.gamma_routing / how.temperature,
         "SELECTION": how.selection,
+    }
+
+
+def selection_constants(plan: Plan) -> dict[str, Any]:
+    """Of a plan's selection, as the forward kernel takes them beside those of its routing."""
+    how = plan.routing
+    return {
         "SOFT": how.soft and how.selection != "dense",
         "THRESHOLD": how.threshold,
-        "TOP_K": how.top_k if how.selection == "topk" else (how.max_experts or 0),
+        "TOP_K": min(how.top_k, MOST) if how.selection == "topk" else (how.max_experts or 0),
         "SOFT_TEMPERATURE": how.soft_temperature,
     }
 
 
-def _blocks(experts: int, rank: int) -> dict[str, int]:
+def blocks(experts: int, rank: int) -> dict[str, int]:
+    """The widths that hold all experts and ranks."""
     return {"EXPERTS": _padded(experts), "RANK": _padded(rank)}
+
+
+def precision(full: bool) -> str:
+    """Of products on tensor cores: that of float32, or ten bits, more than the eight of bfloat16."""
+    return "tf32x3" if full else "tf32"
 
 
 def _padded(count: int) -> int:

@@ -1,0 +1,67 @@
+"""The fused layer's Triton kernels: interpreted on the CPU against torch, and compiled for GPUs that need not be there.
+
+Triton decides once in a process whether it interprets, so each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lime.method import fused
+from lime.method.fused import kernels
+from tests.method.test_fused import layer
+
+needs_triton = pytest.mark.skipif(not kernels.installed(), reason="the package triton is not installed")
+
+
+def run(arguments: list[str], **environment: str) -> str:
+    """Output of a Python process in the repository's folder; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@needs_triton
+def test_interpreted_they_compute_what_torch_does() -> None:
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/method/triton_interpreted.py"]
+    assert "passed" in run(arguments, TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.slow
+def test_they_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
+    made = run(["-m", "tests.method.triton_compiled"], TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+    assert made.count("bytes") == 12
+
+
+def test_asked_for_where_they_cannot_run_they_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, made = torch.randn(2, 3, 16), layer(torch.float32)
+    monkeypatch.setattr(kernels, "_interpreted", lambda: False)
+    with fused.use("triton"), pytest.raises(RuntimeError, match=r"needs a GPU|needs the package triton"):
+        made(x)
+    monkeypatch.setattr(kernels, "installed", lambda: False)
+    with fused.use("triton"), pytest.raises(RuntimeError, match="needs the package triton"):
+        made(x)
+
+
+@pytest.mark.parametrize(("given", "expected"), [("fused", "fused"), ("", "auto")])
+def test_the_environment_names_the_path_of_a_process(given: str, expected: str) -> None:
+    assert run(["-c", "from lime.method import fused; print(fused.path())"], LIME_PATH=given).strip() == expected
+
+
+def test_the_environment_cannot_name_an_unknown_path() -> None:
+    with pytest.raises(AssertionError, match="LIME_PATH: expected one of auto, triton"):
+        run(["-c", "from lime.method import fused"], LIME_PATH="fast")

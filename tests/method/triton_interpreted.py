@@ -1,0 +1,138 @@
+"""The fused layer's Triton kernels against its torch operations; run by `test_triton.py` in a process of its own,
+because Triton is either interpreted or compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lime.method import fused
+from lime.method.fused import kernels
+from lime.method.fused.function import Plan, Tokens, Weights
+from lime.method.fused.routing import RoutingPlan
+from lime.tuner.context import ScopeCall
+from lime.tuner.layer import LimeLinear
+from lime.tuner.recorder import recording
+from tests.method.test_fused import layer
+
+WIDTH, TOKENS = 137, 19
+"""Of the outputs and of a sequence: multiples of no block."""
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"selection": "dense", "feature_slice": "central"},
+    {"selection": "topk", "feature_slice": "random", "r": 8},
+    {"soft": True},
+    {"selection": "topk", "soft": True, "n_gram": 3, "window_anchor": "last"},
+    {"router": "learned", "max_experts": 2},
+    {"n_gram": 2},
+    {"num_experts": 1, "shared_modulator": False},
+    {"num_experts": 16, "r": 1},
+    {"num_experts": 3, "max_experts": 2, "dropout": 0.3},
+    {"peft": "lora_fa", "num_experts": 5},
+    {"peft": "slicefine", "orientation": "both", "feature_slice": "trailing"},
+]
+LOW_AND_FULL, PLAIN = (torch.bfloat16, torch.float32), Plan()
+choices = pytest.mark.parametrize("options", CHOICES, ids=str)
+
+
+def outcome(made: LimeLinear, x: Tensor, path: str) -> list[Tensor]:
+    """Output, balance losses and all gradients, in training with padding."""
+    leaf = x.detach().requires_grad_()
+    mask = torch.ones(2, TOKENS, dtype=torch.bool)
+    mask[1, :5] = False
+    torch.manual_seed(5)
+    with fused.use(path), recording(made.routing_state) as recorder:
+        call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
+        with made.routing_state.restored({"": call}):
+            out = made(leaf)
+    balance = recorder.balance()
+    upstream = torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype)
+    loss = (out * upstream).sum().to(balance.kl.dtype) + 3 * balance.importance + 2 * balance.kl
+    leaves = [leaf, *(p for p in made.parameters() if p.requires_grad)]
+    shown = [value.float() for value in call.to_cache.values()]
+    return [one.detach() for one in (out, *balance, *shown, *torch.autograd.grad(loss, leaves))]
+
+
+def example(seed: int = 0) -> Tensor:
+    return torch.randn(2, TOKENS, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@choices
+def test_float32(options: dict[str, Any]) -> None:
+    made = layer(torch.float32, width=WIDTH, **options).train()
+    results = zip(outcome(made, example(), "triton"), outcome(made, example(), "fused"), strict=True)
+    for got, expected in results:
+        assert float((got - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("options", CHOICES[:3], ids=str)
+def test_bfloat16_is_no_further_from_float32_than_torch(options: dict[str, Any]) -> None:
+    low, full = (layer(dtype, width=WIDTH, jitter_noise=0.0, **options).train() for dtype in LOW_AND_FULL)
+    full.base_layer.load_state_dict(low.base_layer.state_dict())
+    x = example().bfloat16()
+    got, by_torch, exact = outcome(low, x, "triton"), outcome(low, x, "fused"), outcome(full, x.float(), "fused")
+    for one, other, reference in zip(got, by_torch, exact, strict=True):
+        assert one.dtype == other.dtype
+        scale = float(reference.norm())
+        error, usual = float((one.float() - reference).norm()), float((other.float() - reference).norm())
+        assert error <= 2 * usual + 4e-3 * scale + 1e-4
+
+
+@pytest.mark.parametrize("tokens", [1, 32, 65])
+def test_any_number_of_tokens(tokens: int) -> None:
+    made = layer(torch.float32, width=WIDTH).eval()
+    x = torch.randn(1, tokens, 16, generator=torch.Generator().manual_seed(tokens))
+    with fused.use("triton"):
+        got = made(x)
+    with fused.use("literal"):
+        torch.testing.assert_close(got, made(x), rtol=1e-5, atol=1e-5)
+
+
+def test_padding_keeps_the_frozen_output() -> None:
+    made = layer(torch.bfloat16, width=WIDTH).eval()
+    mask = torch.ones(2, TOKENS, dtype=torch.bool)
+    mask[1, 5:] = False
+    x = example().bfloat16()
+    call = ScopeCall("", mask_BT=mask, mask_BS=mask)
+    with fused.use("triton"), made.routing_state.restored({"": call}):
+        out = made(x)
+    frozen = made.base_layer(x)
+    assert torch.equal(out[~mask], frozen[~mask])
+    assert not torch.equal(out[mask], frozen[mask])
+
+
+def test_it_counts_what_it_moves_and_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("add_update", "backward"):
+        original = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, _of=original, _name=name: taken.append(_name) or _of(*a))
+    outcome(layer(torch.float32).train(), example(), "triton")
+    assert taken == ["add_update", "backward"]
+    outcome(layer(torch.float32, n_gram=3).train(), example(), "triton")  # windows: backward by torch
+    assert taken == ["add_update", "backward", "add_update"]
+    for options in ({"routing_norm": "tensor"}, {"num_experts": 80}):
+        outcome(layer(torch.float32, width=WIDTH, **options).train(), example(), "triton")
+    outcome(layer(torch.float32).train(), example(), "auto")  # on a CPU only where it is asked for
+    assert taken == ["add_update", "backward", "add_update"]
+
+
+def test_what_is_left_to_torch() -> None:
+    def taken(x: Tensor, plan: Plan = PLAIN, experts: int = 4, rank: int = 2) -> bool:
+        some = torch.ones
+        return kernels.apply(x, Weights(some(8, 4), None, some(rank, 4), some(rank, 8), some(experts, 8)), plan)
+
+    x = torch.ones(3, 4)
+    with fused.use("triton"):
+        assert taken(x)
+        assert taken(x.bfloat16())
+        assert not taken(x.double())
+        assert not taken(x[:0])
+        assert not taken(x, experts=65)
+        assert not taken(x, rank=65)
+        assert not taken(x, Plan(RoutingPlan(norm="tensor")))
+        assert taken(x, Plan(RoutingPlan(norm="tensor", learned=True)))
+    assert not kernels.apply_backward(Tokens(anchor_N=torch.zeros(3)), Plan())
+    assert not kernels.apply_backward(Tokens(), Plan(RoutingPlan(soft=True)))
