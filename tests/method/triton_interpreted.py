@@ -3,19 +3,24 @@ because Triton is either interpreted or compiled."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lime.analysis.benchmark.forms import Subject
+from lime.analysis.benchmark.layer import Case
 from lime.method import fused
-from lime.method.fused import kernels
+from lime.method.fused import kernels, triton_backward, triton_forward
 from lime.method.fused.function import Plan, Tokens, Weights
 from lime.method.fused.routing import RoutingPlan
 from lime.tuner.context import ScopeCall
 from lime.tuner.layer import LimeLinear
 from lime.tuner.recorder import recording
+from lime.tuner.settings import LimeSettings
 from tests.method.test_fused import layer
 
 WIDTH, TOKENS = 137, 19
@@ -136,3 +141,46 @@ def test_what_is_left_to_torch() -> None:
         assert taken(x, Plan(RoutingPlan(norm="tensor", learned=True)))
     assert not kernels.apply_backward(Tokens(anchor_N=torch.zeros(3)), Plan())
     assert not kernels.apply_backward(Tokens(), Plan(RoutingPlan(soft=True)))
+
+
+class Launches(TorchDispatchMode):
+    """Counts what would be a launch on a GPU: every operation but views and allocations, and the kernels."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not (func.is_view or name.startswith(("empty", "new_empty", "detach", "promote_types"))):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Launched:
+    """Stands for a kernel: counts its launch and computes nothing."""
+
+    def __init__(self, counter: Launches):
+        self.counter = counter
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self.counter.count += 1
+
+        return launch
+
+
+@pytest.mark.parametrize("dtype", LOW_AND_FULL, ids=str)
+def test_at_most_eight_launches_beyond_lora(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward of one layer, against peft's LoRA."""
+    settings, base = LimeSettings(target_modules=["proj"]), nn.Linear(64, 96).to(dtype)
+    counts = {}
+    for name in ("lora", "lime_lora:triton"):
+        case, counter = Case(base, Subject.of(name), settings, "plain", 32, 0), Launches()
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_forward, "add_update", Launched(counter))
+            for kernel in ("write_factors", "route_backward", "modulate_backward"):
+                patch.setattr(triton_backward, kernel, Launched(counter))
+            patch.setattr(kernels, "_interpreted", lambda: True)
+            with counter:
+                case.run()
+        counts[name] = counter.count
+    assert 0 < counts["lime_lora:triton"] - counts["lora"] <= 8
