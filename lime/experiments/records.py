@@ -68,8 +68,8 @@ class Validation:
 class Training:
     """What the training loop measured. Times in seconds without validation; rows and tokens per second over all steps.
 
-    ``peak_memory_mb``: of the GPU where one is used, else the resident set of the process. ``loss``: task loss per
-    answer token (nats) over the last logged steps.
+    ``peak_memory_mb``: during training, of the GPU where one is used, else of the process's resident set. ``loss``:
+    task loss per answer token (nats) over the last logged steps.
     """
 
     seconds: float = 0.0

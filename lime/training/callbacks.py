@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lime.experiments.records import LayerRouting, Training
 from lime.training import processes
 from lime.training.config import CallbacksConfig
-from lime.training.metrics import MetricsFile, UsageFile, Window, peak_memory_mb
+from lime.training.memory import forget_peak, peak_memory_mb
+from lime.training.metrics import MetricsFile, UsageFile, Window
 from lime.training.module import AdaptationModule
 from lime.training.progress import ProgressDisplay
 from lime.tuner.recorder import LayerStatistics
@@ -73,6 +74,7 @@ class MetricsCallback(Callback):
         self._written = trainer.global_step
         self._started = time.perf_counter()
         pl_module.window.reset()
+        forget_peak()
         resumed, kept = self._resumed, {"rows": 0, "usage_lines": 0}
         if resumed is not None and self._continues:
             kept = resumed

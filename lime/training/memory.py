@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import threading
@@ -23,8 +24,26 @@ def resident_mb() -> float:
     return pages * resource.getpagesize() / MB
 
 
+def peak_memory_mb() -> float:
+    """Peak in MB since :func:`forget_peak`: of the GPU where one is used, else of this process's resident set."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / MB
+    return peak_resident_mb()
+
+
+def forget_peak() -> None:
+    """Begin a new peak at what is in use now. The resident set's stays that of the whole process outside Linux."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_resident_mb() -> float:
-    """Peak of the resident set since this process started, in MB."""
+    """Peak of the resident set in MB: since :func:`forget_peak`, or since this process started."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / MB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MB if sys.platform == "darwin" else peak * 1024 / MB
 

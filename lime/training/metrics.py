@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lime.atomic import write_text
@@ -162,14 +159,6 @@ def _keep_lines(path: Path, count: int) -> int:
     kept = [line for line in lines[:count] if line.endswith("\n")]
     write_text(path, "".join(kept))
     return len(kept)
-
-
-def peak_memory_mb() -> float:
-    """Peak memory in MB: of the GPU where one is used, else the resident set of this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _short(value: float | int) -> float | int | str:
