@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lime.method import fused
+from lime.method.fused.dropout import MASKS, Dropout
 from lime.method.fused.function import Fused
 from lime.tuner.context import RoutingState, ScopeCall
 from lime.tuner.fusing import fusible
@@ -66,11 +67,13 @@ def test_it_is_the_definition_with_the_same_noise(options: dict[str, Any]) -> No
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_float32_agrees_to_rounding() -> None:
+@choices
+@pytest.mark.parametrize("training", [False, True])
+def test_float32_agrees_to_rounding(options: dict[str, Any], training: bool) -> None:
     x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    made = layer(torch.float32, selection="dense").eval()
+    made = layer(torch.float32, **options).train(training)
     for one, other in zip(outcome(made, x, "auto"), outcome(made, x, "literal"), strict=True):
-        assert float((one - other).detach().abs().max()) <= 1e-6 * max(1.0, float(other.detach().abs().max()))
+        assert float((one - other).detach().norm()) <= 1e-6 * max(1.0, float(other.detach().norm()))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -131,6 +134,39 @@ def test_the_mask_of_dropout_is_drawn_again() -> None:
     B.data.add_(change)
     torch.manual_seed(7)
     torch.testing.assert_close(((made(x) - out) * upstream).sum(), (gradient * change).sum())
+
+
+def test_dropout_drops_each_feature_of_each_token_by_itself() -> None:
+    torch.manual_seed(0)
+    x, p = torch.rand(200, 300, dtype=torch.float64) + 1, 0.3
+    dropout = Dropout.draw(x, p)
+    dropped = dropout.project(torch.eye(300, dtype=torch.float64), x).t()
+    kept = dropped != 0
+    torch.testing.assert_close(dropped, x * kept / (1 - p))
+    assert float(kept.double().mean()) == pytest.approx(1 - p, abs=0.01)
+    by_feature, by_token = kept[:MASKS].double().mean(0), kept.double().mean(1)
+    for share, count in ((by_feature, MASKS), (by_token, 300)):  # as spread out as independent draws are
+        assert float(share.std()) == pytest.approx((p * (1 - p) / count) ** 0.5, rel=0.15)
+    assert len(torch.unique(kept, dim=0)) == MASKS
+    assert not torch.equal(dropped, Dropout.draw(x, p).project(torch.eye(300, dtype=torch.float64), x).t())
+
+
+@pytest.mark.parametrize("tokens", [3, 2 * MASKS, 2 * MASKS + 5])
+def test_gradients_of_dropout_are_those_of_its_masks(tokens: int) -> None:
+    torch.manual_seed(0)
+    x, rows = (torch.randn(n, 8, dtype=torch.float64, requires_grad=True) for n in (tokens, 3))
+    others, grad_taps = torch.randn(2, 8, dtype=torch.float64), torch.randn(5, tokens, dtype=torch.float64)
+    dropout = Dropout.draw(x, 0.4)
+    eye = torch.eye(8, dtype=torch.float64)
+    factors = dropout.project(eye, torch.ones_like(x).detach()).t()
+    expected = torch.autograd.grad(
+        [rows @ (x * factors).t(), others @ x.t()], [rows, x], [grad_taps[:3], grad_taps[3:]]
+    )
+    grad_x = torch.zeros(tokens, 8, dtype=torch.float64)
+    after = torch.get_rng_state()
+    got = dropout.backward(grad_taps, rows.detach(), others, x.detach(), grad_x)
+    assert torch.equal(after, torch.get_rng_state())
+    torch.testing.assert_close((got, grad_x), expected)
 
 
 def test_a_second_derivative_is_refused() -> None:

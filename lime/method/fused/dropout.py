@@ -1,17 +1,22 @@
-"""Dropout of the update's input that keeps no mask: the backward pass draws it again.
+"""Dropout of the update's input that costs no pass over it: a few masks for each call, which its tokens take in turn.
 
-Shapes: N tokens, I inputs, R rank.
+With a mask of its own for every token the input would have to be written anew. Instead, `MASKS` masks are drawn over
+the features and multiplied into the projection, `A (.) m_k`, and token n takes number n mod MASKS. A feature of a token
+is so dropped with probability p and independently of the token's other features, as usual; tokens of one call that lie
+a multiple of MASKS apart drop the same ones. No mask is kept: the backward pass draws them again.
+
+Shapes: N tokens, I inputs, R rank, S rows beside the projection that nothing drops, K masks, M tokens of each mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-BLOCK = 256
-"""Tokens whose mask exists at a time: few enough to stay in the processor's cache."""
+MASKS = 64
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Dropout:
 
     Attributes:
         p: probability of dropping a feature of a token.
-        state: of torch's generator when the mask was drawn.
+        state: of torch's generator when the masks were drawn.
     """
 
     p: float
@@ -28,46 +33,61 @@ class Dropout:
 
     @classmethod
     def draw(cls, x_NI: Tensor, p: float) -> Dropout:
-        """A new mask; `project` draws it from torch's generator."""
+        """New masks; `project` draws them from torch's generator."""
         return cls(p, _state(x_NI.device))
 
     def project(self, projection_RI: Tensor, x_NI: Tensor) -> Tensor:
         """`projection (x * m / (1 - p))`, (R, N), in the dtype of `x`. To be called once, right after `draw`."""
-        rows = self._rows(projection_RI, x_NI.dtype)
-        return torch.cat([torch.mm(rows, self._drop(block).t()) for block in x_NI.split(BLOCK)], 1)
+        rows_KRI = self._masks(projection_RI).mul_(projection_RI).to(x_NI.dtype)
+        parts = [torch.bmm(x_KMI, rows_KRI[: len(x_KMI)].mT) for x_KMI in _in_turn(x_NI)]
+        return torch.cat([u_KMR.permute(2, 1, 0).flatten(1) for u_KMR in parts], 1)
 
     def backward(
-        self, grad_RN: Tensor, projection_RI: Tensor, x_NI: Tensor | None, grad_x_NI: Tensor | None
+        self, grad_taps: Tensor, projection_RI: Tensor, others_SI: Tensor, x_NI: Tensor | None, grad_x_NI: Tensor | None
     ) -> Tensor | None:
-        """Gradient of the projection, where `x` is given; adds that of the input to `grad_x_NI`, where it is given."""
+        """Gradient of the projection, where `x` is given; adds that of the input to `grad_x_NI`, where it is given.
+
+        Args:
+            grad_taps: of the projection's output and of those of the other rows, (R + S, N).
+            others_SI: the rows that nothing drops.
+        """
         if x_NI is None and grad_x_NI is None:
             return None
-        rows = self._rows(projection_RI, grad_RN.dtype)
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        total = torch.zeros_like(rows, dtype=wide) if x_NI is not None else None
-        before = _state(grad_RN.device)
-        _set_state(grad_RN.device, self.state)
+        dtype, R = grad_taps.dtype, len(projection_RI)
+        before = _state(grad_taps.device)
+        _set_state(grad_taps.device, self.state)
         try:
-            for start in range(0, grad_RN.shape[1], BLOCK):
-                part = slice(start, start + BLOCK)
-                mask = self._mask((grad_RN[:, part].shape[1], rows.shape[1]), grad_RN)
-                if total is not None:
-                    assert x_NI is not None
-                    total.add_(torch.mm(grad_RN[:, part], x_NI[part] * mask))
-                if grad_x_NI is not None:
-                    grad_x_NI[part].add_(torch.mm(grad_RN[:, part].t(), rows).mul_(mask))
+            mask_KRI = self._masks(projection_RI)
         finally:
-            _set_state(grad_RN.device, before)
-        return None if total is None else total.div_(1 - self.p).to(projection_RI.dtype)
+            _set_state(grad_taps.device, before)
+        grads = list(_in_turn(grad_taps.t()))
+        if grad_x_NI is not None:
+            dropped_KRI = (mask_KRI * projection_RI).to(dtype)
+            rows_KPI = torch.cat([dropped_KRI, others_SI.to(dtype).expand(MASKS, -1, -1)], 1)
+            for grad_x_KMI, grad_KMP in zip(_in_turn(grad_x_NI), grads, strict=True):
+                grad_x_KMI.baddbmm_(grad_KMP, rows_KPI[: len(grad_KMP)])
+        if x_NI is None:
+            return None
+        total = torch.zeros_like(projection_RI, dtype=mask_KRI.dtype)
+        for x_KMI, grad_KMP in zip(_in_turn(x_NI), grads, strict=True):
+            product_KRI = torch.bmm(grad_KMP[..., :R].mT, x_KMI)
+            total.add_((product_KRI * mask_KRI[: len(product_KRI)]).sum(0))
+        return total.to(projection_RI.dtype)
 
-    def _rows(self, projection_RI: Tensor, dtype: torch.dtype) -> Tensor:
-        return (projection_RI / (1 - self.p)).to(dtype)
+    def _masks(self, projection_RI: Tensor) -> Tensor:
+        """`m / (1 - p)` once for every row of the projection, (K, R, I), at least float32."""
+        width, wide = projection_RI.shape[1], torch.promote_types(projection_RI.dtype, torch.float32)
+        mask_K1I = torch.empty(MASKS, 1, width, dtype=wide, device=projection_RI.device).bernoulli_(1 - self.p)
+        return mask_K1I.div_(1 - self.p).repeat(1, len(projection_RI), 1)
 
-    def _drop(self, x_NI: Tensor) -> Tensor:
-        return x_NI * self._mask(x_NI.shape, x_NI)
 
-    def _mask(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        return torch.empty(shape, dtype=torch.bool, device=like.device).bernoulli_(1 - self.p)
+def _in_turn(values_NI: Tensor) -> Iterator[Tensor]:
+    """The tokens by their mask: views (K, M, I) of as many as fill whole rounds, and (K', 1, I) of those left over."""
+    rounds = len(values_NI) // MASKS
+    if rounds:
+        yield values_NI[: rounds * MASKS].unflatten(0, (rounds, MASKS)).transpose(0, 1)
+    if len(values_NI) > rounds * MASKS:
+        yield values_NI[rounds * MASKS :].unsqueeze(1)
 
 
 def _state(device: torch.device) -> Tensor:

@@ -408,19 +408,17 @@ def _taps_backward(
     dtype, R = weights.weight.dtype, len(weights.projection)
     grad_taps = grad_taps.to(dtype)
     grad_x = grad_projection = grad_router = None
+    source = _rows(weights, plan) if weights.router is None else weights.router.to(dtype)
     if needs[0]:
-        source = _rows(weights, plan) if weights.router is None else weights.router.to(dtype)
         grad_x = torch.mm(grad_NO, weights.weight)
-        if dropout is None:
-            grad_x.addmm_(grad_taps.t(), torch.cat([weights.projection.to(dtype), source]))
-        else:
-            grad_x.addmm_(grad_taps[R:].t(), source)
-    trains = needs[3]
+    x_read = x_NI if needs[3] else None
     if dropout is not None:
-        grad_projection = dropout.backward(grad_taps[:R], weights.projection, x_NI if trains else None, grad_x)
-    elif trains:
-        assert x_NI is not None
-        grad_projection = torch.mm(grad_taps[:R], x_NI).to(weights.projection.dtype)
+        grad_projection = dropout.backward(grad_taps, weights.projection, source, x_read, grad_x)
+    else:
+        if grad_x is not None:
+            grad_x.addmm_(grad_taps.t(), torch.cat([weights.projection.to(dtype), source]))
+        if x_read is not None:
+            grad_projection = torch.mm(grad_taps[:R], x_read).to(weights.projection.dtype)
     if needs[8]:
         assert weights.router is not None
         assert x_NI is not None
