@@ -68,11 +68,12 @@ def test_it_is_the_definition_with_the_same_noise(options: dict[str, Any]) -> No
 
 
 @choices
-@pytest.mark.parametrize("training", [False, True])
-def test_float32_agrees_to_rounding(options: dict[str, Any], training: bool) -> None:
+def test_float32_is_the_definition_to_rounding(options: dict[str, Any]) -> None:
+    """Within 1e-6 of the definition in float64; the definition in float32 is no nearer to it."""
     x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    made = layer(torch.float32, **options).train(training)
-    for one, other in zip(outcome(made, x, "auto"), outcome(made, x, "literal"), strict=True):
+    made, exact = layer(torch.float32, **options).eval(), layer(torch.float64, **options).eval()
+    exact.load_state_dict({name: value.double() for name, value in made.state_dict().items()})
+    for one, other in zip(outcome(made, x, "auto"), outcome(exact, x.double(), "literal"), strict=True):
         assert float((one - other).detach().norm()) <= 1e-6 * max(1.0, float(other.detach().norm()))
 
 
