@@ -21,9 +21,27 @@ def linear_cka(x_ND: np.ndarray, y_NF: np.ndarray) -> float:
     Raises:
         ValueError: other than two matrices with the same N of at least 4 rows, or a side without any variation.
     """
+    return _cka(*_grams(x_ND, y_NF))
+
+
+def cka_replicates(x_ND: np.ndarray, y_NF: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
+    """`linear_cka` without the samples of each group, (G,), for `lime.analysis.resampling.jackknife_interval`.
+
+    Raises:
+        ValueError: as `linear_cka`.
+    """
+    k_NN, l_NN = _grams(x_ND, y_NF)
+    kept = [np.flatnonzero(groups_N != group) for group in np.unique(groups_N)]
+    return np.array([_cka(k_NN[np.ix_(rest, rest)], l_NN[np.ix_(rest, rest)]) for rest in kept])
+
+
+def _grams(x_ND: np.ndarray, y_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if x_ND.ndim != 2 or y_NF.ndim != 2 or len(x_ND) != len(y_NF) or len(x_ND) < 4:
         raise ValueError(f"expected two matrices of the same 4 or more rows, got {x_ND.shape} and {y_NF.shape}")
-    k_NN, l_NN = _gram(x_ND), _gram(y_NF)
+    return _gram(x_ND), _gram(y_NF)
+
+
+def _cka(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
     own, other = unbiased_hsic(k_NN, k_NN), unbiased_hsic(l_NN, l_NN)
     if own <= 0 or other <= 0:
         raise ValueError("a representation that does not vary over the samples has no CKA")

@@ -54,10 +54,21 @@ def expert_task_information(
     return Information(plain - float(null.mean()), plain, float(null.mean()), bound, p)
 
 
+def information_replicates(usage_RE: np.ndarray, tasks: Sequence[str], groups_R: np.ndarray) -> np.ndarray:
+    """The plain estimate without the rows of each group, (G,), for `lime.analysis.resampling.jackknife_interval`.
+
+    Args:
+        usage_RE, tasks: as in `expert_task_information`.
+        groups_R: group of each row.
+    """
+    _, index = np.unique(np.asarray(tasks), return_inverse=True)
+    usage = np.asarray(usage_RE, dtype=np.float64)
+    return np.array([_plain(usage[groups_R != group], index[groups_R != group]) for group in np.unique(groups_R)])
+
+
 def _plain(usage_RE: np.ndarray, index_R: np.ndarray) -> float:
     counts = np.bincount(index_R)
-    sums_KE = np.zeros((len(counts), usage_RE.shape[1]))
-    np.add.at(sums_KE, index_R, usage_RE)
-    means_KE = sums_KE / counts[:, None]
+    sums_KE = np.stack([np.bincount(index_R, weights=column_R) for column_R in usage_RE.T], axis=1)
+    means_KE = sums_KE / np.maximum(counts, 1)[:, None]
     within = (counts / counts.sum()) @ special.entr(means_KE).sum(axis=1)
     return float(special.entr(usage_RE.mean(axis=0)).sum() - within)

@@ -7,9 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from lime.analysis.approximation import approximation_by_layer, expert_updates, fit_modulators
-from lime.analysis.cka import linear_cka
-from lime.analysis.information import expert_task_information
+from lime.analysis.approximation import (
+    approximation_by_layer,
+    error_of_rank,
+    expert_updates,
+    fit_modulators,
+    scrambled,
+    whitened_experts,
+)
+from lime.analysis.cka import cka_replicates, linear_cka
+from lime.analysis.information import expert_task_information, information_replicates
 from lime.method.deltas.moe_lora import MoELoRADelta
 
 
@@ -28,6 +35,15 @@ def test_cka_of_itself_of_rotations_and_of_independent_representations() -> None
         linear_cka(x[:3], y[:3])
     with pytest.raises(ValueError, match="does not vary"):
         linear_cka(np.ones((10, 3)), x[:10])
+
+
+def test_cka_without_a_group_is_that_of_the_other_samples() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 8))
+    y = x @ rng.normal(size=(8, 5)) + rng.normal(size=(60, 5))
+    groups = np.arange(60) % 4
+    found = cka_replicates(x, y, groups)
+    assert found == pytest.approx([linear_cka(x[groups != g], y[groups != g]) for g in range(4)], abs=1e-12)
 
 
 def mixture(num_experts: int = 3, r: int = 2) -> MoELoRADelta:
@@ -49,6 +65,35 @@ def test_a_mixture_built_from_modulators_is_matched_exactly() -> None:
         assert found.mean_error > 0.1
         rebuilt = found.modulators[:, :, None] * found.shared
         assert rebuilt == pytest.approx(expert_updates(delta), abs=1e-5)
+    rank_two = whitened_experts(delta)
+    assert error_of_rank(rank_two, 2) < 1e-5
+    assert error_of_rank(rank_two, 1) > 0.1
+    assert fit_modulators(scrambled(rank_two)).error > 0.1
+
+
+def test_the_inputs_moment_in_the_experts_own_rank_gives_the_same_errors() -> None:
+    delta = mixture()
+    inputs = np.random.default_rng(0).normal(size=(100, 7)) * np.arange(1, 8)
+    u = inputs @ delta.A.detach().double().numpy().T
+    whole = fit_modulators(expert_updates(delta), inputs.T @ inputs / 100)
+    short = fit_modulators(whitened_experts(delta, u.T @ u / 100))
+    assert short.error == pytest.approx(whole.error, abs=1e-6)
+    assert short.mean_error == pytest.approx(whole.mean_error, abs=1e-6)
+    outputs = np.einsum("eop,eop->e", *[whitened_experts(delta, u.T @ u / 100, always_on=True)] * 2)
+    always = expert_updates(delta) + 2.0 * (delta.B[:, 6:] @ delta.A[6:]).detach().double().numpy()
+    assert outputs == pytest.approx([((inputs @ one.T) ** 2).sum() / 100 for one in always], rel=1e-4)
+    with pytest.raises(ValueError, match="second moment of shape"):
+        whitened_experts(delta, np.eye(3))
+
+
+def test_error_falls_with_the_rank_down_to_that_of_any_rank() -> None:
+    experts = np.random.default_rng(0).normal(size=(3, 9, 8))
+    errors = [error_of_rank(experts, rank) for rank in (1, 2, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > errors[-1] + 0.05
+    assert errors[-1] == pytest.approx(fit_modulators(experts).error)
+    with pytest.raises(ValueError, match="rank: expected at least 1"):
+        error_of_rank(experts, 0)
 
 
 def test_separate_experts_leave_the_error_of_the_best_rank_one_fit() -> None:
@@ -77,6 +122,11 @@ def test_information_between_experts_and_tasks() -> None:
     noise = [expert_task_information(rng.dirichlet(np.ones(4), 80), tasks, 100) for _ in range(20)]
     assert np.mean([found.plain for found in noise]) > 0.01  # the bias
     assert abs(np.mean([found.value for found in noise])) < 0.005
+    groups = np.arange(80) % 5
+    left = information_replicates(own, tasks, groups)
+    kept = [expert_task_information(own[groups != g], [t for t, k in zip(tasks, groups, strict=True) if k != g], 1)
+            for g in range(5)]  # fmt: skip
+    assert left == pytest.approx([one.plain for one in kept])
     with pytest.raises(ValueError, match="sum to 1"):
         expert_task_information(np.ones((80, 4)), tasks)
     with pytest.raises(ValueError, match="for 3 rows"):

@@ -1,0 +1,216 @@
+"""From what a pass collected to the numbers of a record: plain dictionaries, ready for JSON.
+
+Shapes: R rows, L blocks, N windows, n tokens of a window.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lime.analysis.approximation import error_of_rank, fit_modulators, mixture_layers, scrambled, whitened_experts
+from lime.analysis.cka import cka_replicates, linear_cka
+from lime.analysis.information import expert_task_information, information_replicates
+from lime.analysis.probe import Probed, mean_interval, probe
+from lime.analysis.projection import principal_components, separation
+from lime.analysis.resampling import balanced_groups, jackknife_interval
+from lime.analysis.routing import usage_by_group, usage_of
+from lime.analysis.study.collecting import Collected
+from lime.data.rows import Row
+from lime.data.tasks import TASKS
+from lime.evaluation.clusters import source_media
+
+log = logging.getLogger(__name__)
+
+Found = dict[str, Any]
+FOLDS, GROUPS, BLOCKS = 5, 10, 6
+LABELS: dict[str, Callable[[Row], str]] = {
+    "task": lambda row: row.split,
+    "category": lambda row: TASKS[row.split].category,
+    "modality": lambda row: row.source_type,
+}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows by task, category and modality, and which of them are not independent."""
+
+    labels: dict[str, list[str]]
+    clusters: list[str]
+
+    def folds(self, count: int) -> np.ndarray:
+        """Groups of rows, (R,); as many as there are sources, where they are fewer."""
+        return balanced_groups(self.labels["task"], self.clusters, min(count, len(set(self.clusters))))
+
+    @property
+    def can_probe(self) -> bool:
+        """Whether there are two tasks and three independent sources of rows or more."""
+        return len(set(self.labels["task"])) > 1 and len(set(self.clusters)) > 2
+
+
+def labelled(rows: Sequence[Row]) -> Labelled:
+    """Names of the rows' groups. Rows of one image or source clip are one cluster, a text row is its own."""
+    labels = {name: [of(row) for row in rows] for name, of in LABELS.items()}
+    return Labelled(labels, [source_media(row.media_path) or row.id for row in rows])
+
+
+def routing_found(collected: Collected, rows: Labelled) -> Found:
+    """Usage, entropy and realised experts by layer; and by task, category and modality."""
+    layers = {key: asdict(usage_of(routed)) for key, routed in collected.routing.items()}
+    by: Found = {name: {} for name in LABELS}
+    for name, groups in rows.labels.items():
+        for key, routed in collected.routing.items():
+            for group, usage in usage_by_group(routed, groups).items():
+                by[name].setdefault(group, {})[key] = asdict(usage)
+    return {"layers": layers, "by": by}
+
+
+def information_found(collected: Collected, rows: Labelled) -> Found:
+    """Mutual information between the expert of a token and the task, category and modality of its row, by layer and in
+    the mean over layers; and how well the task is read off the mean routing of all layers."""
+    groups_R = rows.folds(GROUPS)
+    layers: Found = {}
+    replicates: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
+    for key, routed in collected.routing.items():
+        layers[key] = {}
+        for name, labels in rows.labels.items():
+            found = expert_task_information(routed.probability_RE, labels)
+            replicates[name].append(information_replicates(routed.probability_RE, labels, groups_R))
+            low, high = jackknife_interval(found.value, replicates[name][-1])
+            layers[key][name] = asdict(found) | {"low": low, "high": high}
+    mean: Found = {}
+    for name, parts in replicates.items():
+        of_mean_G = np.mean(parts, axis=0)
+        value = float(np.mean([layer[name]["value"] for layer in layers.values()]))
+        bound = float(np.mean([layer[name]["bound"] for layer in layers.values()]))
+        low, high = jackknife_interval(value, of_mean_G)
+        mean[name] = {"value": value, "low": low, "high": high, "bound": bound, "replicates": of_mean_G.tolist()}
+    profile_RF = np.concatenate([routed.probability_RE for routed in collected.routing.values()], axis=1)
+    read = probe(profile_RF, rows.labels["task"], rows.folds(FOLDS)) if rows.can_probe else None
+    return {"layers": layers, "mean": mean, "task_from_profile": None if read is None else _accuracy(read, rows)}
+
+
+def maps_found(collected: Collected) -> tuple[Found, dict[str, np.ndarray]]:
+    """Of each mapped layer: the variance that two components hold, and how much of it the dominant expert explains;
+    beside it the points (N, 2). A layer whose updates do not vary is left out."""
+    found, points = {}, {}
+    for key, cloud in collected.clouds.items():
+        if np.ptp(cloud.updates_NO, axis=0).max() == 0:
+            log.warning("%s: its updates do not vary, so there is no map of them", key)
+            continue
+        projected = principal_components(cloud.updates_NO)
+        split = separation(cloud.updates_NO, cloud.dominant_N.tolist())
+        experts, counts = np.unique(cloud.dominant_N, return_counts=True)
+        shares = dict(zip(experts.tolist(), (counts / counts.sum()).tolist(), strict=True))
+        found[key] = {"points": len(cloud.dominant_N), "explained": list(projected.explained), **asdict(split)}
+        found[key]["dominant"] = {str(expert): share for expert, share in shares.items()}
+        points[key] = projected.points
+    return found, points
+
+
+def windows_found(collected: Collected, rows: Labelled, window: int) -> Found | None:
+    """Accuracy of reading the task off the hidden state at each position of windows, by block, and the difference
+    between a window's last and first position, paired by row; none where rows are too short or too few."""
+    if collected.windows_LNnH is None or collected.window_rows is None or not rows.can_probe:
+        log.warning("no probes by position: too few rows, or none of %d tokens", window)
+        return None
+    kept_R, index_N = np.unique(collected.window_rows, return_inverse=True)
+    clusters = [rows.clusters[row] for row in kept_R]
+    task_N = [rows.labels["task"][row] for row in collected.window_rows]
+    fold_N = rows.folds(FOLDS)[collected.window_rows]
+    total = len(collected.windows_LNnH)
+    blocks = []
+    for block in sorted(set(np.linspace(0, total - 1, min(BLOCKS, total)).round().astype(int).tolist())):
+        read = [
+            probe(collected.windows_LNnH[block, :, position], task_N, fold_N, index_N.tolist())
+            for position in range(window)
+        ]
+        gain_R = read[-1].correct - read[0].correct
+        low, high = mean_interval(gain_R, clusters)
+        blocks.append(
+            {
+                "block": block,
+                "positions": [_accuracy(one, rows, clusters) for one in read],
+                "last_over_first": {"value": float(gain_R.mean()), "low": low, "high": high},
+            }
+        )
+    return {"window": window, "windows": len(index_N), "rows": len(kept_R), "blocks": blocks}
+
+
+def cka_found(one: Collected, other: Collected, frozen: Collected, rows: Labelled) -> Found:
+    """CKA at the last prompt token: hidden states after each block between two runs, and of each with the frozen
+    backbone; the blocks of one by those of the other; the updates of the layers that both adapt."""
+    assert one.states_LRH is not None
+    assert other.states_LRH is not None
+    assert frozen.states_LRH is not None
+    groups_R = rows.folds(GROUPS)
+    pairs = {
+        "runs": (one.states_LRH, other.states_LRH),
+        "run_frozen": (one.states_LRH, frozen.states_LRH),
+        "against_frozen": (other.states_LRH, frozen.states_LRH),
+    }
+    blocks = range(1, len(one.states_LRH))  # the last prompt token is one token: its embedding does not vary
+    by_block = [
+        {"block": block} | {name: _cka(x_LRH[block], y_LRH[block], groups_R) for name, (x_LRH, y_LRH) in pairs.items()}
+        for block in blocks
+    ]
+    matrix = [
+        [(_cka(one.states_LRH[a], other.states_LRH[b], None) or {"value": None})["value"] for b in blocks]
+        for a in blocks
+    ]
+    shared = [key for key in one.updates if key in other.updates]
+    return {
+        "blocks": by_block,
+        "matrix": matrix,
+        "updates": {key: _cka(one.updates[key], other.updates[key], groups_R) for key in shared},
+    }
+
+
+def approximation_found(model: nn.Module, moments: dict[str, np.ndarray], rank: int) -> Found:
+    """Relative error of modulators fitted to the experts of a MoE-LoRA on the inputs of the moments, by layer.
+
+    Over any shared update, over one of this rank, and without modulators (the experts' mean); and over experts of the
+    same sizes that are unrelated (their outputs scrambled). `alone`: the routed experts; `with_always_on`: each with
+    the always-on expert, as tokens see them.
+
+    Raises:
+        ValueError: the model has no MoE-LoRA layer.
+    """
+    layers: Found = {}
+    for name, delta in mixture_layers(model).items():
+        key = name.partition(".lime_delta.")[0].removeprefix("base_model.model.")
+        layers[key] = {}
+        for form, always_on in (("alone", False), ("with_always_on", True)):
+            experts_EOP = whitened_experts(delta, moments.get(key), always_on)
+            fitted = fit_modulators(experts_EOP)
+            layers[key][form] = {
+                "any_rank": fitted.error,
+                "of_rank": error_of_rank(experts_EOP, rank),
+                "mean_only": fitted.mean_error,
+                "unrelated": fit_modulators(scrambled(experts_EOP)).error,
+            }
+    return {"rank": rank, "layers": layers}
+
+
+def _cka(x_RH: np.ndarray, y_RH: np.ndarray, groups_R: np.ndarray | None) -> Found | None:
+    """With an interval where groups are given; none where a side does not vary."""
+    try:
+        value = linear_cka(x_RH, y_RH)
+        if groups_R is None:
+            return {"value": value}
+        low, high = jackknife_interval(value, cka_replicates(x_RH, y_RH, groups_R))
+    except ValueError as error:
+        if "does not vary" not in str(error):
+            raise
+        return None
+    return {"value": value, "low": low, "high": high}
+
+
+def _accuracy(read: Probed, rows: Labelled, clusters: Sequence[str] | None = None) -> Found:
+    low, high = mean_interval(read.correct, clusters or rows.clusters)
+    return {"value": read.accuracy, "low": low, "high": high, "chance": read.chance}

@@ -1,0 +1,137 @@
+"""A run's adapter on its own backbone, and the test rows to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import lime.tuner
+from lime.config.reuse import read_run, with_run_config
+from lime.config.schema import EvalConfig
+from lime.data.datamodule import MMTDataModule
+from lime.data.rows import Row
+from lime.models.loading import Backbone, load_backbone
+from lime.training.answering import TestRows
+from lime.training.evaluate import check_backbone
+from lime.training.setup import device_of, open_data
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """An adapter folder and what its run.yaml says."""
+
+    adapter: Path
+    config: dict[str, Any]
+    backbone: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return self.adapter.parent.name
+
+    @property
+    def method(self) -> str:
+        return str(self.config.get("method", "unknown"))
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a record says of the run."""
+        section = self.config.get("lime", {})
+        return {
+            "run": self.name,
+            "method": self.method,
+            "seed": self.config.get("seed"),
+            "num_experts": section.get("num_experts") if section.get("enabled") else None,
+            "rank": self.config.get("peft", {}).get("r"),
+            "backbone": self.backbone["name"],
+        }
+
+
+def saved_run(folder: Path) -> SavedRun:
+    """The run in a folder, given as the run's or as its adapter's.
+
+    Raises:
+        ValueError: no such folder, or one without a saved adapter.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; expected that of a run of train.py")
+    adapter = folder if (folder / "adapter_config.json").is_file() else folder / "adapter"
+    if not (adapter / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder}: holds no adapter; expected the folder of a finished run of train.py (one that failed, was "
+            "interrupted or is still training has none)"
+        )
+    content = read_run(adapter.resolve())
+    return SavedRun(adapter.resolve(), content["config"], content["backbone"])
+
+
+def check_same_backbone(run: SavedRun, other: SavedRun) -> None:
+    """Raises ValueError where two runs adapted different backbones."""
+    if run.backbone["fingerprint"] != other.backbone["fingerprint"]:
+        raise ValueError(
+            f"{other.name} adapted {other.backbone['name']} ({other.backbone['fingerprint'][:12]}), {run.name} adapted "
+            f"{run.backbone['name']} ({run.backbone['fingerprint'][:12]}): compare runs on one backbone"
+        )
+
+
+@dataclass
+class Opened:
+    """A run's model with its adapter, on its device, and the data that its backbone's processor reads."""
+
+    run: SavedRun
+    backbone: Backbone
+    model: nn.Module
+    data: MMTDataModule
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Test rows to look at: ``rows`` of each split, chosen by a hash of their content; ``splits`` None for all.
+    ``data_root`` in place of the run's own."""
+
+    rows: int
+    splits: tuple[str, ...] | None = None
+    data_root: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows: expected at least 1 of each task, got {self.rows}")
+
+
+def open_run(run: SavedRun, choice: Choice) -> Opened:
+    """Load the backbone and the adapter of a run, and open its data.
+
+    Raises:
+        ValueError, OSError: another backbone than the adapter's, or missing data; the message says what to do.
+    """
+    changed: dict[str, Any] = {"rows_per_split": choice.rows}
+    if choice.data_root is not None:
+        changed["root"] = str(choice.data_root)
+    sections = {"model": run.config["model"], "data": run.config["data"] | changed, "seed": run.config["seed"]}
+    config = with_run_config(EvalConfig(), sections, [])
+    config = dataclasses.replace(config, adapter=str(run.adapter))
+    backbone = load_backbone(config.model)
+    check_backbone(str(run.adapter), run.backbone, backbone)
+    if config.model.device_map is None:
+        backbone.model.to(device_of("auto"))  # type: ignore[arg-type]
+    data = open_data(config, backbone, batch_size=1)
+    model = lime.tuner.load(backbone.model, run.adapter)[0]
+    if config.model.device_map is None:
+        model.to(next(backbone.model.parameters()).device)
+    return Opened(run, backbone, model, data)
+
+
+def chosen_rows(opened: Opened, choice: Choice) -> list[Row]:
+    """The test rows, split by split.
+
+    Raises:
+        ValueError: a named split is not there, or none is.
+    """
+    return TestRows(opened.data, choice.splits).rows

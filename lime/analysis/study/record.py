@@ -1,0 +1,194 @@
+"""The record of an analysis as JSON, and the same for readers as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lime.analysis.study.names import group_name, short_names
+from lime.atomic import write_text
+from lime.data.tasks import TASKS
+from lime.training.record import environment, write_json
+
+SCHEMA = "lime-analysis/1"
+"""Name and version of the record's format; the version rises when a reader would have to change."""
+
+_CAPTIONS = {
+    "routing": "Mean routing probability, entropy and number of experts by layer",
+    "tasks": "Routing of each task, less that of all rows",
+    "information": "Mutual information between a token's expert and its row's task, category and modality",
+    "maps": "Modulated updates on two principal components, by the expert of largest weight",
+    "windows": "Task read off each position of a window",
+    "cka": "CKA of hidden states and of updates with the other run",
+    "approximation": "Relative error of modulators fitted to the experts of a MoE-LoRA",
+    "experts": "Task information against the number of experts",
+}
+
+
+def write_record(folder: Path, found: Mapping[str, Any], figures: Sequence[str]) -> list[Path]:
+    """Write ``analysis.json`` and ``analysis.md`` beside the figures; their paths."""
+    content = {"schema": SCHEMA, **found, "environment": environment(0)}
+    paths = [folder / "analysis.json", folder / "analysis.md"]
+    write_json(paths[0], content)
+    write_text(paths[1], markdown(content, figures))
+    return paths
+
+
+def markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
+    """Tables and figures of a record, section by section; sections that it lacks are left out."""
+    parts = [_head(found)]
+    writers = {
+        "routing": _routing,
+        "information": _information,
+        "maps": _maps,
+        "windows": _windows,
+        "cka": _cka,
+        "approximation": _approximation,
+        "sweep": _sweep,
+    }
+    shown = {"routing": ("routing", "tasks"), "sweep": ("experts",)}
+    for section, write in writers.items():
+        if found.get(section) is None:
+            continue
+        parts.append(write(found[section]))
+        images = [name for name in shown.get(section, (section,)) if name in figures]
+        parts += [f"![{_CAPTIONS[name]}]({name}.png)" for name in images]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(found: Mapping[str, Any]) -> str:
+    rows = found["rows"]
+    lines = [
+        f"# Analysis of {found['title']}",
+        f"{rows['count']} test rows of {rows['tasks']} tasks; the prompt alone.",
+    ]
+    for name in ("run", "against"):
+        if found.get(name) is not None:
+            lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in found[name].items()))
+    return "\n\n".join(lines)
+
+
+def _routing(routing: Mapping[str, Any]) -> str:
+    layers = routing["layers"]
+    names = short_names(list(layers))
+    table = _table(
+        ["layer", "usage by expert", "entropy (nats)", "experts per token", "experts realised"],
+        [
+            [name, " ".join(f"{share:.2f}" for share in one["usage"]), f"{one['entropy']:.3f}"]
+            + [f"{one[key]:.2f}" for key in ("experts_per_token", "experts_realised")]
+            for name, one in zip(names, layers.values(), strict=True)
+        ],
+    )
+    groups = [
+        [kind, group_name(group), str(next(iter(of.values()))["rows"])]
+        + [f"{_mean(of, key):.3f}" for key in ("entropy", "experts_per_token", "experts_realised")]
+        for kind in ("modality", "category", "task")
+        for group, of in routing["by"][kind].items()
+    ]
+    head = ["by", "group", "rows", "entropy (nats)", "experts per token", "experts realised"]
+    return f"## Routing\n\n{table}\n\nMeans over layers:\n\n{_table(head, groups)}"
+
+
+def _information(information: Mapping[str, Any]) -> str:
+    layers = information["layers"]
+    kinds = ("task", "category", "modality")
+    rows = [
+        [name, *(_estimate(one[kind], 4) for kind in kinds), f"{one['task']['bias']:.4f}", f"{one['task']['p']:.3f}"]
+        for name, one in zip(short_names(list(layers)), layers.values(), strict=True)
+    ]
+    rows.append(["mean", *(_estimate(information["mean"][kind], 4) for kind in kinds), "", ""])
+    table = _table(["layer", "task", "category", "modality", "taken off (task)", "p (task)"], rows)
+    read = information["task_from_profile"]
+    text = "" if read is None else f"\n\nTask read off the mean routing of all layers: {_accuracy(read)}."
+    bound = information["mean"]["task"]["bound"]
+    return f"## Information between expert and task (nats, at most {bound:.3f})\n\n{table}{text}"
+
+
+def _maps(maps: Mapping[str, Any]) -> str:
+    rows = [
+        [name, str(one["points"]), *(f"{100 * share:.0f}%" for share in one["explained"])]
+        + [f"{100 * one['value']:.1f}%", f"{100 * one['null']:.1f}%", f"{one['p']:.3f}"]
+        for name, one in zip(short_names(list(maps)), maps.values(), strict=True)
+    ]
+    head = ["layer", "tokens", "first", "second", "between experts", "by chance", "p"]
+    return f"## Modulated updates: shares of their variance\n\n{_table(head, rows)}"
+
+
+def _windows(windows: Mapping[str, Any]) -> str:
+    head = ["block", *(f"position {place + 1}" for place in range(windows["window"])), "last less first"]
+    rows = [
+        [str(one["block"]), *(_estimate(place, 3) for place in one["positions"]), _estimate(one["last_over_first"], 3)]
+        for one in windows["blocks"]
+    ]
+    chance = windows["blocks"][0]["positions"][0]["chance"]
+    text = f"{windows['windows']} windows of {windows['window']} tokens in {windows['rows']} rows; chance {chance:.3f}."
+    return f"## Accuracy of reading the task off each position of a window\n\n{text}\n\n{_table(head, rows)}"
+
+
+def _cka(cka: Mapping[str, Any]) -> str:
+    pairs = {"runs": "the two runs", "run_frozen": "run and frozen", "against_frozen": "against and frozen"}
+    rows = [[str(one["block"]), *(_estimate(one[pair], 3) for pair in pairs)] for one in cka["blocks"]]
+    text = f"## CKA with the other run, last prompt token\n\n{_table(['block', *pairs.values()], rows)}"
+    updates = cka["updates"]
+    if updates:
+        lines = [
+            [name, _estimate(one, 3)] for name, one in zip(short_names(list(updates)), updates.values(), strict=True)
+        ]
+        text += f"\n\n{_table(['layer', 'updates'], lines)}"
+    return text
+
+
+def _approximation(approximation: Mapping[str, Any]) -> str:
+    layers, rank = approximation["layers"], approximation["rank"]
+    kinds = ("any_rank", "of_rank", "mean_only", "unrelated")
+    names = [*short_names(list(layers)), "mean"]
+    mean = {form: {kind: _mean_of(layers, form, kind) for kind in kinds} for form in ("alone", "with_always_on")}
+    rows = [
+        [name, *(f"{one[form][kind]:.3f}" for form in ("alone", "with_always_on") for kind in kinds)]
+        for name, one in zip(names, [*layers.values(), mean], strict=True)
+    ]
+    titles = ("any rank", f"rank {rank}", "no modulators", "unrelated experts")
+    head = ["layer", *(f"{title} ({form})" for form in ("alone", "with always-on") for title in titles)]
+    return f"## Relative error of modulators fitted to a MoE-LoRA\n\n{_table(head, rows)}"
+
+
+def _sweep(sweep: Mapping[str, Any]) -> str:
+    rows = [
+        [one["series"], str(one["num_experts"]), str(len(one["runs"])), _estimate(one["information"], 4)]
+        + [f"{one['information']['bound']:.3f}", _estimate(one["step"], 4), _estimate(one["task_from_profile"], 3)]
+        + [_estimate(one["profile_step"], 3)]
+        for one in sweep["points"]
+    ]
+    head = ["", "experts", "runs", "information (nats)", "at most", "over fewer experts", "task read off routing"]
+    notes = "".join(f"\n\n{note}" for note in sweep["notes"])
+    return f"## Task information against the number of experts\n\n{_table([*head, 'over fewer experts'], rows)}{notes}"
+
+
+def _mean(layers: Mapping[str, Any], key: str) -> float:
+    return sum(float(one[key]) for one in layers.values()) / len(layers)
+
+
+def _mean_of(layers: Mapping[str, Any], form: str, kind: str) -> float:
+    return sum(float(one[form][kind]) for one in layers.values()) / len(layers)
+
+
+def _estimate(one: Mapping[str, float] | None, digits: int) -> str:
+    if one is None:
+        return "–"
+    return f"{one['value']:.{digits}f} ({one['low']:.{digits}f} to {one['high']:.{digits}f})"
+
+
+def _accuracy(one: Mapping[str, float]) -> str:
+    return f"{_estimate(one, 3)}, chance {one['chance']:.3f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def rows_read(splits: Sequence[str], count: int, per_task: int) -> dict[str, Any]:
+    """What a record says of its rows."""
+    tasks = [split for split in TASKS if split in set(splits)]
+    return {"count": count, "tasks": len(tasks), "at_most_per_task": per_task, "splits": tasks}

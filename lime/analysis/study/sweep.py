@@ -1,0 +1,155 @@
+"""Task information against the number of experts, over the runs of a sweep (the paper's first theorem: more experts
+never lose any)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lime.tuner
+from lime.analysis.probe import mean_interval, probe
+from lime.analysis.resampling import jackknife_interval
+from lime.analysis.study.collecting import Collected
+from lime.analysis.study.figures import experts_figure
+from lime.analysis.study.findings import FOLDS, Labelled, information_found, labelled
+from lime.analysis.study.opening import SavedRun, saved_run
+from lime.analysis.study.record import rows_read, write_record
+from lime.analysis.study.run import Study, routing_alone
+from lime.experiments.collection import Point, Run, read_sweep, shown
+from lime.experiments.figures.style import save
+from lime.training.setup import media_errors_as_input_errors, prepare_process
+
+log = logging.getLogger(__name__)
+
+AXIS = "lime.num_experts"
+Found = dict[str, Any]
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder holds runs and is none."""
+    holds_runs = any(True for _ in folder.glob("*/record.json"))
+    return (folder / "sweep.json").is_file() or (holds_runs and not (folder / "record.json").is_file())
+
+
+def study_sweep(folder: Path, out: Path, study: Study) -> list[Path]:
+    """Analyse the finished runs of a sweep over the number of experts, and write record and figure into ``out``.
+
+    Raises:
+        ValueError, OSError: a sweep over something else, without a finished run that has an adapter, or of several
+            backbones or data sets; missing data.
+    """
+    sweep = read_sweep(folder)
+    if AXIS not in sweep.axes:
+        raise ValueError(f"{folder}: expected a sweep over {AXIS}, this one is over {', '.join(sweep.axes) or 'seeds'}")
+    notes = [*sweep.notes, *(f"Not finished: {p.label} ({p.unfinished})." for p in sweep.points if p.unfinished)]
+    with media_errors_as_input_errors():
+        prepare_process(0, study.threads)
+        runs = [
+            (point, run, saved_run(adapter))
+            for point in sweep.points
+            for run in point.runs
+            if run.status == "finished" and (adapter := _adapter(run)) is not None
+        ]
+        if not runs:
+            raise ValueError(f"{folder}: no finished run with an adapter to analyse")
+        if len({saved.backbone["fingerprint"] for _, _, saved in runs}) > 1:
+            raise ValueError(f"{folder}: its runs adapted several backbones; information compares on one")
+        rows, measured = _measured(runs, study)
+    points = _points([point for point in sweep.points if any(point is p for p, _ in measured)], measured, rows)
+    found = {
+        "title": f"the sweep {sweep.name}",
+        "rows": rows_read(rows.labels["task"], len(rows.clusters), study.choice.rows),
+        "sweep": {"points": points, "notes": notes},
+    }
+    paths = save(experts_figure(found["sweep"]), out, "experts")
+    return write_record(out, found, ["experts"]) + paths
+
+
+def _adapter(run: Run) -> Path | None:
+    """The adapter of a run, or of the one whose record it repeats."""
+    repeated = None if run.record is None or run.record.reused_from is None else Path(run.record.reused_from)
+    beside = run.folder.resolve().parent.parent.glob(f"*/{run.folder.name}")
+    for folder in (run.folder, *([] if repeated is None else [repeated, *beside])):
+        if (folder / "adapter" / "adapter_config.json").is_file():
+            return folder
+    log.warning("%s: finished, but its adapter is gone; left out", run.folder.name)
+    return None
+
+
+def _measured(runs: Sequence[tuple[Point, Run, SavedRun]], study: Study) -> tuple[Labelled, list[tuple[Point, Found]]]:
+    """What each run's routing tells of the task; all of them on the same rows."""
+    first: list[str] | None = None
+    found: list[tuple[Point, Found]] = []
+    for point, run, saved in runs:
+        opened, read = routing_alone(saved, study)
+        ids = [row.id for row in read.rows]
+        if first is not None and first != ids:
+            raise ValueError(
+                f"{run.folder.name}: its data holds other test rows than the first run's; compare on the same"
+            )
+        if not lime.tuner.has_routing(opened.model):
+            raise ValueError(f"{run.folder.name}: its adapter (method {saved.method}) has no experts")
+        first, rows = ids, labelled(read.rows)
+        found.append((point, {"run": saved.name, "seed": run.seed, **_of_run(read, rows)}))
+        log.info("%s, seed %s: information %.4f nats", point.label, run.seed, found[-1][1]["information"]["value"])
+    return rows, found
+
+
+def _of_run(read: Collected, rows: Labelled) -> Found:
+    information = information_found(read, rows)
+    correct_R = None
+    if rows.can_probe:
+        profile_RF = np.concatenate([routed.probability_RE for routed in read.routing.values()], axis=1)
+        correct_R = probe(profile_RF, rows.labels["task"], rows.folds(FOLDS)).correct
+    return {
+        "information": information["mean"]["task"],
+        "task_from_profile": information["task_from_profile"],
+        "correct": correct_R,
+    }
+
+
+def _points(order: Sequence[Point], measured: Sequence[tuple[Point, Found]], rows: Labelled) -> list[Found]:
+    """Means over the seeds of each point, and the difference to the next smaller number of experts on the same rows."""
+    points: list[Found] = []
+    before: dict[str, tuple[np.ndarray, np.ndarray | None, Found]] = {}
+    for point in sorted(order, key=lambda one: int(one.settings[AXIS])):
+        runs = [one for of, one in measured if of is point]
+        others = {key: value for key, value in point.settings.items() if key != AXIS}
+        series = ", ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in others.items())
+        replicates_G = np.mean([one["information"]["replicates"] for one in runs], axis=0)
+        value = float(np.mean([one["information"]["value"] for one in runs]))
+        here: Found = {
+            "series": series,
+            "num_experts": int(point.settings[AXIS]),
+            "information": _estimated(value, replicates_G) | {"bound": runs[0]["information"]["bound"]},
+            "step": None,
+            "task_from_profile": None,
+            "profile_step": None,
+        }
+        correct_R = None
+        if runs[0]["correct"] is not None:
+            correct_R = np.mean([one["correct"] for one in runs], axis=0)
+            here["task_from_profile"] = _mean(correct_R, rows) | {"chance": runs[0]["task_from_profile"]["chance"]}
+        if series in before:
+            fewer_G, fewer_R, fewer = before[series]
+            here["step"] = _estimated(value - fewer["information"]["value"], replicates_G - fewer_G)
+            if correct_R is not None and fewer_R is not None:
+                here["profile_step"] = _mean(correct_R - fewer_R, rows)
+        here["runs"] = [{key: entry for key, entry in one.items() if key != "correct"} for one in runs]
+        before[series] = replicates_G, correct_R, here
+        points.append(here)
+    return points
+
+
+def _estimated(value: float, replicates_G: np.ndarray) -> Found:
+    low, high = jackknife_interval(value, replicates_G)
+    return {"value": value, "low": low, "high": high}
+
+
+def _mean(values_R: np.ndarray, rows: Labelled) -> Found:
+    low, high = mean_interval(values_R, rows.clusters)
+    return {"value": float(values_R.mean()), "low": low, "high": high}

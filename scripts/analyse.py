@@ -1,0 +1,61 @@
+"""What a run learned: its experts, its updates and its hidden states, on a few test rows of each task.
+
+    python scripts/analyse.py RUN                              routing, information, maps, probes by position
+    python scripts/analyse.py RUN --against MOE_LORA_RUN       CKA between the two, and modulators fitted to the second
+    python scripts/analyse.py multirun/num_experts             task information against the number of experts
+
+RUN is the folder of a finished run of train.py. Writes analysis.json, analysis.md and figures (PNG and PDF).
+docs/analysis.md says how to read them. Ends with status 1 and one line where there is nothing to analyse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of a run, or of a sweep over lime.num_experts")
+    parser.add_argument("--against", type=Path, help="second run on the same backbone, as a rule of method=moe_lora")
+    parser.add_argument("--rows", type=int, default=12, help="test rows of each task (default 12)")
+    parser.add_argument("--splits", nargs="+", help="test splits to take (default: all)")
+    parser.add_argument("--window", type=int, default=3, help="tokens of a window for the probes (default 3)")
+    parser.add_argument("--out", type=Path, help="folder to write into (default: analysis/ in the given folder)")
+    parser.add_argument("--data-root", type=Path, help="where the data lie, in place of the run's data.root")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    out = options.out or options.folder / "analysis"
+    try:
+        for path in _written(options, out):
+            print(path)
+    except (ValueError, OSError) as error:
+        print(f"analyse: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _written(options: argparse.Namespace, out: Path) -> list[Path]:
+    from lime.analysis.study.opening import Choice
+    from lime.analysis.study.run import Study, study_run
+    from lime.analysis.study.sweep import is_sweep, study_sweep
+
+    if not options.folder.is_dir():
+        raise ValueError(f"{options.folder}: no such folder; expected that of a run or of a sweep")
+    splits = None if options.splits is None else tuple(options.splits)
+    study = Study(Choice(options.rows, splits, options.data_root), options.window, options.threads)
+    if not is_sweep(options.folder):
+        return study_run(options.folder, options.against, out, study)
+    if options.against is not None:
+        raise ValueError("--against: compares one run with another; give the folder of a run, not of a sweep")
+    return study_sweep(options.folder, out, study)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
