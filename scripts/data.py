@@ -4,6 +4,7 @@ python scripts/data.py download FOLDER --accept-licences   rows, pictures and cl
 python scripts/data.py prepare FOLDER                      unpack archives, write manifest.json and media.sha256
 python scripts/data.py verify FOLDER                       decode every file, name every fault; exit 1 if there is one
 python scripts/data.py stats FOLDER [model=qwen2vl …]      rows and tokens per task and modality
+python scripts/data.py sample FOLDER                       a small made root, as download leaves one, for trying these
 
 Then: python train.py data=mmt47 data.root=FOLDER
 """
@@ -24,7 +25,8 @@ FAULTS, WRONG = 1, 2  # exit codes
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run in (("download", _download), ("prepare", _prepare), ("verify", _verify), ("stats", _stats)):
+    runs = {"download": _download, "prepare": _prepare, "verify": _verify, "stats": _stats, "sample": _sample}
+    for name, run in runs.items():
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         command.set_defaults(run=run)
         command.add_argument("folder", type=Path, help="the data root")
@@ -39,6 +41,11 @@ def main(arguments: list[str]) -> int:
             command.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
         if name == "stats":
             command.add_argument("overrides", nargs="*", help="options of train.py: model, data.max_length, …")
+        if name == "sample":
+            command.add_argument("--images", type=int, default=60, help="pictures (60)")
+            command.add_argument("--clips", type=int, default=6, help="clips (6)")
+            command.add_argument("--texts", type=int, default=60, help="text rows (60)")
+            command.add_argument("--side", type=int, default=96, help="pixels of a side (96)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     try:
@@ -95,7 +102,12 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"… and {len(report.faults) - options.show:,} more (--show, --json)")
     if options.json:
         options.json.write_text(dump(report.to_dict()), encoding="utf-8")
-    print(f"{report.media:,} files decoded, {len(report.faults):,} faults")
+    speed = report.speed
+    print(
+        f"{report.media:,} files decoded in {speed.seconds:.1f} s by {speed.processes} processes "
+        f"({report.media / max(speed.seconds, 1e-9):,.0f} a second, {speed.share:.0%} of it in Pillow and FFmpeg)"
+    )
+    print(f"{len(report.faults):,} faults")
     return 0 if report.ok else FAULTS
 
 
@@ -103,26 +115,30 @@ def _stats(options: argparse.Namespace) -> int:
     """Rows and tokens per task and modality, as a model's processor counts them."""
     from lime.config.compose import composed
     from lime.config.schema import TrainConfig
-    from lime.data.collate import Collator
+    from lime.data.datamodule import make_collator
     from lime.data.rows import MMTDataset
     from lime.data.tools.output import dump
     from lime.data.tools.stats import statistics
-    from lime.models.processing import load_processor
+    from lime.models.loading import load_processor_alone
 
     overrides = ["data=mmt47", f"data.root={options.folder}", *options.overrides]
     config = composed(overrides, ROOT / "conf", "train", TrainConfig)
-    model = config.model
-    processor = load_processor(
-        model.location, model.family, revision=model.revision, image=model.image, video=model.video
-    )
-    collator = Collator(
-        processor, model.family, options.folder, max_length=config.data.max_length,
-        system_prompt=config.data.system_prompt,
-    )  # fmt: skip
-    found = statistics(MMTDataset(options.folder), collator)
+    family, processor = load_processor_alone(config.model)
+    found = statistics(MMTDataset(options.folder), make_collator(config.data, processor, family))
     print(found.table())
     if options.json:
-        options.json.write_text(dump({"model": model.name, **found.to_dict()}), encoding="utf-8")
+        options.json.write_text(dump({"model": config.model.name, **found.to_dict()}), encoding="utf-8")
+    return 0
+
+
+def _sample(options: argparse.Namespace) -> int:
+    """Make a small data root in the layout that download leaves, with rows of three tasks."""
+    from lime.data.tools.sample import write_sample
+
+    root = write_sample(
+        options.folder, images=options.images, clips=options.clips, texts=options.texts, side=options.side
+    )
+    print(f"next: python scripts/data.py prepare {root}")
     return 0
 
 

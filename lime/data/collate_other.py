@@ -96,6 +96,11 @@ class ProcessorCollator:
         parts = zip(self._text_tokens(rows), self.conversation.answers(rows), rows, strict=True)
         return [len(text) + len(answer) + self._visual_tokens(row) for text, answer, row in parts]
 
+    def parts(self, row: Row) -> tuple[int, int, int]:
+        """Tokens of a row with its answer, and of these those that its pictures add and the answer's."""
+        visual, answer = self._visual_tokens(row), len(self.conversation.answers([row])[0])
+        return len(self._text_tokens([row])[0]) + visual + answer, visual, answer
+
     def media_growth(self, rows: Sequence[Row]) -> int:
         """Bytes by which the pictures kept in memory grow when all of these rows are read, judged by those kept."""
         total = 0

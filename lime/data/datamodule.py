@@ -44,6 +44,22 @@ class LeftOut:
         }
 
 
+def make_collator(data: DataConfig, processor: ProcessorMixin, family: str) -> Any:
+    """What turns the rows of `data.root` into batches: a `Collator`, or a `ProcessorCollator` for other models."""
+    assert data.root is not None
+    frames = data.frame_cache
+    options: dict[str, Any] = {
+        "max_length": data.max_length,
+        "system_prompt": data.system_prompt,
+        "video_backend": data.video_backend,
+        "cache_mb": data.cache_mb // max(data.num_workers, 1),
+    }
+    if isinstance(processor.video_processor, FrameProcessor):
+        cache = FrameCache(frames.dir, frames.size_mb) if frames.dir is not None else None
+        return Collator(processor, family, data.root, **options, frame_cache=cache)
+    return ProcessorCollator(processor, family, data.root, **options)
+
+
 class MMTDataModule(LightningDataModule):
     """The data of a run.
 
@@ -78,19 +94,7 @@ class MMTDataModule(LightningDataModule):
         self.config, self.seed = data, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.dataset = MMTDataset(data.root)
-        frames = data.frame_cache
-        options: dict[str, Any] = {
-            "max_length": data.max_length,
-            "system_prompt": data.system_prompt,
-            "video_backend": data.video_backend,
-            "cache_mb": data.cache_mb // max(data.num_workers, 1),
-        }
-        self.collator: Any
-        if isinstance(processor.video_processor, FrameProcessor):
-            cache = FrameCache(frames.dir, frames.size_mb) if frames.dir is not None else None
-            self.collator = Collator(processor, family, data.root, **options, frame_cache=cache)
-        else:
-            self.collator = ProcessorCollator(processor, family, data.root, **options)
+        self.collator = make_collator(data, processor, family)
         self.alike = False
         self.left_out = LeftOut()
         self.train_rows: list[Row] = []

@@ -54,11 +54,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
     config_file = _config_file(config)
     revision = extract_commit_hash(str(config_file), None) or config.revision
     family = _family_of(config, config_file)
-    image, video = config.visual()
-    if family == OTHER:
-        processor = load_other_processor(location, revision=config.revision, image=image, video=video)
-    else:
-        processor = load_processor(location, family, revision=config.revision, image=image, video=video)
+    processor = _processor(config, family)
     model = _load_model(config, location, family)
     if family == OTHER:
         complete_tokens(processor, model.config)
@@ -74,6 +70,25 @@ def load_backbone(config: ModelConfig) -> Backbone:
     fingerprint = checkpoint_fingerprint(config_file.parent)
     log.info("loaded %s (%s) from %s, fingerprint %s", config.name, model.config.model_type, location, fingerprint[:12])
     return Backbone(config.name, family, model.eval(), processor, location, revision, fingerprint)
+
+
+def load_processor_alone(config: ModelConfig) -> tuple[str, ProcessorMixin]:
+    """Family and processor of `config`, as `load_backbone` makes them, without reading a weight.
+
+    Raises as `load_backbone` does where the checkpoint is not there or is of another family.
+    """
+    family = _family_of(config, _config_file(config))
+    processor = _processor(config, family)
+    if family == OTHER:
+        complete_tokens(processor, transformers.AutoConfig.from_pretrained(config.location, revision=config.revision))
+    return family, processor
+
+
+def _processor(config: ModelConfig, family: str) -> ProcessorMixin:
+    image, video = config.visual()
+    if family == OTHER:
+        return load_other_processor(config.location, revision=config.revision, image=image, video=video)
+    return load_processor(config.location, family, revision=config.revision, image=image, video=video)
 
 
 def _config_file(config: ModelConfig) -> Path:

@@ -29,7 +29,7 @@ from lime.training.answering import TestRows, answer_adapted, answer_frozen, jou
 from lime.training.callbacks import MetricsCallback, ProgressCallback, checkpoint_callback
 from lime.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
 from lime.training.launch import OWN, in_processes, started_from_outside
-from lime.training.module import AdaptationModule
+from lime.training.module import AdaptationModule, check_optimizer
 from lime.training.preemption import PreemptionCallback, under_slurm
 from lime.training.preflight import preflight_of_run
 from lime.training.record import RunRecord, environment, plain, write_config, write_json
@@ -59,6 +59,7 @@ def train(config: TrainConfig, output_dir: Path, overrides: Sequence[str] = ()) 
             checkpoint of another model); the message says what to do.
     """
     check_strategy(config.trainer)
+    check_optimizer(config.optim)
     here = processes_here(config.trainer.devices, config.trainer.accelerator)
     if here > 1 and config.trainer.num_nodes == 1 and not started_from_outside():
         return in_processes(here, _train, config, output_dir, list(overrides))
@@ -133,6 +134,8 @@ class _Run:
             self.record.trained(parameters, metrics.measured(), metrics.routing)
             if processes.is_main():
                 self.save_adapter(model, backbone)
+            if wandb_run is not None:
+                wandb_run.log_training(parameters, metrics.measured(), metrics.usage, self.record.adapter_bytes)
             processes.barrier()
             evaluation = None
             if tests is not None:
@@ -140,7 +143,7 @@ class _Run:
                     model = self._whole_model()
                 evaluation, predictions = self.evaluate(model, backbone, applied, data, tests, frozen)
                 if wandb_run is not None:
-                    wandb_run.log_run(predictions, evaluation, metrics.usage, data)
+                    wandb_run.log_run(predictions, evaluation, data)
             failed = False
         finally:
             if wandb_run is not None:

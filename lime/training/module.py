@@ -211,19 +211,19 @@ class AdaptationModule(pl.LightningModule):
         check_same_tensors("ckpt_path", checkpoint["state_dict"], self.adapter_tensors())
 
 
-def _adamw(eight_bit: bool) -> Any:
-    """The optimiser's class.
-
-    Raises:
-        ValueError: 8 bits without bitsandbytes.
-    """
-    if not eight_bit:
-        return torch.optim.AdamW
-    if importlib.util.find_spec("bitsandbytes") is None:
+def check_optimizer(options: OptimConfig) -> None:
+    """Raise ValueError where AdamW in 8 bits is asked for without bitsandbytes."""
+    if options.eight_bit and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
             "optim.eight_bit: needs bitsandbytes, which is not installed; `pip install 'lime-moe[quantised]'`, "
             "or set optim.eight_bit=false"
         )
+
+
+def _adamw(eight_bit: bool) -> Any:
+    """The optimiser's class."""
+    if not eight_bit:
+        return torch.optim.AdamW
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit

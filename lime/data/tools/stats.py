@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from lime.data.collate import Collator
 from lime.data.media import MediaError
 from lime.data.rows import TRAIN, MMTDataset, Row
 from lime.data.tasks import MODALITIES
@@ -58,7 +57,16 @@ class Statistics:
         return text + (f"\n{unread:,} rows left out: their media cannot be read (see verify)" if unread else "")
 
 
-def statistics(dataset: MMTDataset, collator: Collator) -> Statistics:
+class Counter(Protocol):
+    """A collator, of this package's families or of others."""
+
+    max_length: int
+
+    def parts(self, row: Row) -> tuple[int, int, int]:
+        """Tokens of a row, and of these the visual ones and the answer's."""
+
+
+def statistics(dataset: MMTDataset, collator: Counter) -> Statistics:
     """Counts every row. Reads the headers of media only, and decodes nothing."""
     groups: list[tuple[str, str, list[Row]]] = []
     if dataset.has_train:
@@ -78,7 +86,7 @@ def statistics(dataset: MMTDataset, collator: Collator) -> Statistics:
     return Statistics(limit, tasks, modalities)
 
 
-def _lengths(rows: Iterable[Row], collator: Collator) -> tuple[np.ndarray, int]:
+def _lengths(rows: Iterable[Row], collator: Counter) -> tuple[np.ndarray, int]:
     """(rows, 3): tokens of a row, of these visual, of these of the answer; and how many rows could not be read."""
     found, unread = [], 0
     for row in rows:
