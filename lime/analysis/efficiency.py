@@ -44,13 +44,22 @@ NAMES = {
 """Methods as their papers write them; after `lime_` the type that LiME modulates."""
 
 
-def efficiency_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+REFERENCE = "lime_lora"
+"""Other measurements are scaled so that they agree at this method: only their ratios are compared."""
+
+
+def efficiency_figure(
+    rows: Sequence[Mapping[str, Any]], others: Mapping[str, Sequence[float]] | None = None, note: str = ""
+) -> Figure:
     """Four bar charts over the methods of a record of `benchmark.py step` or `efficiency`.
 
     Time has its quartiles as whiskers. Each bar carries its value.
 
     Args:
         rows: the record's rows, of one dtype and one number of experts.
+        others: by method the published time, throughput, memory and parameters, in any units. They are drawn as
+            marks, each panel scaled so that :data:`REFERENCE` agrees; without a row of it they are left out.
+        note: text under the figure.
 
     Raises:
         ValueError: no rows, a method twice, or rows that are not of a training step.
@@ -83,10 +92,40 @@ def efficiency_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     time.set_yticks(range(len(rows)), [label(str(method)) for method in methods])
     time.invert_yaxis()
     kinds = list(dict.fromkeys(_kind(str(method)) for method in methods))
-    handles = [Patch(color=COLOURS[kind], label=kind) for kind in COLOURS if kind in kinds]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    handles: list[Any] = [Patch(color=COLOURS[kind], label=kind) for kind in COLOURS if kind in kinds]
+    if others and REFERENCE in methods and REFERENCE in others:
+        for index, axes in enumerate(figure.axes):
+            handles[len(kinds) :] = [_marks(axes, [str(method) for method in methods], others, index)]
+    figure.legend(
+        handles=handles, loc="lower center", ncols=len(handles), frameon=False, bbox_to_anchor=(0.5, _LINE * bool(note))
+    )
+    figure.text(0.5, 0.01, note, ha="center", fontsize=7, color="#555555")
+    figure.tight_layout(rect=(0, 0.06 + _LINE * bool(note), 1, 1))
     return figure
+
+
+_LINE = 0.035
+
+
+def _marks(axes: Axes, methods: Sequence[str], others: Mapping[str, Sequence[float]], panel: int) -> Any:
+    """Published values of one panel, scaled to agree with this one's bar of :data:`REFERENCE`."""
+    scale = axes.patches[methods.index(REFERENCE)].get_width() / others[REFERENCE][panel]
+    known = [(others[method][panel] * scale, row) for row, method in enumerate(methods) if method in others]
+    (drawn,) = axes.plot(
+        *zip(*known, strict=True),
+        linestyle="",
+        marker="D",
+        markersize=5,
+        markerfacecolor="none",
+        color="black",
+        label=f"published, scaled to agree at {label(REFERENCE)}",
+    )
+    for text, bar in zip(axes.texts, axes.patches, strict=True):  # away from the marks, to the right edge
+        text.set(horizontalalignment="right", position=(-2, 0))
+        text.xy = (1.0, bar.get_y() + bar.get_height() / 2)
+        text.xycoords = axes.get_yaxis_transform()
+    axes.set_xlim(0, 1.3 * max(*(value for value, _ in known), *(bar.get_width() for bar in axes.patches)))
+    return drawn
 
 
 def label(method: str) -> str:
@@ -118,5 +157,6 @@ def _bars(
     axes.set_xlabel(title)
     axes.set_xlim(0, 1.28 * max(values))
     axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", visible=False)
     axes.locator_params(axis="x", nbins=4)
     axes.tick_params(labelsize=9)

@@ -12,13 +12,16 @@ import yaml
 
 @dataclass(frozen=True)
 class Published:
-    """``table2``: method to {"parameters" (number), category id (points), "macro"}; ``best``: range of the best
-    setting by figure; ``tasks``: names of the tasks in the paper's ablation figures. ``macro`` is the mean over the 47
-    tasks that follows from the categories' means and sizes."""
+    """``table2``: method to {"parameters" (number), category id (points), "macro"}; ``efficiency``: method to training
+    minutes, samples per second, peak memory (GB) and trainable parameters (thousands); ``best``: range of the best
+    setting by figure; ``used``: the setting of the published runs by key; ``tasks``: names of the tasks in the paper's
+    ablation figures. ``macro`` is the mean over the 47 tasks that follows from the categories' means and sizes."""
 
     source: str
     table2: dict[str, dict[str, float]]
+    efficiency: dict[str, tuple[float, ...]]
     best: dict[str, tuple[float, float]]
+    used: dict[str, float]
     tasks: tuple[str, ...]
 
 
@@ -34,5 +37,6 @@ def published() -> Published:
         scores = dict(zip(content["categories"], points, strict=True))
         macro = sum(sizes[name] * score for name, score in scores.items()) / sum(sizes.values())
         table[method] = {"parameters": millions * 1e6, **scores, "macro": macro}
+    efficiency = {method: tuple(map(float, values)) for method, values in content["efficiency"].items()}
     best = {name: (float(low), float(high)) for name, (low, high) in content["best"].items()}
-    return Published(content["source"], table, best, tuple(content["tasks"]))
+    return Published(content["source"], table, efficiency, best, content["used"], tuple(content["tasks"]))

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from lime.data.tasks import CATEGORIES
 from lime.experiments.collection import Point, Sweep, shown
+from lime.experiments.costs import COSTS, costs_of
 from lime.experiments.estimates import MACRO, Difference, SeedMean, difference, seed_mean
 from lime.experiments.published import published
 
 NONE = "–"
 CSV_COLUMNS = (
     "point", "group", "metric", "seeds", "unfinished", "trainable_parameters", "mean", "low", "high",
-    "deviation_over_seeds", "difference", "difference_low", "difference_high", "baseline", "published",
+    "deviation_over_seeds", "difference", "difference_low", "difference_high", "baseline", "published", *COSTS,
 )  # fmt: skip
 
 
@@ -39,6 +40,11 @@ class SweepTable:
     groups: tuple[str, ...]
     rows: tuple[Row, ...]
     baseline: str | None
+
+    @property
+    def scored(self) -> bool:
+        """Whether any run was evaluated; where none was, the tables show what training took."""
+        return any(mean is not None for row in self.rows for mean in row.means.values())
 
     def places(self, group: str) -> dict[str, int]:
         """1 for the rows with the best mean of a column, 2 for those with the second best, as printed (ties share a
@@ -102,7 +108,11 @@ def markdown(table: SweepTable) -> str:
         "a column by its mean, whether or not the difference is more than noise.",
         _grid(heads, [[_label(r), _seeds(r), _parameters(r), *(cell(r, g) for g in table.groups)] for r in table.rows]),
     ]
-    if table.baseline is not None:
+    if not table.scored:
+        heads = [_heading(table), "seeds", "parameters", *(name for name, _ in COSTS.values())]
+        rows = [[_label(r), _seeds(r), _parameters(r), *_costs(r)] for r in table.rows]
+        parts = ["What training took, means over seeds; no run was evaluated.", _grid(heads, rows)]
+    elif table.baseline is not None:
         rows = [[r.label, *(_difference(r.differences[g]) for g in table.groups)] for r in table.rows]
         parts += [
             f"Difference to {table.baseline} in points with its 95% interval (paired by seed and test item, items "
@@ -139,6 +149,7 @@ def csv_text(table: SweepTable) -> str:
                 "trainable_parameters": " ".join(map(str, row.parameters)),
                 "baseline": table.baseline or "",
                 "published": _plain(table.published(row, group)),
+                **{column: _plain(value) for column, value in costs_of(row.point.records).items()},
             }
             if mean is not None:
                 values |= {"mean": _plain(mean.value), "low": _plain(mean.low), "high": _plain(mean.high)}
@@ -151,7 +162,8 @@ def csv_text(table: SweepTable) -> str:
 
 
 def latex(table: SweepTable) -> str:
-    """A booktabs table of the means; the best of a column bold, the second best underlined."""
+    """A booktabs table of the means; the best of a column bold, the second best underlined. Of a sweep without
+    scores, what training took."""
     places = {group: table.places(group) for group in table.groups}
 
     def cell(row: Row, group: str) -> str:
@@ -162,12 +174,14 @@ def latex(table: SweepTable) -> str:
         command = {1: r"\textbf{", 2: r"\underline{"}.get(places[group].get(row.label, 0))
         return f"{command}{text}}}" if command else text
 
-    heads = [_heading(table), "Seeds", "Parameters", *map(_name, table.groups)]
+    columns = [_name(group) for group in table.groups] if table.scored else [_capital(n) for n, _ in COSTS.values()]
+    heads = [_heading(table), "Seeds", "Parameters", *columns]
     lines = [r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}", r"\toprule"]
     lines += [" & ".join(map(_escaped, heads)) + r" \\", r"\midrule"]
     for row in table.rows:
         cells = [_escaped(_label(row)), _escaped(_seeds(row)), _escaped(_parameters(row).replace(NONE, "--"))]
-        lines.append(" & ".join([*cells, *(cell(row, group) for group in table.groups)]) + r" \\")
+        values = [cell(row, group) for group in table.groups] if table.scored else _costs(row)
+        lines.append(" & ".join([*cells, *(value.replace(NONE, "--") for value in values)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -200,6 +214,11 @@ def _seeds(row: Row) -> str:
 
 def _parameters(row: Row) -> str:
     return " or ".join(f"{count:,}" for count in row.parameters) or NONE
+
+
+def _costs(row: Row) -> list[str]:
+    found = costs_of(row.point.records)
+    return [f"{found[column]:.3g}" if column in found else NONE for column in COSTS]
 
 
 def _mean(mean: SeedMean | None) -> str:

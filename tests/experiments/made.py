@@ -41,7 +41,9 @@ def record(seed: int = 42, correct: Mapping[str, str] | None = None, **changes: 
         "seconds": 60.0,
         "environment": {"python": "3.11"},
         "parameters": Parameters(1000, 100_000, 4),
-        "training": Training(seconds=30.0, steps=5, rows=40, tokens=400, loss=1.0),
+        "training": Training(
+            30.0, steps=5, rows=40, tokens=400, samples_per_second=1.5, peak_memory_mb=512.0, loss=1.0
+        ),
         "routing": {"layer": dataclasses.asdict(LayerRouting([0.5, 0.5], 0.69, 1.5))},
         "scores": scores,
         "items": items,

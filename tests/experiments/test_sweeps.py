@@ -153,6 +153,27 @@ def test_a_run_in_other_hands_is_left_alone(sweep: Sweep, tmp_path: Path, monkey
 
 
 @pytest.mark.slow
+def test_runs_in_processes_of_their_own_are_recorded_and_skipped_alike(sweep: Sweep, tmp_path: Path) -> None:
+    code, said = sweep("launcher=parallel", "lime.num_experts=2,33,3")
+    assert code == 2
+    assert "2 finished, 1 failed" in said
+    folder = tmp_path / "multirun/main"
+    assert len(list(folder.glob(".submitit/*/*_submitted.pkl"))) == 3
+    plan = read_plan(folder)
+    assert plan is not None
+    records = {run.point["lime.num_experts"]: folder / run.run / "record.json" for run in plan.runs}
+    assert read_record(records[2]).config["trainer"]["num_threads"] == 1
+    before = [records[number].read_bytes() for number in (2, 3)]
+    code, _ = sweep("lime.num_experts=2,3")  # one after the other, in this process
+    assert code == 0
+    assert [records[number].read_bytes() for number in (2, 3)] == before
+    assert "skipped: finished before" in said_in(records[3].parent)
+    code, _ = sweep("launcher=parallel", "lime.num_experts=2,3,4")
+    assert code == 0
+    assert [records[number].read_bytes() for number in (2, 3)] == before
+
+
+@pytest.mark.slow
 def test_killed_run_is_interrupted_and_runs_again(tmp_path: Path) -> None:
     """kill -9 in the middle of training: the record says running, no process holds the lock, so it runs again."""
     command = [sys.executable, str(ROOT / "train.py"), "-m", *base(), "seed=1,2", "trainer.max_steps=null"]

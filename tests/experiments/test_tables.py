@@ -153,6 +153,26 @@ def test_csv_and_latex_hold_the_same_numbers(table2: Path) -> None:
     assert r"lora & 1 of 2 (1 failed) & 1,000 & 75.0 & \underline{75.0}" in text
 
 
+def test_runs_without_scores_show_what_training_took(tmp_path: Path) -> None:
+    def cost(seconds: float, memory: float) -> Record:
+        measured = Training(seconds, steps=5, rows=40, tokens=400, samples_per_second=40 / seconds, loss=1.0)
+        return record(1, {}, training=dataclasses.replace(measured, peak_memory_mb=memory))
+
+    points: list[Any] = [({"method": "lime_lora"}, {1: cost(10, 1000)}), ({"method": "moe_lora"}, {1: cost(20, 2000)})]
+    found = read_sweep(sweep(tmp_path / "efficiency", points))
+    table = make_table(found)
+    assert "| moe_lora | 1 | 1,000 | 4 | 2 | 2 |" in markdown(table)
+    assert r"moe\_lora & 1 & 1,000 & 4 & 2 & 2 \\" in latex(table)
+    rows = list(csv.DictReader(io.StringIO(csv_text(table))))
+    assert [float(row["step_seconds"]) for row in rows] == [2.0, 4.0]
+    time, _, memory, _ = draw(found).axes
+    assert [bar.get_width() for bar in time.patches] == [2.0, 4.0]
+    paper = published().efficiency
+    marks = [1.0, paper["moe_lora"][0] / paper["lime_lora"][0]]  # as ratios to LiME LoRA
+    assert time.lines[-1].get_xdata() == pytest.approx([2.0 * mark for mark in marks])
+    assert memory.patches[1].get_width() == pytest.approx(2000e6 / 2**30)
+
+
 def test_unknown_baseline_names_the_points(table2: Path) -> None:
     with pytest.raises(ValueError, match="no point 'dora' to compare with; it has lime_lora, lora, mola"):
         make_table(read_sweep(table2), baseline="dora")

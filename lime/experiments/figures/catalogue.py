@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.experiments.collection import Sweep
 from lime.experiments.estimates import MACRO
+from lime.experiments.figures.efficiency import efficiency
 from lime.experiments.figures.kinds import Draw, dots, heat, lines, methods, radar
 from lime.experiments.figures.style import numeric
 from lime.experiments.published import published
@@ -42,6 +43,7 @@ FIGURES: dict[str, Draw] = {
         lines, x="lime.num_experts", by="data.train_rows", label="number of experts", logarithmic=True
     ),
     "table2": methods,
+    "efficiency": efficiency,
 }
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.experiments.collection import Point, Sweep, shown
 from lime.experiments.estimates import MACRO, SeedMean, seed_mean
-from lime.experiments.figures.style import HEAT, footnote, look, mark_published, new_figure, styled
+from lime.experiments.figures.style import HEAT, footnote, look, mark_published, new_figure, seeds, styled, unfinished
 from lime.experiments.published import published
 
 TITLES = {MACRO: "All tasks", "text": "Text tasks", "image": "Image tasks", "video": "Video tasks"}
@@ -53,7 +54,7 @@ def lines(
             _ticks(axes, sweep, x)
             key = x.rpartition(".")[2]
             if by is None:
-                mark_published(axes, key if group == MACRO else f"{key}_{group}")
+                mark_published(axes, key if group == MACRO else f"{key}_{group}", x)
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(**({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if by else {}))
         if experts:
@@ -108,8 +109,8 @@ def radar(sweep: Sweep, axis: str, title: str) -> Figure:
         axes.set_yticks([25, 50, 75, 100], ["25", "50", "75", "100"], color="#555555")
         axes.set_title(title, pad=16)
         axes.legend(loc="upper right", bbox_to_anchor=(1.32, 1.1))
-        counts = sorted({len(point.records) for point in sweep.points})
-        figure.supxlabel(f"Mean score of {counts[-1]} seeds; intervals are in the table.", fontsize=7, color="#555555")
+        text = f"Mean score of {seeds(sweep)}; intervals by category are in the table."
+        figure.supxlabel(text + unfinished(sweep), fontsize=7, color="#555555")
     return figure
 
 
@@ -138,9 +139,13 @@ def heat(sweep: Sweep, x: str, y: str, group: str = MACRO) -> Figure:
         axes.grid(visible=False)
         axes.set(xlabel=_key(x), ylabel=_key(y), title=TITLES[group])
         figure.colorbar(image, ax=axes, label=SCORE)
-        counts = sorted({len(point.records) for point in sweep.points})
-        text = f"Mean of {counts[-1]} seeds ± half the 95% interval over test items."
-        figure.supxlabel(text, fontsize=7, color="#555555")
+        used = published().used.get(x), published().used.get(y)
+        text = f"Mean of {seeds(sweep)} ± half the 95% interval over test items."
+        if used[0] in columns and used[1] in rows:
+            corner = columns.index(used[0]) - 0.46, rows.index(used[1]) - 0.46
+            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2))
+            text += " Framed: the published setting."
+        figure.supxlabel(text + unfinished(sweep), fontsize=7, color="#555555")
     return figure
 
 
@@ -237,7 +242,9 @@ def _experts_per_token(point: Point) -> float | None:
 def _ticks(axes: Axes, sweep: Sweep, x: str) -> None:
     values = sorted({point.settings[x] for point in sweep.points})
     if len(values) <= 11:
-        axes.set_xticks(values, [shown(value) for value in values])
+        gap = min((b - a for a, b in itertools.pairwise(values)), default=1) / ((values[-1] - values[0]) or 1)
+        close = {"rotation": 60} if gap < 0.09 and axes.get_xscale() == "linear" else {}
+        axes.set_xticks(values, [shown(value) for value in values], **close)
         axes.minorticks_off()
 
 

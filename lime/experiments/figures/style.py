@@ -65,25 +65,39 @@ def look(index: int) -> dict[str, Any]:
 
 def footnote(figure: Figure, sweep: Sweep) -> None:
     """Under the figure: what the marks mean, how many seeds, and which runs are not in it."""
+    text = f"Mean of {seeds(sweep)} (small dots: each). Bars: 95% interval over test items."
+    figure.supxlabel(text + unfinished(sweep), fontsize=7, color="#555555")
+
+
+def seeds(sweep: Sweep) -> str:
+    """How many finished seeds the points have, in words: ``3 seeds``, ``1 to 3 seeds``."""
     counts = sorted({len(point.records) for point in sweep.points})
-    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    text = f"Mean of {seeds} seed{'' if counts == [1] else 's'} (small dots: each). Bars: 95% interval over test items."
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{number} seed{'' if counts == [1] else 's'}"
+
+
+def unfinished(sweep: Sweep) -> str:
+    """A line about the runs that a figure lacks; empty where none is lacking."""
     lacking = [f"{point.label}: {point.unfinished}" for point in sweep.points if point.unfinished]
-    if lacking:
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        text += f"\nNot finished: {'; '.join(lacking[:3])}{more}."
-    figure.supxlabel(text, fontsize=7, color="#555555")
+    more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    return f"\nNot finished: {'; '.join(lacking[:3])}{more}." if lacking else ""
 
 
-def mark_published(axes: Axes, key: str) -> None:
-    """Shade the range that the paper names as best, where it names one."""
-    found = published().best.get(key)
-    if found is None:
+def mark_published(axes: Axes, name: str, key: str) -> None:
+    """Shade the range that the paper names as best; where it names none, the setting of its runs, if they have one.
+
+    Args:
+        name: of the range, e.g. ``n_gram_text``.
+        key: the setting's dotted key.
+    """
+    found, used = published().best.get(name), published().used.get(key)
+    if found is None and used is None:
         return
-    low, high = found
-    label = f"published best: {low:g}" if low == high else f"published best: {low:g} to {high:g}"
+    low, high = found or (used, used)  # type: ignore[misc]
+    said = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     ticks = axes.get_xlim()
     margin = 0.012 * (ticks[1] - ticks[0])
+    label = f"published {'best' if found else 'setting'}: {said}"
     axes.axvspan(low - margin, high + margin, color=PUBLISHED, alpha=0.25, linewidth=0, zorder=0, label=label)
 
 

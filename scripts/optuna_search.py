@@ -1,0 +1,53 @@
+"""Search with Optuna over a space of experiments/spaces: python scripts/optuna_search.py lime_lora --trials 30
+
+Overrides of train.py may follow (key=value). The same command goes on where it stopped; several processes may run it
+at once. Needs `pip install 'lime-moe[optuna]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("space", help="name of a space in experiments/spaces, or a file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of train.py for every trial")
+    parser.add_argument("--trials", type=int, default=20, help="trials in all, earlier ones included (default 20)")
+    parser.add_argument("--name", help="name of the search and of its folder (default: search_SPACE)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampler (default 0)")
+    options = parser.parse_args(arguments)
+    if importlib.util.find_spec("optuna") is None:
+        print("error: needs Optuna: pip install 'lime-moe[optuna]'", file=sys.stderr)
+        return 2
+    from lime.experiments.optuna_search import FINISHED, Search, read_space
+
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    path = Path(options.space)
+    path = path if path.suffix == ".yaml" else ROOT / "experiments" / "spaces" / f"{options.space}.yaml"
+    try:
+        search = Search(options.name or f"search_{path.stem}", read_space(path), options.overrides, ROOT, options.seed)
+        search.run(options.trials)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    trials = search.study.get_trials(states=FINISHED)
+    values = [trial for trial in trials if trial.value is not None]
+    print(f"{len(trials)} trials, {len(trials) - len(values)} without a result")
+    if not values:
+        return 2
+    best = search.study.best_trial
+    print(f"best: trial {best.number}, {best.value:.4f}, {search.folder / best.user_attrs['run']}")
+    print("python train.py " + " ".join(f"{key}={value}" for key, value in best.params.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
