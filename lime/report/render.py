@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.authors_report import CAUTION, rows
 from lime.evaluation.tables import summary_lines
+from lime.experiments.collection import Sweep, read_sweep
+from lime.experiments.estimates import MACRO
+from lime.experiments.figures.catalogue import draw
+from lime.experiments.records import RECORD_FILE
+from lime.experiments.tables import make_table
 from lime.report.charts import heat_style, interval_bar, line_chart
 from lime.report.gather import RunData, differing, flattened, is_run, read_run_folder, runs_of
 
@@ -63,6 +71,7 @@ def sweep_page(folder: Path, runs: list[RunData]) -> str:
     """The report of a sweep as HTML: its runs side by side, by the settings in which they differ."""
     keys = differing([run.config for run in runs])
     flat = [flattened(run.config) for run in runs]
+    records = _records(folder)
     return _render(
         "sweep.html.j2",
         title=f"Sweep {folder.resolve().name}",
@@ -76,12 +85,48 @@ def sweep_page(folder: Path, runs: list[RunData]) -> str:
                 "error": (run.status.get("error") or {}).get("message", ""),
                 "parameters": run.info.get("trainable_parameters"),
                 "charts": [line_chart(title, lines) for title, lines in list(run.curves.items())[:1]],
+                "heat": _heat(next(iter(run.usage.values()))) if run.usage else None,
             }
             for run, values in zip(runs, flat, strict=True)
         ],
+        table=make_table(records) if records is not None else None,
+        figure=_figure(records) if records is not None else "",
+        macro=MACRO,
+        provenance=_common([_provenance(run) for run in runs]),
         keys=keys,
         shared={key: value for key, value in flat[0].items() if key not in keys},
     )
+
+
+def _records(folder: Path) -> Sweep | None:
+    """The sweep by its records; None where its runs left none or none was evaluated."""
+    if not any(folder.glob(f"*/{RECORD_FILE}")):
+        return None
+    sweep = read_sweep(folder)
+    return sweep if any(record.items for point in sweep.points for record in point.records) else None
+
+
+def _figure(sweep: Sweep) -> str:
+    """The sweep's figure as a data URI; empty where no kind of figure fits it."""
+    try:
+        figure = draw(sweep)
+    except ValueError:
+        return ""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _common(found: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Where all runs come from; what they do not share is given for each, if there are few, else counted."""
+    shown = {}
+    for key in dict.fromkeys(key for one in found for key in one if key not in OF_ONE_RUN):
+        values = list(dict.fromkeys(one[key] for one in found if key in one))
+        shown[key] = "; ".join(values) if len(values) <= 3 else f"{len(values)} different ones"
+    return shown
+
+
+OF_ONE_RUN = ("Status", "Started", "Seconds", "Seed", "Trainable parameters", "Command line")
 
 
 def _render(template: str, **values: Any) -> str:
@@ -121,12 +166,12 @@ def _provenance(run: RunData) -> dict[str, str]:
     shown = {
         "Status": status.get("status"),
         "Started": status.get("started"),
-        "Seconds": status.get("seconds"),
+        "Seconds": f"{status['seconds']:.0f}" if status.get("seconds") is not None else None,
         "Commit": f"{commit['id']}{state}" if commit.get("id") else None,
         "Seed": environment.get("seed"),
         "Backbone": f"{backbone.get('name')} ({backbone.get('fingerprint')})" if backbone else None,
         "Data fingerprint": environment.get("data_fingerprint"),
-        "Trainable parameters": run.info.get("trainable_parameters"),
+        "Trainable parameters": f"{run.info['trainable_parameters']:,}" if "trainable_parameters" in run.info else None,
         "Command line": " ".join(environment.get("overrides") or []),
         "Python": environment.get("python"),
         "Versions": ", ".join(f"{name} {v}" for name, v in (environment.get("versions") or {}).items() if v),

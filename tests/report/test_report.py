@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lime.evaluation.predictions import Prediction, score_predictions
 from lime.evaluation.report import write_report
 from lime.report.charts import Line, line_chart, nice_ticks
 from scripts.report import main
+from tests.experiments.made import record, sweep
 from tests.report.browser import CHROMIUM, DESKTOP, PHONE, Browser
 
 TEXT, IMAGE = "glue_test_sst2", "image_test_caltech101"
@@ -59,7 +61,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_a_page_holds_everything_of_a_run(pages: tuple[Path, Path]) -> None:
     page = pages[0].read_text(encoding="utf-8")
-    for part in ("40.0", "caltech101", "authors", "loss/task", "data:image/jpeg;base64,", "70.0", "lime.n", "1234"):
+    for part in ("40.0", "caltech101", "authors", "loss/task", "data:image/jpeg;base64,", "70.0", "lime.n", "1,234"):
         assert part in page
     assert "<b>cat</b>" not in page  # what a model or a data set says is text, never markup
     assert "&lt;b&gt;cat&lt;/b&gt;" in page
@@ -71,6 +73,25 @@ def test_a_sweep_names_what_differs(pages: tuple[Path, Path]) -> None:
     page = pages[1].read_text(encoding="utf-8")
     assert '<th scope="col">seed</th>' in page
     assert "80.0" in page
+
+
+def test_a_sweep_with_records_shows_means_over_seeds_and_its_figure(tmp_path: Path) -> None:
+    marks = {"lime_lora": "1110", "lora": "1100"}
+    points: list[Any] = [
+        ({"method": method}, {seed: record(seed, {TEXT: good, IMAGE: good}) for seed in (1, 2)})
+        for method, good in marks.items()
+    ]
+    folder = sweep(tmp_path / "table2", [*points, ({"method": "mola"}, {1: None})])
+    for path in folder.glob("*/record.json"):
+        method, seed = path.parent.name.rsplit("-", 1)
+        (path.parent / "config.yaml").write_text(yaml.safe_dump({"method": method, "seed": int(seed)}))
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'src="data:image/png;base64,' in page
+    means = page[page.index('id="means-title"') : page.index('id="runs-title"')]
+    assert "75.0 ± 0.0" in means
+    assert "50.0 ± 0.0" in means
+    assert "0 (1 missing)" in means
 
 
 def test_lacking_media_are_named(tmp_path: Path) -> None:
