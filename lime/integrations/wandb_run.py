@@ -14,15 +14,26 @@ import wandb
 from PIL import Image
 
 from lime.analysis.usage import usage_figure
+from lime.config.sweeps import read_plan
 from lime.data.datamodule import MMTDataModule
 from lime.data.media import load_image, load_video
 from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
+from lime.experiments.estimates import MACRO
+from lime.experiments.records import Parameters, Training
 from lime.training.config import WandbConfig
 
 log = logging.getLogger(__name__)
 
+PREDICTIONS, USAGE = "predictions", "routing/usage_by_layer"
+"""Keys of the table of predictions and of the heat map."""
+MAJORITY, FROZEN = "majority/macro", "frozen/macro"
+COSTS = (
+    "parameters/trainable", "parameters/total", "adapter_bytes", "training/seconds", "training/samples_per_second",
+    "training/tokens_per_second", "training/peak_memory_mb",
+)  # fmt: skip
+"""Keys of the summary for what a run cost; times in seconds, memory in MB."""
 PREDICTION_COLUMNS = ("id", "task", "picture", "question", "raw", "extracted", "truth", "correct", "frozen")
 DATA_DIR = "WANDB_DATA_DIR"
 FRAMES = 4  # of a video in the table
@@ -30,6 +41,8 @@ FRAMES = 4  # of a video in the table
 
 class WandbRun:
     """One run with the real client.
+
+    A run of a sweep is named by its point and, unless ``config.group`` says otherwise, grouped under the sweep's name.
 
     Args:
         config: project, names, mode.
@@ -44,45 +57,51 @@ class WandbRun:
         self._sets_data_dir = DATA_DIR not in os.environ
         if self._sets_data_dir:
             os.environ[DATA_DIR] = str((folder / "wandb").resolve())
+        sweep, point = point_of(folder)
         self._run = wandb.init(
             project=config.project,
             entity=config.entity,
-            group=config.group,
+            group=config.group or sweep,
             tags=config.tags or None,
-            name=name,
+            name=f"{name} {point}" if point else name,
             dir=str(folder),
             config=dict(settings),
             mode=resolve_mode(config.mode),
         )
-        if self._run.offline:
-            log.info("wandb: offline; upload later with: wandb sync %s", Path(self._run.dir).parent)
+        self._upload = f"wandb sync {Path(self._run.dir).parent}" if self._run.offline else None
+        if self._upload:
+            log.info("wandb: offline; once logged in, upload with: %s", self._upload)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
 
-    def log_run(
-        self,
-        predictions: Sequence[Prediction],
-        evaluation: Evaluation,
-        usage: Mapping[str, Sequence[float]],
-        data: MMTDataModule,
+    def log_training(
+        self, parameters: Parameters, measured: Training, usage: Mapping[str, Sequence[float]], adapter_bytes: int
     ) -> None:
-        """What is known at the end of a run: scores, sample predictions with pictures, expert usage."""
-        macro = evaluation.macro
-        scores = {f"exact_match/{score.split}": score.exact_match for score in evaluation.splits}
-        scores |= {f"exact_match/{group.name}": group.exact_match.value for group in evaluation.categories}
-        self.log_results(
-            scores | {"exact_match/macro": macro.exact_match.value, "majority/macro": macro.majority_exact}
-        )
-        chosen = sample(predictions, self._config.samples)
-        if chosen:
-            self.log_predictions(chosen, lambda prediction: picture(prediction, data))
+        """What is known after training: its costs into the summary (:data:`COSTS`), and the expert usage."""
+        values = (
+            parameters.trainable, parameters.total, adapter_bytes, measured.seconds, measured.samples_per_second,
+            measured.tokens_per_second, measured.peak_memory_mb,
+        )  # fmt: skip
+        self.log_results(dict(zip(COSTS, values, strict=True)))
         if usage:
             self.log_usage(usage)
 
+    def log_run(self, predictions: Sequence[Prediction], evaluation: Evaluation, data: MMTDataModule) -> None:
+        """What is known at the end of a run: scores (:func:`score_keys`), sample predictions with their pictures."""
+        macro = evaluation.macro
+        scores = {exact_match(score.split): score.exact_match for score in evaluation.splits}
+        scores |= {exact_match(group.name): group.exact_match.value for group in evaluation.categories}
+        scores |= {exact_match(MACRO): macro.exact_match.value, MAJORITY: macro.majority_exact}
+        frozen = {} if macro.frozen_exact is None else {FROZEN: macro.frozen_exact}
+        self.log_results(scores | frozen)
+        chosen = sample(predictions, self._config.samples)
+        if chosen:
+            self.log_predictions(chosen, lambda prediction: picture(prediction, data))
+
     def log_usage(self, usage: Mapping[str, Sequence[float]]) -> None:
         """The heat map of expert usage by layer."""
-        self._run.log({"routing/usage_by_layer": wandb.Image(usage_figure(usage))})
+        self._run.log({USAGE: wandb.Image(usage_figure(usage))})
 
     def log_predictions(
         self, predictions: Sequence[Prediction], picture: Callable[[Prediction], Image.Image | None]
@@ -94,7 +113,7 @@ class WandbRun:
             shown = wandb.Image(image) if image is not None else None
             values = (p.id, p.split, shown, p.question, p.raw, p.extracted, p.truth, p.correct, p.frozen)
             table.add_data(*values)
-        self._run.log({"predictions": table})
+        self._run.log({PREDICTIONS: table})
 
     def log_results(self, results: Mapping[str, Any]) -> None:
         """Scores into the run's summary."""
@@ -102,8 +121,25 @@ class WandbRun:
 
     def finish(self, failed: bool) -> None:
         self._run.finish(exit_code=1 if failed else 0)
+        if self._upload:
+            log.info("wandb: this run is offline; once logged in, upload with: %s", self._upload)
         if self._sets_data_dir:
             os.environ.pop(DATA_DIR, None)
+
+
+def exact_match(name: str) -> str:
+    """Key of the summary for the exact match of a split, a category or ``macro``, in points."""
+    return f"exact_match/{name}"
+
+
+def point_of(folder: Path) -> tuple[str | None, str]:
+    """Name of the sweep that a run's folder is part of, and the run's point in words; None and "" outside a sweep."""
+    plan = read_plan(folder.parent)
+    points = {} if plan is None else {run.run: run.point for run in plan.runs}
+    if folder.name not in points:
+        return None, ""
+    point = points[folder.name]
+    return folder.resolve().parent.name, " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in point.items())
 
 
 def sample(predictions: Sequence[Prediction], count: int) -> list[Prediction]:

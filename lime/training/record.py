@@ -169,6 +169,11 @@ class RunRecord(RunStatus):
         """Size of the saved adapter's tensors."""
         self._record.adapter_bytes = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
 
+    @property
+    def adapter_bytes(self) -> int:
+        """Size of the saved adapter's tensors; 0 before it is saved."""
+        return self._record.adapter_bytes or 0
+
     def answered(
         self, seconds: float, evaluation: Evaluation, predictions: Sequence[Prediction], left_out: dict[str, Any]
     ) -> None:

@@ -2,48 +2,143 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from lime.analysis.usage import usage_figure
-from lime.evaluation.predictions import Prediction
-from lime.integrations.wandb_run import resolve_mode, sample
+from lime.config.sweeps import Plan, PlannedRun
+from lime.data.tasks import CATEGORIES
+from lime.evaluation.predictions import Prediction, read_predictions
+from lime.evaluation.report import read_results
+from lime.experiments.estimates import MACRO
+from lime.experiments.records import read_record
+from lime.integrations.wandb_run import PREDICTIONS, USAGE, WandbRun, exact_match, resolve_mode, sample
+from lime.training.config import WandbConfig
 from lime.training.job import train
-from tests.training.parts import config
+from lime.training.metrics import COLUMNS
+from tests.training.parts import config, metrics
+from tests.training.wandb_file import records, values
 
 
-def test_offline_run_holds_table_pictures_and_heat_map(tmp_path: Path) -> None:
-    train(config(trainer__max_steps=2, logger__wandb={"mode": "offline", "samples": 6}), tmp_path)
-    (offline,) = (tmp_path / "wandb").glob("offline-run-*")
-    (record,) = offline.glob("run-*.wandb")
-    expected = (b"loss/task", b"routing/entropy", b"lr/modulators", b"exact_match/macro", b"num_experts")
-    deadline = time.monotonic() + 60  # the client's own process writes the record, and may end after the run
-    while (missing := [w for w in expected if w not in record.read_bytes()]) and time.monotonic() < deadline:
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The W&B folder of a run of a sweep named "made"."""
+    sweep = tmp_path_factory.mktemp("wandb") / "made"
+    point = {"lime.num_experts": 4, "seed": 1}
+    Plan(sweep, (), (PlannedRun("run", point), PlannedRun("other", {**point, "seed": 2}))).write()
+    train(config(trainer__max_steps=4, logger__wandb={"mode": "offline", "samples": 6}), sweep / "run")
+    (folder,) = (sweep / "run" / "wandb").glob("offline-run-*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(offline: Path) -> list[Any]:
+    """Everything in the run's file, once the client's own process has written its end."""
+    (path,) = offline.glob("run-*.wandb")
+    deadline = time.monotonic() + 120
+    found = records(path)
+    while not any(one.HasField("exit") for one in found) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not missing
-    media = offline / "files" / "media"
-    (table_file,) = media.glob("table/predictions*.table.json")
-    table = json.loads(table_file.read_text())
-    assert len(table["data"]) == 6
-    splits = [row[table["columns"].index("task")] for row in table["data"]]
-    pictures = [row[table["columns"].index("picture")] for row in table["data"]]
-    assert {split: picture is not None for split, picture in zip(splits, pictures, strict=True)} == {
-        "glue_test_sst2": False,
-        "image_test_caltech101": True,
-        "video_test_action_sequence": True,
-    }
-    staged = list((tmp_path / "wandb" / "artifacts" / "staging").rglob("*"))
-    shapes = {Image.open(path).size for path in staged if path.is_file() and path.read_bytes()[:4] == b"\x89PNG"}
-    assert (4 * 48, 48) in shapes  # four frames of a clip
-    assert (48, 40) in shapes  # an image
-    tables = [json.loads(path.read_text()) for path in staged if path.is_file() and path.read_bytes()[:1] == b"{"]
-    assert any(row[2] and row[2]["_type"] == "image-file" for found in tables for row in found.get("data", []))
-    (heat_map,) = media.glob("images/routing/usage_by_layer*.png")
-    assert Image.open(heat_map).height > 100
+        found = records(path)
+    return found
+
+
+def merged(record: list[Any], kind: str) -> dict[str, Any]:
+    """Last value of every key of the records of one kind."""
+    found: dict[str, Any] = {}
+    for one in record:
+        if one.HasField(kind):
+            part = getattr(one, kind)
+            found |= values(part.update if kind in ("summary", "config") else part.item)
+    return found
+
+
+def test_metrics_are_those_of_the_run_s_own_file(offline: Path, record: list[Any]) -> None:
+    rows = metrics(offline.parents[1])
+    history = [values(one.history.item) for one in record if one.HasField("history")]
+    logged = [row for row in history if "loss/task" in row]
+    assert [row["_step"] for row in logged] == [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    for key in ("loss/task", "loss/importance", "routing/entropy", "routing/experts_active", "lr/modulators"):
+        assert [row[key] for row in logged] == pytest.approx([float(row[key]) for row in rows]), key
+    assert [one.exit.exit_code for one in record if one.HasField("exit")] == [0]
+
+
+def test_summary_and_configuration_are_the_run_s(offline: Path, record: list[Any]) -> None:
+    folder = offline.parents[1]
+    summary, settings = merged(record, "summary"), merged(record, "config")
+    evaluation, _ = read_results(folder)
+    assert summary[exact_match(MACRO)] == pytest.approx(evaluation.macro.exact_match.value)
+    for score in evaluation.splits:
+        assert summary[exact_match(score.split)] == pytest.approx(score.exact_match)
+    measured = read_record(folder)
+    assert measured.parameters is not None
+    assert measured.training is not None
+    assert summary["parameters/trainable"] == measured.parameters.trainable
+    assert summary["training/samples_per_second"] == pytest.approx(measured.training.samples_per_second)
+    assert summary["adapter_bytes"] == measured.adapter_bytes
+    assert settings["lime"]["num_experts"] == 4
+    assert settings["environment"]["data_fingerprint"] == measured.identity.data
+
+
+def test_a_run_of_a_sweep_is_named_by_its_point_in_the_group_of_the_sweep(record: list[Any]) -> None:
+    (run,) = {(one.run.run_group, one.run.display_name) for one in record if one.HasField("run")}
+    assert run == ("made", "main num_experts=4 seed=1")
+
+
+def test_table_of_predictions_holds_pictures_and_frames(offline: Path, record: list[Any]) -> None:
+    logged = merged(record, "history")[PREDICTIONS]
+    assert (logged["_type"], logged["nrows"]) == ("table-file", 6)
+    content = (offline / "files" / logged["path"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == logged["sha256"]
+    table = json.loads(content)
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    stored = {p.id: p for p in read_predictions(offline.parents[1])}
+    for row in rows:
+        made = stored[row["id"]]
+        assert (row["raw"], row["truth"], row["correct"]) == (made.raw, made.truth, made.correct)
+    pictures = {row["task"]: row["picture"] for row in rows}
+    assert pictures["glue_test_sst2"] is None
+    sizes = {task: (shown["width"], shown["height"]) for task, shown in pictures.items() if shown}
+    # one image of 48 x 40, and four frames of a clip of 48 x 48
+    assert sizes == {"image_test_caltech101": (48, 40), "video_test_action_sequence": (4 * 48, 48)}
+    staged = [path for path in (offline.parent / "artifacts" / "staging").rglob("*") if path.is_file()]
+    hashes = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in staged}
+    for shown in filter(None, pictures.values()):
+        assert Image.open(hashes[shown["sha256"]]).size == (shown["width"], shown["height"])
+
+
+def test_heat_map_of_expert_usage(offline: Path, record: list[Any]) -> None:
+    logged = merged(record, "history")[USAGE]
+    assert logged["_type"] == "image-file"
+    assert Image.open(offline / "files" / logged["path"]).size == (logged["width"], logged["height"])
+
+
+def test_every_key_of_the_dashboard_is_logged(record: list[Any]) -> None:
+    pytest.importorskip("wandb_workspaces")
+    from lime.integrations import wandb_dashboard
+
+    pages = [wandb_dashboard.workspace("e", "p"), wandb_dashboard.report("e", "p")]
+    named = {key for page in pages for key in wandb_dashboard.keys(wandb_dashboard.spec(page))}
+    assert {exact_match(MACRO), "loss/task", "routing/entropy", "training/peak_memory_mb", USAGE, PREDICTIONS} <= named
+    logged = {*merged(record, "history"), *merged(record, "summary")}
+    absent = {key for key in named if key not in logged}
+    # the run above has no validation part and rows of three of the seven categories
+    assert absent <= {"val/loss", *(exact_match(name) for name in CATEGORIES)}
+    assert "val/loss" in COLUMNS
+
+
+def test_log_says_how_to_upload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = WandbRun(WandbConfig(mode="offline"), "alone", tmp_path, {})
+    run.finish(failed=False)
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert caplog.messages[-1] == f"wandb: this run is offline; once logged in, upload with: wandb sync {folder}"
 
 
 def test_mode_follows_the_environment_then_the_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""A W&B sweep from an experiment: python scripts/wandb_sweep.py num_experts [key=value …] --out sweep.yaml
+
+Writes the grid of experiments/NAME.yaml as a sweep configuration of W&B: the same values, and train.py as the program.
+Then `wandb sweep sweep.yaml` makes the sweep and `wandb agent ENTITY/PROJECT/ID` runs its points, on as many machines
+as you like. Overrides are passed on; a swept one (seed=1,2) replaces the experiment's values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import yaml
+
+from lime.config.check import ConfigError
+from lime.integrations.wandb_sweep import sweep_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="name of an overlay in experiments/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="further overrides, as for train.py")
+    parser.add_argument("--project", default="lime", help="project of the sweep (default: lime)")
+    parser.add_argument("--out", type=Path, help="file to write (default: print)")
+    options = parser.parse_args(arguments)
+    try:
+        content = sweep_config(options.experiment, options.overrides, options.project, ROOT)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    text = yaml.safe_dump(content, sort_keys=False, width=1000)
+    if options.out is None:
+        print(text, end="")
+        return 0
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
