@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,7 +113,7 @@ def convert(value: Any, hint: Any) -> Any:
     """``value`` as the annotated type, without guessing: only int to float and list to tuple.
 
     Raises:
-        TypeError: where the value is of another type.
+        TypeError: where the value is of another type, or a number that is not finite.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -126,7 +127,7 @@ def convert(value: Any, hint: Any) -> Any:
         if value is None:
             return None
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     elif hint in (int, str, bool):
         if type(value) is hint:
@@ -187,6 +188,8 @@ def _say(value: Any) -> str:
     }
     if value is None:
         return "null"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} (not finite)"
     return f"{value!r} ({kinds.get(type(value), type(value).__name__)})"
 
 

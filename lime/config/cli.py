@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lime.config.check import ConfigError, build
 from lime.config.identity import register_run_id
-from lime.config.overrides import check, force, register
+from lime.config.overrides import check, force, register, with_method
 from lime.config.searched import register_searched
 from lime.config.sweeps import Plan, make_plan
 
@@ -58,7 +58,8 @@ def launch(
         sys.exit(_tell(error))
     arguments = get_args_parser().parse_args()
     name = arguments.config_name or config_name
-    sys.argv = [sys.argv[0], *force(sys.argv[1:], schema)]
+    arguments.overrides = with_method(arguments.overrides, schema)
+    sys.argv = [sys.argv[0], *force(with_method(sys.argv[1:], schema), schema)]
     plan = None
     if not any(getattr(arguments, flag, None) for flag in INFO_FLAGS):
         try:

@@ -18,7 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lime.config.check import ConfigError, build, known_keys, unknown_key
+from lime.config.schema import method_of
 from lime.config.searched import register_searched
+from lime.tuner.settings import PEFT_TYPES
 
 SCHEMA_NODE = "schema"
 EXPERIMENT_GROUP = "experiment"
@@ -111,6 +113,19 @@ def force(arguments: Sequence[str], schema: type) -> list[str]:
     """
     keys = set(known_keys(schema))
     return [_forced(argument, keys) for argument in arguments]
+
+
+def with_method(arguments: Sequence[str], schema: type) -> list[str]:
+    """The command line with ``method=NAME`` before ``peft=TYPE`` or ``lime=off`` that comes without it: the method that
+    these make (``peft=any`` is ``method=lime_any``), so that a run is never recorded under another name. Sweeps over
+    types are left alone; they name their methods."""
+    given = {name: value for name, _, value in (text.partition("=") for text in arguments)}
+    kind, off = given.get("peft", "lora"), given.get("lime") in ("off", "'off'", '"off"')
+    named = method_of(kind, not off) if kind in PEFT_TYPES else None
+    if "method" not in set(known_keys(schema)) or "method" in given or named is None or not ("peft" in given or off):
+        return list(arguments)
+    place = next(n for n, text in enumerate(arguments) if text.partition("=")[0] in ("peft", "lime"))
+    return [*arguments[:place], f"method={named}", *arguments[place:]]
 
 
 def _forced(text: str, keys: set[str]) -> str:

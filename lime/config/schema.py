@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lime.data.config import DataConfig
+from lime.data.tasks import TASKS
 from lime.evaluation.config import EvaluationConfig
 from lime.models.config import ModelConfig
 from lime.training.config import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
-from lime.tuner.settings import MIXTURES, LimeSettings
+from lime.tuner.settings import MIXTURES, PEFT_TYPES, LimeSettings
 
 PEFT_OPTIONS = {
     "peft": "type",
@@ -74,7 +75,7 @@ class TrainConfig:
     Attributes:
         name: name of the run; part of its folder's name and of the records.
         seed: seed of data order, initial values, routing noise and dropout.
-        method: row of the published Table 2 that the groups peft and lime were set to.
+        method: row of the published Table 2 that the groups peft and lime were set to; must fit them.
         ckpt_path: where training starts: ``auto``, the newest checkpoint in the run's own folder, if there is one; the
             path of a checkpoint; null, anew.
         cache_dir: folder of what runs share: results of the frozen backbones.
@@ -112,24 +113,26 @@ class TrainConfig:
         if self.model.device_map is not None:
             found.append("model.device_map: for eval.py; training places the model itself (trainer=fsdp divides it)")
         found += self.settings().errors(settings_key)
+        found += self.evaluation.errors(TASKS)
         found += self._balance_errors()
         if not self.lime.enabled:
             found += self._without_lime()
-        elif self.method in PLAIN_METHODS:
-            found.append(
+        return found + self._method_errors()
+
+    def _method_errors(self) -> list[str]:
+        """A method that is not what ``peft`` and ``lime`` make: tables would show the run under a wrong name."""
+        kind: str = self.peft.type
+        if self.method in PLAIN_METHODS and self.lime.enabled:
+            return [
                 f"method: {self.method} adapts without experts, but lime.enabled is true; "
                 f"take method=lime_{self.method}, or leave the group lime alone"
-            )
-        if self.method != self.peft.type and (self.method in MIXTURES or self.peft.type in MIXTURES):
-            found.append(
-                f"method: {self.method}, but peft.type is {self.peft.type}; take method={self._method_of_type()}, "
-                "which sets both"
-            )
-        return found
-
-    def _method_of_type(self) -> str:
-        kind: str = self.peft.type
-        return f"lime_{kind}" if self.lime.enabled and kind not in MIXTURES else kind
+            ]
+        fitting = method_of(kind, self.lime.enabled)
+        if kind not in PEFT_TYPES or fitting is None or fitting == self.method:
+            return []
+        other = self.method.removeprefix("lime_") == kind
+        what = "lime.enabled is false" if other else f"peft.type is {kind}"
+        return [f"method: {self.method}, but {what}; take method={fitting}, which sets both"]
 
     def _balance_errors(self) -> list[str]:
         balance = self.lime.balance
@@ -148,6 +151,15 @@ class TrainConfig:
         names = [f.name for f in dataclasses.fields(self.lime) if f.name != "enabled"]
         changed = [name for name in names if getattr(self.lime, name) != getattr(default, name)]
         return [f"lime.{name}: has no effect with lime=off (method={self.method})" for name in changed]
+
+
+def method_of(peft: str, enabled: bool) -> str | None:
+    """The method that a PEFT type is, with LiME or without; None for another library's type without LiME."""
+    if peft in MIXTURES:
+        return peft
+    if enabled:
+        return f"lime_{peft}"
+    return None if peft == "any" else peft
 
 
 PLAIN_METHODS = ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning")
@@ -181,6 +193,7 @@ class EvalConfig:
 
     def errors(self) -> list[str]:
         found = _seed_errors(self.seed) + _name_errors(self.name)
+        found += self.evaluation.errors(TASKS)
         found += _path_errors(
             self.data, adapter=None if _on_hub(self.adapter) else self.adapter, predictions=self.predictions
         )

@@ -73,7 +73,8 @@ class EvaluationConfig:
             found.append(f"evaluation.splits: each split may be named once, named twice: {', '.join(twice)}")
         for split in splits:
             if known_splits and split not in known_splits:
-                near = difflib.get_close_matches(split, known_splits, n=1)
+                near = [name for name in known_splits if name.endswith(f"_{split}")]
+                near = near or difflib.get_close_matches(split, known_splits, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 found.append(f"evaluation.splits: unknown split {split!r}{hint}")
         return found

@@ -6,6 +6,8 @@ are both built from `LimeSettings`, so an option, its default and its check exis
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -261,7 +263,13 @@ def _one_of(values: tuple[str, ...]) -> str:
 
 
 def _is_target(value: Any) -> bool:
-    if value is None or isinstance(value, str):
+    if value is None:
+        return True
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error:
+            return False
         return value != ""
     return not isinstance(value, dict) and len(value) > 0 and all(isinstance(name, str) for name in value)
 
@@ -284,6 +292,7 @@ def _wrong_types(settings: LimeSettings, key: Callable[[str], str]) -> list[str]
                 found.append(f"{key(field.name)}: expected a list of names or one regular expression, got {value!r}")
             continue
         types, expected = _KINDS[kind]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        fits = isinstance(value, types) and (not isinstance(value, bool) or bool in types)
+        if not fits or (isinstance(value, float) and not math.isfinite(value)):
             found.append(f"{key(field.name)}: expected {expected}, got {value!r}")
     return found

@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lime.config.check import ConfigError, build
-from lime.config.overrides import check, register
-from lime.config.schema import EvalConfig, TrainConfig
+from lime.config.overrides import check, register, with_method
+from lime.config.schema import EvalConfig, TrainConfig, method_of
 from lime.tuner.presets import PRESETS, preset_settings
 from lime.tuner.settings import MIXTURES
 
@@ -69,6 +69,44 @@ def test_a_mixture_is_not_recorded_as_another_method() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        ("peft=any peft.base=vera", "lime_any"), ("peft=dora lime=paper", "lime_dora"), ("peft=mola", "mola"),
+        ("lime=off", "lora"), ("peft=lora_fa lime=off", "lora_fa"),
+    ],
+)  # fmt: skip
+def test_a_type_brings_its_method(given: str, method: str) -> None:
+    line = with_method(["--cfg", "job", *given.split()], TrainConfig)
+    assert line[:3] == ["--cfg", "job", f"method={method}"]
+    assert composed(*line[2:]).method == method
+    assert with_method(given.split(), EvalConfig) == given.split()
+
+
+@pytest.mark.parametrize("line", ["method=lora", "lime=paper", "peft=lora,dora", "peft=unknown", "peft=any lime=off"])
+def test_what_names_no_other_method_is_left_alone(line: str) -> None:
+    assert with_method(line.split(), TrainConfig) == line.split()
+
+
+def test_no_run_is_recorded_under_another_method() -> None:
+    assert told("lime.enabled=false") == [
+        "method: lime_lora, but lime.enabled is false; take method=lora, which sets both"
+    ]
+    assert told("peft.type=dora") == [
+        "method: lime_lora, but peft.type is dora; take method=lime_dora, which sets both"
+    ]
+
+
+def test_numbers_are_finite_patterns_compile_and_splits_exist() -> None:
+    found = told("optim.peft_lr=nan", "lime.temperature=inf", "peft.exclude_modules='('", "evaluation.splits=[sst2]")
+    assert len(found) == 4
+    text = "\n".join(found)
+    assert "optim.peft_lr: expected a number, got nan (not finite)" in text
+    assert "lime.temperature: expected a number, got inf (not finite)" in text
+    assert "peft.exclude_modules: expected a list of module names, one regular expression, or nothing, got '('" in text
+    assert "evaluation.splits: unknown split 'sst2'; did you mean 'glue_test_sst2'?" in text
+
+
 def test_every_row_of_the_published_table_is_a_method() -> None:
     rows = {
         "prompt_tuning", "lora", "dora", "lora_fa", "slicefine", "mocle", "moe_lora", "mix_lora", "hydra_lora", "mola",
@@ -89,7 +127,7 @@ def test_every_choice_of_every_group_composes() -> None:
             extra = ["data.root=."] if (group, choice) == ("data", "mmt47") else []
             extra += ["model.path=any/name"] if (group, choice) == ("model", "hf") else []
             extra += ["method=lora"] if (group, choice) == ("lime", "off") else []
-            extra += [f"method={choice}"] if group == "peft" and choice in MIXTURES else []
+            extra += [f"method={method_of(choice, enabled=True)}"] if group == "peft" else []
             composed(f"{group}={choice}", *extra)
 
 
