@@ -102,6 +102,8 @@ class Preflight:
                 f"peak {one.peak_mb:,.0f} MB"
                 for one in self.trials
             ),
+            f"row {self.sample['row']}, for one, takes {self.sample['tokens']} tokens, "
+            f"{self.sample['answer_tokens']} of them for its answer",
             f"predicted peak {self.peak_mb:,.0f} MB on the {self.device}; {self.needed_mb:,.0f} MB more than now, "
             f"available {left}: {'it fits' if self.fits else 'it does NOT fit'}",
             f"an epoch of {self.steps_per_epoch:,} steps takes about {duration(self.epoch_seconds)}, "

@@ -149,7 +149,7 @@ def test_many_processes_at_once(tmp_path):
     workers = [context.Process(target=_hammer, args=(tmp_path / "frames", n, results)) for n in range(4)]
     for worker in workers:
         worker.start()
-    found = [results.get(timeout=120) for _ in workers]
+    found = [results.get(timeout=1200) for _ in workers]
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 4

@@ -49,7 +49,7 @@ def kill_when(folder: Path, moment: Callable[[Path], bool], *more: str) -> None:
         arguments(folder, *more), cwd=folder.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1800
     while not moment(folder):
         assert running.poll() is None, "ended before the moment came"
         assert time.monotonic() < deadline

@@ -1,4 +1,7 @@
-"""The four published architectures at their true widths, two blocks deep: loaded, adapted, trained, saved, reloaded."""
+"""Real architectures at their true widths, two blocks deep: loaded, adapted, trained, evaluated, saved, reloaded.
+
+The four published ones, and by model=hf Qwen2.5-VL and SmolVLM.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from lime.config.check import build
-from lime.config.schema import EvalConfig
+from lime.config.schema import EvalConfig, method_of
 from lime.models.architectures import ARCHITECTURES
 from lime.models.config import ImageConfig, ModelConfig, VideoConfig
 from lime.models.loading import load_backbone
@@ -18,6 +21,7 @@ from lime.models.random_checkpoint import write_random_checkpoint
 from lime.training.evaluate import evaluate
 from lime.training.job import train
 from tests.data import tiny
+from tests.models import checkpoints as others
 from tests.training.parts import config, metrics
 
 TYPES = ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning", "any")
@@ -52,7 +56,26 @@ def test_every_type_on_every_architecture(checkpoint: tuple[str, Path], peft: st
         "name": name, "family": ARCHITECTURES[name].family, "path": str(folder), "dtype": "bfloat16",
         "budget": "published", "video": {"num_frames": 4},
     }  # fmt: skip
-    changes = {"peft__type": peft, "model": model, "data__root": str(root), "trainer__batch_size": 1}
+    goes_through(model, peft, root, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft", TYPES)
+@pytest.mark.parametrize("model_type", others.OTHERS)
+def test_every_type_on_other_architectures(model_type: str, peft: str, root: Path, tmp_path: Path) -> None:
+    """The same by model=hf."""
+    model = {
+        "name": "hf", "family": "hf", "path": str(others.checkpoint(model_type, wide=True)), "dtype": "bfloat16",
+        "image": {"max_tiles": 1} if model_type == "smolvlm" else {"max_pixels": 384 * 384},
+        "video": {"num_frames": 4},
+    }  # fmt: skip
+    goes_through(model, peft, root, tmp_path)
+
+
+def goes_through(model: dict[str, object], peft: str, root: Path, tmp_path: Path) -> None:
+    """Five steps from a folder of weights, an evaluation, and the same answers from the saved adapter."""
+    changes = {"method": method_of(peft, enabled=True), "peft__type": peft, "model": model, "data__root": str(root)}
+    changes["trainer__batch_size"] = 1
     if peft == "any":
         changes["peft__base"] = "LORA"
     if peft != "prompt_tuning":
