@@ -2,7 +2,8 @@
 
 Least squares with a ridge penalty onto the labels' indicators, features standardised by the training rows; the penalty
 is the best on one fold that is neither trained on nor tested. Every row is tested once, by a probe that saw no row of
-its fold. Features that come in several samples for a row (windows) count as one row: its mean accuracy.
+its fold. All labels count alike, whatever their share of the training rows: features that tell nothing so come out at
+chance, and not below it where a fold lacks what the others have too often. Features that come in several samples for a row (windows) count as one row: its mean accuracy.
 
 Shapes: N samples, D features, K classes, R rows.
 """
@@ -88,7 +89,6 @@ class _Fitted:
     vectors_DQ: np.ndarray
     values_Q: np.ndarray
     projected_QK: np.ndarray
-    prior_K: np.ndarray
 
 
 def _fitted(x_ND: np.ndarray, index_N: np.ndarray, classes: int) -> _Fitted:
@@ -96,15 +96,14 @@ def _fitted(x_ND: np.ndarray, index_N: np.ndarray, classes: int) -> _Fitted:
     scale_D = np.where(scale_D > 1e-8 * max(float(scale_D.max()), 1e-30), scale_D, np.inf)
     z_ND = (x_ND - mean_D) / scale_D
     target_NK = np.eye(classes)[index_N]
-    prior_K = target_NK.mean(axis=0)
     left_NQ, singular_Q, right_QD = np.linalg.svd(z_ND / np.sqrt(len(z_ND)), full_matrices=False)
-    projected_QK = singular_Q[:, None] * (left_NQ.T @ (target_NK - prior_K)) / np.sqrt(len(z_ND))
-    return _Fitted(mean_D, scale_D, right_QD.T, singular_Q**2, projected_QK, prior_K)
+    projected_QK = singular_Q[:, None] * (left_NQ.T @ (target_NK - target_NK.mean(axis=0))) / np.sqrt(len(z_ND))
+    return _Fitted(mean_D, scale_D, right_QD.T, singular_Q**2, projected_QK)
 
 
 def _predict(fitted: _Fitted, x_ND: np.ndarray, penalty: float) -> np.ndarray:
     """Index of the label with the largest score, (N,)."""
     z_NQ = ((x_ND - fitted.mean_D) / fitted.scale_D) @ fitted.vectors_DQ
-    scores_NK = z_NQ @ (fitted.projected_QK / (fitted.values_Q + penalty)[:, None]) + fitted.prior_K
+    scores_NK = z_NQ @ (fitted.projected_QK / (fitted.values_Q + penalty)[:, None])
     found: np.ndarray = scores_NK.argmax(axis=1)
     return found

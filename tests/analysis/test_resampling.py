@@ -47,6 +47,7 @@ def test_probe_reads_what_is_there_and_nothing_else() -> None:
     low, high = mean_interval(blind.correct, [str(i) for i in range(300)])
     assert low < 1 / 3 < high
     assert blind.chance == pytest.approx(1 / 3)
+    assert probe(np.ones((300, 2)), labels, folds).accuracy == pytest.approx(1 / 3)
     partly = probe(told, [label if rng.random() < 0.7 else "label0" for label in labels], folds).accuracy
     assert 0.6 < partly < 0.9
 

@@ -65,9 +65,10 @@ class Collected:
 
     Attributes:
         rows: the rows that were read.
-        routing: of the layers that have experts.
+        routing: of the layers that have experts, on the rows that reach them.
+        seen: indices of these rows: a vision tower sees no text row.
         states_LRH: hidden states after the embedding (0) and after each block, at the last prompt token.
-        updates: what each adapted layer adds to its frozen output at the last prompt token, (R, O).
+        updates: what each adapted layer adds to its frozen output at its last token, for the rows that reach it.
         clouds: of the layers of the maps.
         windows_LNnH: hidden states at the positions of windows, N over rows and windows.
         window_rows: the row of each window, (N,).
@@ -76,6 +77,7 @@ class Collected:
 
     rows: list[Row] = field(default_factory=list)
     routing: dict[str, RoutedRows] = field(default_factory=dict)
+    seen: dict[str, np.ndarray] = field(default_factory=dict)
     states_LRH: np.ndarray | None = None
     updates: dict[str, np.ndarray] = field(default_factory=dict)
     clouds: dict[str, Cloud] = field(default_factory=dict)
@@ -104,12 +106,15 @@ class _Pass:
         self.layers = [layer for layer in lime_layers(model) if layer.lime_settings]
         linear = [layer for layer in self.layers if isinstance(layer, LimeLinear)]
         spread = np.linspace(0, len(linear) - 1, min(wanted.maps, len(linear))).round().astype(int)
+        self.linear = {layer.key for layer in linear}
         self.mapped = {linear[index].key for index in dict.fromkeys(spread.tolist())}
         self.recorder = _EveryToken()
         self.shares: dict[str, list[tuple[np.ndarray, np.ndarray, float]]] = {}
         self.last: dict[str, list[np.ndarray]] = {}
         self.cloud: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         self.moments: dict[str, tuple[Tensor, int]] = {}
+        self.seen: dict[str, list[int]] = {}
+        self.row = 0
         self.draw = np.random.default_rng(0)
 
     @contextmanager
@@ -128,7 +133,8 @@ class _Pass:
             for handle in handles:
                 handle.remove()
 
-    def start(self, row: Row) -> None:
+    def start(self, row: Row, index: int) -> None:
+        self.row = index
         self.recorder.seen.clear()
         self.draw = np.random.default_rng(zlib.crc32(row.id.encode()))
 
@@ -136,6 +142,8 @@ class _Pass:
         for key, pairs in self.recorder.seen.items():
             p_TE, w_TE = (torch.cat(side).float() for side in zip(*pairs, strict=True))
             entropy = float(torch.special.entr(p_TE).sum(-1).mean())
+            if key not in self.linear:
+                self.seen.setdefault(key, []).append(self.row)
             share = (_numpy(p_TE.mean(0)), _numpy((w_TE > 0).float().mean(0)), entropy)
             self.shares.setdefault(key, []).append(share)
 
@@ -145,6 +153,7 @@ class _Pass:
         if layer.disable_adapters:
             return
         x, key = inputs[0], layer.key
+        self.seen.setdefault(key, []).append(self.row)
         (name,) = layer.active_adapters
         delta = layer.lime_delta[name]
         if isinstance(delta, MoELoRADelta):
@@ -189,7 +198,7 @@ def collect(
             if not len(batch["rows"]):
                 continue
             inputs = {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
-            gathered.start(row)
+            gathered.start(row, len(found.rows))
             hidden = wanted.states or wanted.window > 0
             output = model(**inputs, use_cache=False, output_hidden_states=hidden, logits_to_keep=1)
             gathered.end()
@@ -206,6 +215,7 @@ def collect(
         found.routing[key] = RoutedRows(np.stack(probabilities), np.stack(active), np.array(entropy))
     for key, parts in gathered.cloud.items():
         found.clouds[key] = Cloud(*(np.concatenate(side) for side in zip(*parts, strict=True)))
+    found.seen = {key: np.array(rows) for key, rows in gathered.seen.items()}
     found.updates = {key: np.stack(parts) for key, parts in gathered.last.items()}
     found.moments = {key: _numpy(total / count) for key, (total, count) in gathered.moments.items()}
     if states_RLH:

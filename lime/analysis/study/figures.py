@@ -56,13 +56,17 @@ def tasks_figure(routing: Mapping[str, Any]) -> Figure:
         columns = [len(one["usage"]) for one in layers.values()]
         rest = np.array(
             [
-                [p - q for key in layers for p, q in zip(by_task[t][key]["usage"], layers[key]["usage"], strict=True)]
+                [
+                    p - q
+                    for key, one in layers.items()
+                    for p, q in zip(_usage(by_task[t], key, one), one["usage"], strict=True)
+                ]
                 for t in tasks
             ]
         )
         figure = new_figure(2.6 + 0.085 * sum(columns), 1.7 + 0.15 * len(tasks))
         axes = figure.subplots()
-        spread = float(np.abs(rest).max()) or 1.0
+        spread = float(np.nanmax(np.abs(rest))) or 1.0
         image = axes.imshow(rest, aspect="auto", cmap=DIVERGING, vmin=-spread, vmax=spread)
         starts = np.cumsum([0, *columns])
         axes.set_xticks((starts[:-1] + starts[1:] - 1) / 2, labels, rotation=90, fontsize=6)
@@ -271,6 +275,14 @@ def experts_figure(sweep: Mapping[str, Any]) -> Figure:
             f"Mean of {seeds} seeds (small dots: each). Dotted: most frequent task. Bars: 95% interval over rows.",
         )
     return figure
+
+
+def _usage(of_task: Mapping[str, Any], key: str, layer: Mapping[str, Any]) -> Sequence[float]:
+    """Usage of a layer by a task; unknown where its rows do not reach the layer."""
+    if key in of_task:
+        usage: Sequence[float] = of_task[key]["usage"]
+        return usage
+    return [math.nan] * len(layer["usage"])
 
 
 def _interval(axes: Axes, one: Mapping[str, float], row: float, index: int, label: str | None) -> None:

@@ -47,6 +47,11 @@ class Labelled:
         """Groups of rows, (R,); as many as there are sources, where they are fewer."""
         return balanced_groups(self.labels["task"], self.clusters, min(count, len(set(self.clusters))))
 
+    def of(self, indices: np.ndarray) -> Labelled:
+        """Some of the rows."""
+        labels = {name: [values[index] for index in indices] for name, values in self.labels.items()}
+        return Labelled(labels, [self.clusters[index] for index in indices])
+
     @property
     def can_probe(self) -> bool:
         """Whether there are two tasks and three independent sources of rows or more."""
@@ -63,8 +68,8 @@ def routing_found(collected: Collected, rows: Labelled) -> Found:
     """Usage, entropy and realised experts by layer; and by task, category and modality."""
     layers = {key: asdict(usage_of(routed)) for key, routed in collected.routing.items()}
     by: Found = {name: {} for name in LABELS}
-    for name, groups in rows.labels.items():
-        for key, routed in collected.routing.items():
+    for key, routed in collected.routing.items():
+        for name, groups in rows.of(collected.seen[key]).labels.items():
             for group, usage in usage_by_group(routed, groups).items():
                 by[name].setdefault(group, {})[key] = asdict(usage)
     return {"layers": layers, "by": by}
@@ -78,9 +83,10 @@ def information_found(collected: Collected, rows: Labelled) -> Found:
     replicates: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
     for key, routed in collected.routing.items():
         layers[key] = {}
-        for name, labels in rows.labels.items():
+        seen = collected.seen[key]
+        for name, labels in rows.of(seen).labels.items():
             found = expert_task_information(routed.probability_RE, labels)
-            replicates[name].append(information_replicates(routed.probability_RE, labels, groups_R))
+            replicates[name].append(information_replicates(routed.probability_RE, labels, groups_R[seen]))
             low, high = jackknife_interval(found.value, replicates[name][-1])
             layers[key][name] = asdict(found) | {"low": low, "high": high}
     mean: Found = {}
@@ -90,9 +96,21 @@ def information_found(collected: Collected, rows: Labelled) -> Found:
         bound = float(np.mean([layer[name]["bound"] for layer in layers.values()]))
         low, high = jackknife_interval(value, of_mean_G)
         mean[name] = {"value": value, "low": low, "high": high, "bound": bound, "replicates": of_mean_G.tolist()}
-    profile_RF = np.concatenate([routed.probability_RE for routed in collected.routing.values()], axis=1)
-    read = probe(profile_RF, rows.labels["task"], rows.folds(FOLDS)) if rows.can_probe else None
+    read = task_from_profile(collected, rows)
     return {"layers": layers, "mean": mean, "task_from_profile": None if read is None else _accuracy(read, rows)}
+
+
+def task_from_profile(collected: Collected, rows: Labelled) -> Probed | None:
+    """The task read off the mean routing of all layers; none where rows are too few. A layer that a row does not reach
+    counts with its mean over those that do."""
+    if not rows.can_probe:
+        return None
+    parts = []
+    for key, routed in collected.routing.items():
+        part_RE = np.tile(routed.probability_RE.mean(axis=0), (len(rows.clusters), 1))
+        part_RE[collected.seen[key]] = routed.probability_RE
+        parts.append(part_RE)
+    return probe(np.concatenate(parts, axis=1), rows.labels["task"], rows.folds(FOLDS))
 
 
 def maps_found(collected: Collected) -> tuple[Found, dict[str, np.ndarray]]:
@@ -167,7 +185,7 @@ def cka_found(one: Collected, other: Collected, frozen: Collected, rows: Labelle
     return {
         "blocks": by_block,
         "matrix": matrix,
-        "updates": {key: _cka(one.updates[key], other.updates[key], groups_R) for key in shared},
+        "updates": {key: _cka(one.updates[key], other.updates[key], groups_R[one.seen[key]]) for key in shared},
     }
 
 

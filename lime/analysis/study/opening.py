@@ -101,8 +101,10 @@ class Choice:
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ValueError(f"rows: expected at least 1 of each task, got {self.rows}")
+        if self.rows < 3:
+            raise ValueError(
+                f"rows: expected at least 3 of each task (probes are tested on rows they did not see), got {self.rows}"
+            )
 
 
 def open_run(run: SavedRun, choice: Choice) -> Opened:

@@ -49,7 +49,7 @@ def markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
     }
     shown = {"routing": ("routing", "tasks"), "sweep": ("experts",)}
     for section, write in writers.items():
-        if found.get(section) is None:
+        if not found.get(section):
             continue
         parts.append(write(found[section]))
         images = [name for name in shown.get(section, (section,)) if name in figures]

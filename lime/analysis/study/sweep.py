@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 import lime.tuner
-from lime.analysis.probe import mean_interval, probe
+from lime.analysis.probe import mean_interval
 from lime.analysis.resampling import jackknife_interval
 from lime.analysis.study.collecting import Collected
 from lime.analysis.study.figures import experts_figure
-from lime.analysis.study.findings import FOLDS, Labelled, information_found, labelled
+from lime.analysis.study.findings import Labelled, information_found, labelled, task_from_profile
 from lime.analysis.study.opening import SavedRun, saved_run
 from lime.analysis.study.record import rows_read, write_record
 from lime.analysis.study.run import Study, routing_alone
@@ -101,14 +101,11 @@ def _measured(runs: Sequence[tuple[Point, Run, SavedRun]], study: Study) -> tupl
 
 def _of_run(read: Collected, rows: Labelled) -> Found:
     information = information_found(read, rows)
-    correct_R = None
-    if rows.can_probe:
-        profile_RF = np.concatenate([routed.probability_RE for routed in read.routing.values()], axis=1)
-        correct_R = probe(profile_RF, rows.labels["task"], rows.folds(FOLDS)).correct
+    probed = task_from_profile(read, rows)
     return {
         "information": information["mean"]["task"],
         "task_from_profile": information["task_from_profile"],
-        "correct": correct_R,
+        "correct": None if probed is None else probed.correct,
     }
 
 
