@@ -2,8 +2,9 @@
 
 Least squares with a ridge penalty onto the labels' indicators, features standardised by the training rows; the penalty
 is the best on one fold that is neither trained on nor tested. Every row is tested once, by a probe that saw no row of
-its fold. All labels count alike, whatever their share of the training rows: features that tell nothing so come out at
-chance, and not below it where a fold lacks what the others have too often. Features that come in several samples for a row (windows) count as one row: its mean accuracy.
+its fold. All labels count alike, whatever their share of the training rows: features that tell nothing come out at
+chance, and not below it for labels that a fold has too few of. Features that come in several samples for a row
+(windows) count as one row: its mean accuracy.
 
 Shapes: N samples, D features, K classes, R rows.
 """

@@ -25,7 +25,6 @@ from lime.data.rows import Row
 from lime.method.deltas.moe_lora import MoELoRADelta
 from lime.method.fused import use
 from lime.training.progress import ProgressDisplay
-from lime.tuner.base import LimeLayer
 from lime.tuner.context import ScopeCall
 from lime.tuner.layer import LimeLinear
 from lime.tuner.model import lime_layers, routing_state
@@ -241,8 +240,3 @@ def _nothing() -> Iterator[None]:
 def _numpy(tensor: Tensor) -> np.ndarray:
     tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
     return tensor.numpy(force=True)
-
-
-def layer_of(model: nn.Module, key: str) -> LimeLayer:
-    """The adapted layer of that full name."""
-    return next(layer for layer in lime_layers(model) if layer.key == key)

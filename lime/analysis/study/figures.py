@@ -269,11 +269,9 @@ def experts_figure(sweep: Mapping[str, Any]) -> Figure:
         if len(series) > 1:
             right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         counts = sorted({len(one["runs"]) for one in points})
-        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        _note(
-            figure,
-            f"Mean of {seeds} seeds (small dots: each). Dotted: most frequent task. Bars: 95% interval over rows.",
-        )
+        number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        means = f"Mean of {number} seed{'' if counts == [1] else 's'} (small dots: each)"
+        _note(figure, f"{means}. Dotted: most frequent task. Bars: 95% interval over rows.")
     return figure
 
 

@@ -110,7 +110,7 @@ def task_from_profile(collected: Collected, rows: Labelled) -> Probed | None:
         part_RE = np.tile(routed.probability_RE.mean(axis=0), (len(rows.clusters), 1))
         part_RE[collected.seen[key]] = routed.probability_RE
         parts.append(part_RE)
-    return probe(np.concatenate(parts, axis=1), rows.labels["task"], rows.folds(FOLDS))
+    return probe(np.concatenate(parts, axis=1), rows.labels["task"], rows.folds(FOLDS).tolist())
 
 
 def maps_found(collected: Collected) -> tuple[Found, dict[str, np.ndarray]]:

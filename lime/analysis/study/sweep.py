@@ -60,7 +60,7 @@ def study_sweep(folder: Path, out: Path, study: Study) -> list[Path]:
             raise ValueError(f"{folder}: its runs adapted several backbones; information compares on one")
         rows, measured = _measured(runs, study)
     points = _points([point for point in sweep.points if any(point is p for p, _ in measured)], measured, rows)
-    found = {
+    found: Found = {
         "title": f"the sweep {sweep.name}",
         "rows": rows_read(rows.labels["task"], len(rows.clusters), study.choice.rows),
         "sweep": {"points": points, "notes": notes},
