@@ -65,6 +65,7 @@ class ScopeCall:
     to_cache: dict[str, Tensor] = field(default_factory=dict)
     closed: bool = False
     _recorded: set[str] = field(default_factory=set)
+    _padded: bool | None = None
     _anchors: dict[tuple[int, str, int], Tensor] = field(default_factory=dict)
     _index: dict[tuple[int, str, torch.Size], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _past: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
@@ -86,6 +87,13 @@ class ScopeCall:
         if dtype not in self._kept:
             self._kept[dtype] = self.mask_BT.unsqueeze(-1).to(dtype)
         return self._kept[dtype]
+
+    def kept_where_padded(self, x: Tensor, layer: str, dtype: torch.dtype) -> Tensor | None:
+        """As `kept`, but on a CPU absent too where a mask says that all are real: a look for all its layers."""
+        if self._padded is None:
+            mask = self.mask_BT
+            self._padded = mask is not None and (mask.device.type != "cpu" or not bool(mask.all()))
+        return self.kept(x, layer, dtype) if self._padded else None
 
     def anchors(self, values: Tensor, n_gram: int, anchor: str) -> Tensor:
         """Column of each token's deciding token, relative to this call's first token; shape of `values` but

@@ -5,10 +5,11 @@ While tokens are generated the adapter stands still, so what depends on it alone
     [u, z_S, zhat_S] = G x + [0, b_S, 0],   G = [A; W_S; basis_S^T A]
     out = z + (basis^T u) * ((P + gamma p_s)^T w)
 
-with S the routing features. A set chosen by `auto` is `{i : l_i >= max l + log theta}` of the logits `l`, and its
-renormalised weights are the softmax over it.
+with S the routing features. Each signal has one feature more, the floor of its norm, to which the blend gives no
+weight: so the norm needs no clamping. A set chosen by `auto` is `{i : l_i >= max l + log theta}` of the logits `l`,
+and its renormalised weights are the softmax over it.
 
-Shapes: B batch, T tokens, I inputs, O outputs, R rank, E experts, G = R + 2 E.
+Shapes: B batch, T tokens, N = B T, I inputs, O outputs, R rank, E experts, D = E + 1, Q = 2 D, G = R + Q.
 """
 
 from __future__ import annotations
@@ -45,28 +46,29 @@ class Constants:
         tensors, version: the trainable tensors that they come from, and how often these had been written to.
         weight, bias: the frozen layer's.
         dtype: in which the update is computed.
-        split: R and 2 E.
-        signals_GI, bias_G: rows of `u`, `z_S` and `zhat_S`.
-        blend_EQ: from both normalised signals, (2 E), to logits: `[(1 - g) / tau, g / tau]`.
+        split, signals: R and Q, and the shape of both signals, (-1, 2, D).
+        signals_IG, bias_G: columns of `u`, `z_S` and `zhat_S`.
+        blend_QE: from both normalised signals to logits: `[(1 - g) / tau, 0, g / tau, 0]`.
         limit: logits below the largest plus this are left out, with `selection: auto`.
-        basis_OR: transposed basis.
-        experts_OE: transposed `P + gamma p_s`.
+        basis_RO: the basis.
+        experts_EO: `P + gamma p_s`.
     """
 
     name: str
     active: Any
     tensors: tuple[Tensor, ...]
-    version: int
+    version: list[int]
     weight: Tensor
     bias: Tensor | None
     dtype: torch.dtype
     split: tuple[int, int]
-    signals_GI: Tensor
+    signals: tuple[int, int, int]
+    signals_IG: Tensor
     bias_G: Tensor
-    blend_EQ: Tensor
+    blend_QE: Tensor
     limit: float | None
-    basis_OR: Tensor
-    experts_OE: Tensor
+    basis_RO: Tensor
+    experts_EO: Tensor
 
 
 def decoded(layer: LimeLinear, x: Tensor) -> Tensor | None:
@@ -92,25 +94,30 @@ def decoded(layer: LimeLinear, x: Tensor) -> Tensor | None:
 
 
 def _decode(layer: LimeLinear, x: Tensor, call: ScopeCall, known: Constants) -> Tensor:
-    kept = call.kept(x, layer.key, known.dtype)
-    z_BTO = F.linear(x, known.weight, known.bias)
-    tap_BTG = F.linear(x.to(known.dtype), known.signals_GI, known.bias_G)
-    u_BTR, signals = tap_BTG.split_with_sizes(known.split, -1)
-    signals = signals.unflatten(-1, (2, -1))
-    divisor = signals.abs().amax(-1, keepdim=True).clamp_min_(DIVISOR_FLOOR)
-    logits_BTE = F.linear((signals / divisor).flatten(-2), known.blend_EQ)
+    """Two-dimensional operations, in place where that is possible: with few tokens each costs about a microsecond,
+    whatever it computes."""
+    kept = call.kept_where_padded(x, layer.key, known.dtype)
+    x_NI = x.reshape(-1, x.shape[-1])
+    z_NO = F.linear(x_NI, known.weight, known.bias)
+    taps_NG = torch.addmm(known.bias_G, x_NI.to(known.dtype), known.signals_IG)
+    u_NR, signals_NQ = taps_NG.split_with_sizes(known.split, 1)
+    signals_N2D = signals_NQ.view(known.signals)
+    signals_N2D = signals_N2D / torch.linalg.vector_norm(signals_N2D, math.inf, -1, True)
+    logits_NE = torch.mm(signals_N2D.view(signals_NQ.shape), known.blend_QE)
     if known.limit is not None:
-        below = logits_BTE.sub_(logits_BTE.amax(-1, keepdim=True))
-        w_BTE = torch.threshold(below, known.limit, -math.inf).softmax(-1)
+        below_NE = logits_NE.sub_(logits_NE.amax(1, True))
+        w_NE = torch.threshold(below_NE, known.limit, -math.inf).softmax(1)
     else:
-        w_BTE = _selected(logits_BTE.softmax(-1), layer.lime_settings[known.name])
-    update_BTO = F.linear(u_BTR, known.basis_OR).mul_(F.linear(w_BTE, known.experts_OE))
-    return z_BTO.add_(update_BTO if kept is None else update_BTO.mul_(kept))
+        w_NE = _selected(logits_NE.softmax(1), layer.lime_settings[known.name])
+    update_NO = torch.mm(u_NR, known.basis_RO).mul_(torch.mm(w_NE, known.experts_EO))
+    if kept is not None:
+        update_NO.mul_(kept.view(-1, 1))
+    return z_NO.add_(update_NO).view(*x.shape[:-1], z_NO.shape[1])
 
 
-def _selected(probabilities_BTE: Tensor, settings: LimeSettings) -> Tensor:
+def _selected(probabilities_NE: Tensor, settings: LimeSettings) -> Tensor:
     return select(
-        probabilities_BTE,
+        probabilities_NE,
         settings.selection,
         threshold=settings.auto_topk_threshold,
         top_k=settings.top_k,
@@ -118,9 +125,9 @@ def _selected(probabilities_BTE: Tensor, settings: LimeSettings) -> Tensor:
     )
 
 
-def _version(tensors: tuple[Tensor, ...]) -> int:
-    """How often these were written to; loaded under inference mode they do not count it."""
-    return sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+def _version(tensors: tuple[Tensor, ...]) -> list[int]:
+    """How often these were written to."""
+    return [tensor._version for tensor in tensors]
 
 
 def _constants(layer: LimeLinear, x: Tensor) -> Constants | None:
@@ -137,31 +144,35 @@ def _constants(layer: LimeLinear, x: Tensor) -> Constants | None:
     modulators = layer._modulators(name)
     experts = modulators[0] if len(modulators) == 1 else modulators[0] + modulators[2] * modulators[1]
     frozen_EI = router.pick(base.weight.t()).t().to(dtype)
-    signals_GI = torch.cat([A_RI, frozen_EI, router.pick(basis_RO).t() @ A_RI])
+    rank, E = len(A_RI), settings.num_experts
+    zero_1I = A_RI.new_zeros(1, A_RI.shape[1])
+    signals_GI = torch.cat([A_RI, frozen_EI, zero_1I, router.pick(basis_RO).t() @ A_RI, zero_1I])
     bias_G = signals_GI.new_zeros(len(signals_GI))
+    bias_G[[rank + E, -1]] = DIVISOR_FLOOR
     if base.bias is not None:
-        rank, E = len(A_RI), settings.num_experts
         bias_G[rank : rank + E] = router.pick(base.bias)
-    eye_EE = torch.eye(settings.num_experts, dtype=dtype, device=A_RI.device)
+    blend_DE = torch.eye(E + 1, E, dtype=dtype, device=A_RI.device)
     g, tau, theta = settings.gamma_routing, settings.temperature, settings.auto_topk_threshold
     limit = None
     if settings.selection == "auto" and settings.max_experts is None and theta > 0:
         exact = torch.tensor(math.log(theta), dtype=dtype)
         limit = min(float(torch.nextafter(exact, exact.new_tensor(-math.inf))), -1e-30)  # what equals it stays in
     tensors = (*delta.parameters(), *modulators)
+    counted = tuple(tensor for tensor in tensors if not tensor.is_inference())  # the others have no count
     return Constants(
         name,
         layer._active_adapter,
-        tensors,
-        _version(tensors),
+        counted,
+        _version(counted),
         base.weight,
         base.bias,
         dtype,
-        (len(A_RI), 2 * settings.num_experts),
-        signals_GI,
+        (rank, 2 * E + 2),
+        (-1, 2, E + 1),
+        signals_GI.t().contiguous(),
         bias_G,
-        torch.cat([eye_EE * ((1 - g) / tau), eye_EE * (g / tau)], -1),
+        torch.cat([blend_DE * ((1 - g) / tau), blend_DE * (g / tau)]),
         limit,
-        basis_RO.t().to(dtype).contiguous(),
-        experts.t().to(dtype).contiguous(),
+        basis_RO.to(dtype).contiguous(),
+        experts.to(dtype),
     )

@@ -123,3 +123,17 @@ def test_recorded_and_switched_off_decoding() -> None:
 def test_training_mode_keeps_its_noise() -> None:
     model = model_of(jitter_noise=0.5).train()
     assert not torch.equal(step_by_step(model), step_by_step(model))
+
+
+@torch.no_grad()
+def test_a_padded_new_token_keeps_the_frozen_output() -> None:
+    model, (ids, mask) = model_of(), rows()
+    mask[1, 6:] = 0
+    logits = []
+    for path in ("auto", "torch"):
+        with fused.use(path):
+            cache = model(input_ids=ids[:, :5], attention_mask=mask[:, :5], use_cache=True).past_key_values
+            new = model(input_ids=ids[:, 5:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
+        logits.append(new)
+        assert all((layer.decoding is None) == (path == "torch") for layer in lime_layers(model))
+    torch.testing.assert_close(*logits, rtol=1e-9, atol=1e-10)
