@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lime.analysis.study.collecting import Cloud
 from lime.analysis.study.names import group_name, short_names
@@ -163,6 +164,7 @@ def windows_figure(windows: Mapping[str, Any]) -> Figure:
         _rows(right, ["embedding" if one["block"] == 0 else f"block {one['block']}" for one in blocks])
         right.set(title="Last position less first", xlabel="difference of accuracy, paired by row")
         right.set_ylim(len(blocks) - 0.5, -0.5)
+        right.xaxis.set_major_locator(MaxNLocator(5))
         text = f"{windows['windows']} windows of {windows['window']} tokens in {windows['rows']} rows."
         _note(figure, f"{text} Dotted: most frequent task. Bars: 95% interval over rows.")
     return figure
