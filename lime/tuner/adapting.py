@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import safe_open
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -134,7 +142,7 @@ def load(
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
-        ValueError: the adapter is of another model: a layer is missing, or has another shape.
+        ValueError: the adapter is of another model: a layer is missing, or has another shape; or a damaged file.
     """
     folder = Path(path)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -142,10 +150,13 @@ def load(
             raise FileNotFoundError(
                 f"{folder / name}: not found; expected the folder of an adapter saved in peft's format"
             )
-    config = PeftConfig.from_pretrained(str(folder))
+    config = _saved_config(folder)
     config.inference_mode = not is_trainable
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        saved = upgrade_keys((key, tuple(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
+    try:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            saved = upgrade_keys((key, tuple(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'adapter_model.safetensors'}: not a whole safetensors file ({error})") from error
     adapted = _inject(model, config, adapter_name)
     expected = {
         key: tuple(value.shape) for key, value in get_peft_model_state_dict(adapted, adapter_name=adapter_name).items()
@@ -160,6 +171,17 @@ def load(
         adapted.requires_grad_(False)
         adapted.eval()
     return adapted, report(adapted)
+
+
+def _saved_config(folder: Path) -> PeftConfig:
+    path = folder / "adapter_config.json"
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8"))["peft_type"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the configuration of a peft adapter ({error!r})") from error
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ValueError(f"{path}: peft_type {kind!r} is not known to this version of the peft library")
+    return PeftConfig.from_pretrained(str(folder))
 
 
 def _difference(saved: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> str:

@@ -130,3 +130,21 @@ def test_missing_and_left_over_keys_fail_loudly(change: str, tmp_path: Path) -> 
     for load in (PeftModel.from_pretrained, lime.load):
         with pytest.raises(ValueError, match=r"(?s)the file (lacks|has).* 1 tensors.*lime_gamma"):
             load(small.build(FAMILY), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_model.safetensors", b"", "not a whole safetensors file"),
+        ("adapter_model.safetensors", None, "not a whole safetensors file"),  # its first half
+        ("adapter_config.json", b"{", "not the configuration of a peft adapter"),
+        ("adapter_config.json", b"[]", "not the configuration of a peft adapter"),
+        ("adapter_config.json", b'{"peft_type": "FUTURE"}', "peft_type 'FUTURE' is not known"),
+    ],
+)
+def test_damaged_files_are_named(file: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
+    with pytest.raises(ValueError, match=f"{file}: {message}"):
+        lime.load(small.build(FAMILY), tmp_path)
