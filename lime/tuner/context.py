@@ -89,7 +89,7 @@ class ScopeCall:
         return self._kept[dtype]
 
     def kept_where_padded(self, x: Tensor, layer: str, dtype: torch.dtype) -> Tensor | None:
-        """As `kept`, but on a CPU absent too where a mask says that all are real: a look for all its layers."""
+        """As `kept`, but on a CPU absent too where the mask, read once for all layers, says that all are real."""
         if self._padded is None:
             mask = self.mask_BT
             self._padded = mask is not None and (mask.device.type != "cpu" or not bool(mask.all()))

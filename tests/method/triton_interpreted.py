@@ -168,13 +168,14 @@ class Launched:
         return launch
 
 
+@pytest.mark.parametrize("variant", ["plain", "mask"])
 @pytest.mark.parametrize("dtype", LOW_AND_FULL, ids=str)
-def test_at_most_eight_launches_beyond_lora(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_eight_launches_beyond_lora(dtype: torch.dtype, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward of one layer, against peft's LoRA."""
     settings, base = LimeSettings(target_modules=["proj"]), nn.Linear(64, 96).to(dtype)
     counts = {}
     for name in ("lora", "lime_lora:triton"):
-        case, counter = Case(base, Subject.of(name), settings, "plain", 32, 0), Launches()
+        case, counter = Case(base, Subject.of(name), settings, variant, 32, 0), Launches()
         with monkeypatch.context() as patch:
             patch.setattr(triton_forward, "add_update", Launched(counter))
             for kernel in ("write_factors", "route_backward", "modulate_backward"):
