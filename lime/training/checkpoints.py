@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("storage_options: expected none; checkpoints are plain local files")
         with replacing(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            said = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"ckpt_path: {path}: not a checkpoint of a run, or damaged ({said})") from error
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -195,6 +195,8 @@ class _Run:
             default_root_dir=self.folder,
         )
         trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
+        if module.grad_norm is not None and not module.last_loss.isfinite():  # a step was made, and failed
+            log.warning("training diverged: the last step's loss is %s; see metrics.csv", module.last_loss.item())
         return metrics
 
     def _whole_model(self) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lime.training.job import train
 from tests.data import tiny
@@ -122,6 +123,23 @@ def test_checkpoint_of_another_model(command: Command, base: list[str], tmp_path
     refused(command("train.py", *base, f"ckpt_path={last}"), "ckpt_path", "tiny_qwen2vl", "tiny_llava_onevision")
     adapter = tmp_path / "qwen" / "adapter"
     refused(command("eval.py", f"adapter={adapter}", base[0], "model.family=llava_onevision"), "tiny_qwen2vl")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_file_that_is_no_checkpoint(command: Command, base: list[str], tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "step-1.ckpt"
+    if content is None:  # the first half of one
+        torch.save({"state_dict": torch.zeros(1000)}, path)
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(content)
+    refused(command("train.py", *base, f"ckpt_path={path}"), f"ckpt_path: {path}: not a checkpoint of a run")
+
+
+def test_divergence_is_told(command: Command, base: list[str]) -> None:
+    rates = ["optim.peft_lr=1e30", "optim.moe_lr=1e30", "trainer.max_steps=3", "evaluation.mode=none"]
+    outcome = command("train.py", *base, *rates)
+    assert outcome.code == 0, outcome.said
+    assert "training diverged: the last step's loss is nan" in outcome.said
 
 
 def test_eval_of_what_is_not_there(command: Command, tmp_path: Path) -> None:
