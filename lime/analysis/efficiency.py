@@ -109,7 +109,9 @@ _LINE = 0.035
 
 def _marks(axes: Axes, methods: Sequence[str], others: Mapping[str, Sequence[float]], panel: int) -> Any:
     """Published values of one panel, scaled to agree with this one's bar of :data:`REFERENCE`."""
-    scale = axes.patches[methods.index(REFERENCE)].get_width() / others[REFERENCE][panel]
+    bars: list[Any] = list(axes.patches)
+    labels: list[Any] = list(axes.texts)
+    scale = bars[methods.index(REFERENCE)].get_width() / others[REFERENCE][panel]
     known = [(others[method][panel] * scale, row) for row, method in enumerate(methods) if method in others]
     (drawn,) = axes.plot(
         *zip(*known, strict=True),
@@ -120,11 +122,11 @@ def _marks(axes: Axes, methods: Sequence[str], others: Mapping[str, Sequence[flo
         color="black",
         label=f"published, scaled to agree at {label(REFERENCE)}",
     )
-    for text, bar in zip(axes.texts, axes.patches, strict=True):  # away from the marks, to the right edge
+    for text, bar in zip(labels, bars, strict=True):  # away from the marks, to the right edge
         text.set(horizontalalignment="right", position=(-2, 0))
         text.xy = (1.0, bar.get_y() + bar.get_height() / 2)
         text.xycoords = axes.get_yaxis_transform()
-    axes.set_xlim(0, 1.3 * max(*(value for value, _ in known), *(bar.get_width() for bar in axes.patches)))
+    axes.set_xlim(0, 1.3 * max(*(value for value, _ in known), *(bar.get_width() for bar in bars)))
     return drawn
 
 

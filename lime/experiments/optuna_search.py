@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import yaml
@@ -34,7 +34,7 @@ from lime.experiments.resume import state
 
 log = logging.getLogger(__name__)
 
-OBJECTIVES = {"validation_loss": "minimize", "macro": "maximize"}
+OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {"validation_loss": "minimize", "macro": "maximize"}
 RUN, FINISHED = "run", (TrialState.COMPLETE, TrialState.FAIL)
 
 

@@ -46,6 +46,9 @@ def sweep_config(experiment: str, overrides: Sequence[str], project: str, root: 
     name = plan.folder.name
     parsed = [OverridesParser.create().parse_override(text) for text in overrides]
     fixed = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+    for override in parsed:
+        if not override.is_sweep_override():
+            values.pop(override.get_key_element().lstrip("+"), None)
     return {
         "name": name,
         "project": project,

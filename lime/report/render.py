@@ -69,7 +69,8 @@ def run_page(run: RunData) -> str:
 
 def sweep_page(folder: Path, runs: list[RunData]) -> str:
     """The report of a sweep as HTML: its runs side by side, by the settings in which they differ."""
-    keys = differing([run.config for run in runs])
+    keys = sorted(differing([run.config for run in runs]), key=lambda key: key == "seed")  # the seed last
+    runs = sorted(runs, key=lambda run: [_natural(flattened(run.config).get(key, "")) for key in keys])
     flat = [flattened(run.config) for run in runs]
     records = _records(folder)
     return _render(
@@ -80,6 +81,8 @@ def sweep_page(folder: Path, runs: list[RunData]) -> str:
             {
                 "run": run,
                 "path": run.folder.relative_to(folder),
+                "label": " · ".join(f"{key.rpartition('.')[2]} {values.get(key, '–')}" for key in keys)
+                or str(run.folder.relative_to(folder)),
                 "settings": [values.get(key, "–") for key in keys],
                 "status": run.status.get("status", "unknown"),
                 "error": (run.status.get("error") or {}).get("message", ""),
@@ -96,6 +99,14 @@ def sweep_page(folder: Path, runs: list[RunData]) -> str:
         keys=keys,
         shared={key: value for key, value in flat[0].items() if key not in keys},
     )
+
+
+def _natural(text: str) -> tuple[float, str]:
+    """For sorting: numbers by their value, before words."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return float("inf"), text
 
 
 def _records(folder: Path) -> Sweep | None:

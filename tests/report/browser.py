@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -31,7 +32,7 @@ class Browser:
 
         def attach() -> None:
             # Through high numbers, so that neither end overwrites the other.
-            first, second = os.dup(to_read), os.dup(to_write)
+            first, second = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, to_write))
             os.dup2(first, 3)
             os.dup2(second, 4)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import time
 from pathlib import Path
@@ -22,7 +24,7 @@ from lime.integrations.wandb_run import PREDICTIONS, USAGE, WandbRun, exact_matc
 from lime.training.config import WandbConfig
 from lime.training.job import train
 from lime.training.metrics import COLUMNS
-from tests.training.parts import config, metrics
+from tests.training.parts import config, data_root, metrics
 from tests.training.wandb_file import records, values
 
 
@@ -50,13 +52,13 @@ def record(offline: Path) -> list[Any]:
 
 
 def merged(record: list[Any], kind: str) -> dict[str, Any]:
-    """Last value of every key of the records of one kind."""
-    found: dict[str, Any] = {}
-    for one in record:
-        if one.HasField(kind):
-            part = getattr(one, kind)
-            found |= values(part.update if kind in ("summary", "config") else part.item)
-    return found
+    """Last value of every key of the records of one kind; the configuration is part of the run's."""
+    parts = {
+        "history": [one.history.item for one in record if one.HasField("history")],
+        "summary": [one.summary.update for one in record if one.HasField("summary")],
+        "config": [one.run.config.update for one in record if one.HasField("run")],
+    }
+    return {key: value for part in parts[kind] for key, value in values(part).items()}
 
 
 def test_metrics_are_those_of_the_run_s_own_file(offline: Path, record: list[Any]) -> None:
@@ -94,23 +96,24 @@ def test_a_run_of_a_sweep_is_named_by_its_point_in_the_group_of_the_sweep(record
 def test_table_of_predictions_holds_pictures_and_frames(offline: Path, record: list[Any]) -> None:
     logged = merged(record, "history")[PREDICTIONS]
     assert (logged["_type"], logged["nrows"]) == ("table-file", 6)
-    content = (offline / "files" / logged["path"]).read_bytes()
-    assert hashlib.sha256(content).hexdigest() == logged["sha256"]
-    table = json.loads(content)
+    assert (offline / "files" / logged["path"]).is_file()
+    (artifact,) = (one.artifact for one in record if one.HasField("artifact"))
+    assert artifact.type == "run_table"
+    content = {entry.path: Path(entry.local_path).read_bytes() for entry in artifact.manifest.contents}
+    for entry in artifact.manifest.contents:
+        assert base64.b64encode(hashlib.md5(content[entry.path]).digest()).decode() == entry.digest
+    table = json.loads(content[f"{PREDICTIONS}.table.json"])
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     stored = {p.id: p for p in read_predictions(offline.parents[1])}
     for row in rows:
         made = stored[row["id"]]
         assert (row["raw"], row["truth"], row["correct"]) == (made.raw, made.truth, made.correct)
     pictures = {row["task"]: row["picture"] for row in rows}
-    assert pictures["glue_test_sst2"] is None
-    sizes = {task: (shown["width"], shown["height"]) for task, shown in pictures.items() if shown}
-    # one image of 48 x 40, and four frames of a clip of 48 x 48
-    assert sizes == {"image_test_caltech101": (48, 40), "video_test_action_sequence": (4 * 48, 48)}
-    staged = [path for path in (offline.parent / "artifacts" / "staging").rglob("*") if path.is_file()]
-    hashes = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in staged}
-    for shown in filter(None, pictures.values()):
-        assert Image.open(hashes[shown["sha256"]]).size == (shown["width"], shown["height"])
+    assert pictures.pop("glue_test_sst2") is None
+    sizes = {task: Image.open(io.BytesIO(content[shown["path"]])).size for task, shown in pictures.items()}
+    shown_image = [stored[row["id"]].media_path for row in rows if row["task"] == "image_test_caltech101"][-1]
+    assert sizes["image_test_caltech101"] == Image.open(data_root() / shown_image).size
+    assert sizes["video_test_action_sequence"] == (4 * 48, 48)  # four frames of a clip side by side
 
 
 def test_heat_map_of_expert_usage(offline: Path, record: list[Any]) -> None:
@@ -129,7 +132,7 @@ def test_every_key_of_the_dashboard_is_logged(record: list[Any]) -> None:
     logged = {*merged(record, "history"), *merged(record, "summary")}
     absent = {key for key in named if key not in logged}
     # the run above has no validation part and rows of three of the seven categories
-    assert absent <= {"val/loss", *(exact_match(name) for name in CATEGORIES)}
+    assert absent == {"val/loss", *(exact_match(name) for name in CATEGORIES)} - logged
     assert "val/loss" in COLUMNS
 
 

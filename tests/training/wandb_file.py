@@ -30,8 +30,15 @@ def records(path: Path) -> list[Record]:
 
 
 def values(items: Any) -> dict[str, Any]:
-    """Key and value of the items of a history, summary or configuration record; nested keys joined by dots."""
-    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+    """Key and value of the items of a history, summary or configuration record, nested as they were logged."""
+    found: dict[str, Any] = {}
+    for item in items:
+        *sections, name = item.nested_key or [item.key]
+        target = found
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = json.loads(item.value_json)
+    return found
 
 
 def _contents(data: bytes) -> Iterator[bytes]:

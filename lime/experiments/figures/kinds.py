@@ -243,8 +243,8 @@ def _ticks(axes: Axes, sweep: Sweep, x: str) -> None:
     values = sorted({point.settings[x] for point in sweep.points})
     if len(values) <= 11:
         gap = min((b - a for a, b in itertools.pairwise(values)), default=1) / ((values[-1] - values[0]) or 1)
-        close = {"rotation": 60} if gap < 0.09 and axes.get_xscale() == "linear" else {}
-        axes.set_xticks(values, [shown(value) for value in values], **close)
+        close = gap < 0.09 and axes.get_xscale() == "linear"
+        axes.set_xticks(values, [shown(value) for value in values], rotation=60 if close else 0)
         axes.minorticks_off()
 
 

@@ -90,14 +90,17 @@ def mark_published(axes: Axes, name: str, key: str) -> None:
         name: of the range, e.g. ``n_gram_text``.
         key: the setting's dotted key.
     """
-    found, used = published().best.get(name), published().used.get(key)
-    if found is None and used is None:
+    best, used = published().best, published().used
+    if name in best:
+        low, high = best[name]
+    elif key in used:
+        low = high = used[key]
+    else:
         return
-    low, high = found or (used, used)  # type: ignore[misc]
     said = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     ticks = axes.get_xlim()
     margin = 0.012 * (ticks[1] - ticks[0])
-    label = f"published {'best' if found else 'setting'}: {said}"
+    label = f"published {'best' if name in best else 'setting'}: {said}"
     axes.axvspan(low - margin, high + margin, color=PUBLISHED, alpha=0.25, linewidth=0, zorder=0, label=label)
 
 
