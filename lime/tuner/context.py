@@ -44,6 +44,7 @@ class ScopeCall:
         mask_BT: true at the real tokens of this call; absent when all are.
         mask_BS: the same with the cached tokens before them, S = P + T.
         past: number P of cached tokens.
+        cached: a key-value cache was passed in, with tokens or still empty, as `generate` does.
         cache_layer: routing decisions of the cached tokens.
         lengths: tokens of each sequence where a tower lays its sequences end to end in one dimension,
             `total_tokens` in all.
@@ -56,6 +57,7 @@ class ScopeCall:
     mask_BT: Tensor | None = None
     mask_BS: Tensor | None = None
     past: int = 0
+    cached: bool = False
     cache_layer: RoutingCacheLayer | None = None
     lengths: Tensor | None = None
     total_tokens: int = 0

@@ -74,16 +74,16 @@ class Constants:
 def decoded(layer: LimeLinear, x: Tensor) -> Tensor | None:
     """Output of a layer in the middle of a generation, (B, T, O); nothing where it is not in one, or not this way.
 
-    It is where nothing is trained or recorded, tokens are in the cache, and one adapter that could be fused routes each
-    token by itself and by its own norm. The call that fills an empty cache forgets the constants of the generation
-    before.
+    It is where nothing is trained or recorded, a cache was passed in, and one adapter that could be fused routes each
+    token by itself and by its own norm. A call with an empty cache forgets the constants of the generation before.
     """
     if torch.is_grad_enabled() or layer.training:
         return None
     call = layer.routing_state.call(layer.scope)
     if call is None or not call.past:
         layer.decoding = None
-        return None
+        if call is None or not call.cached or x.numel() > MOST_TOKENS * x.shape[-1]:
+            return None
     known = layer.decoding
     if known is None or known.active != layer._active_adapter or known.version != _version(known.tensors):
         known = layer.decoding = _constants(layer, x)

@@ -83,7 +83,7 @@ def _read_sequences(
         if cache.is_compileable:
             call.unknown_padding = "a static key-value cache does not keep them; use a dynamic one"
             return
-        call.past = int(cache.get_seq_length())
+        call.cached, call.past = True, int(cache.get_seq_length())
         call.cache_layer = next(
             (layer for layer in cache.layers if isinstance(layer, RoutingCacheLayer) and layer.scope == call.scope),
             None,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import lime
 from lime.method import fused
@@ -137,3 +138,15 @@ def test_a_padded_new_token_keeps_the_frozen_output() -> None:
         logits.append(new)
         assert all((layer.decoding is None) == (path == "torch") for layer in lime_layers(model))
     torch.testing.assert_close(*logits, rtol=1e-9, atol=1e-10)
+
+
+@torch.no_grad()
+def test_the_pass_that_fills_a_given_cache_goes_this_way_too() -> None:
+    model, (ids, mask) = model_of(), rows()
+    cache = DynamicCache(config=model.config.get_text_config())
+    found = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+    known = [layer.decoding for layer in lime_layers(model)]
+    assert all(known)
+    torch.testing.assert_close(found[:, 5:], at_once(model), rtol=1e-9, atol=1e-10)
+    model(input_ids=ids, attention_mask=mask, past_key_values=DynamicCache(config=model.config.get_text_config()))
+    assert not any(layer.decoding is before for layer, before in zip(lime_layers(model), known, strict=True))

@@ -180,7 +180,7 @@ def forward(
         source_EN = _pick(z_NO, weights, plan).t().to(wide, copy=True, memory_format=torch.contiguous_format)
     if by_kernels:
         routed = kernels.add_update(z_NO, u_RN, source_EN, basis_RO, weights, tokens, plan)
-        sums = (None, None)
+        sums: tuple[Tensor | None, Tensor | None] = (None, None)
         if routed.weights_EN is not None:
             assert routed.shared_EN is not None
             sums = _sums(routed.shared_EN, routed.weights_EN, tokens)
