@@ -54,16 +54,20 @@ def expert_task_information(
     return Information(plain - float(null.mean()), plain, float(null.mean()), bound, p)
 
 
-def information_replicates(usage_RE: np.ndarray, tasks: Sequence[str], groups_R: np.ndarray) -> np.ndarray:
+def information_replicates(
+    usage_RE: np.ndarray, tasks: Sequence[str], groups_R: np.ndarray, count: int | None = None
+) -> np.ndarray:
     """The plain estimate without the rows of each group, (G,), for `lime.analysis.resampling.jackknife_interval`.
 
     Args:
         usage_RE, tasks: as in `expert_task_information`.
-        groups_R: group of each row.
+        groups_R: group of each row, 0..G-1.
+        count: G, where the last groups have none of these rows.
     """
     _, index = np.unique(np.asarray(tasks), return_inverse=True)
     usage = np.asarray(usage_RE, dtype=np.float64)
-    return np.array([_plain(usage[groups_R != group], index[groups_R != group]) for group in np.unique(groups_R)])
+    groups = range(int(groups_R.max()) + 1 if count is None else count)
+    return np.array([_plain(usage[groups_R != group], index[groups_R != group]) for group in groups])
 
 
 def _plain(usage_RE: np.ndarray, index_R: np.ndarray) -> float:

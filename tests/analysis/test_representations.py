@@ -127,6 +127,8 @@ def test_information_between_experts_and_tasks() -> None:
     kept = [expert_task_information(own[groups != g], [t for t, k in zip(tasks, groups, strict=True) if k != g], 1)
             for g in range(5)]  # fmt: skip
     assert left == pytest.approx([one.plain for one in kept])
+    more = information_replicates(own, tasks, groups, 6)
+    assert more.tolist() == [*left, certain.plain]  # a group without rows leaves everything
     with pytest.raises(ValueError, match="sum to 1"):
         expert_task_information(np.ones((80, 4)), tasks)
     with pytest.raises(ValueError, match="for 3 rows"):

@@ -113,7 +113,7 @@ def test_modulators_fit_a_model_whose_experts_are_modulated() -> None:
         assert layer_found["alone"]["any_rank"] < 1e-5
         assert layer_found["alone"]["of_rank"] < 1e-4
         assert layer_found["alone"]["mean_only"] > 0.1
-        assert layer_found["alone"]["unrelated"] > 0.1
+        assert layer_found["alone"]["unrelated"] > 0.01  # inputs that barely vary leave little to fit
 
 
 def test_names() -> None:

@@ -65,7 +65,9 @@ def tasks_figure(routing: Mapping[str, Any]) -> Figure:
                 for t in tasks
             ]
         )
-        figure = new_figure(2.6 + 0.085 * sum(columns), 1.7 + 0.15 * len(tasks))
+        figure = new_figure(
+            max(6.0, 2.6 + 0.085 * sum(columns)), 1.4 + 0.055 * max(map(len, labels)) + 0.15 * max(len(tasks), 12)
+        )
         axes = figure.subplots()
         spread = float(np.nanmax(np.abs(rest))) or 1.0
         image = axes.imshow(rest, aspect="auto", cmap=DIVERGING, vmin=-spread, vmax=spread)
@@ -83,7 +85,7 @@ def tasks_figure(routing: Mapping[str, Any]) -> Figure:
         axes.set(
             title="Routing of each task, less the mean of all rows", xlabel="layer, and in it the experts in order"
         )
-        figure.colorbar(image, ax=axes, label="mean probability less that of all rows", fraction=0.04, pad=0.01)
+        figure.colorbar(image, ax=axes, label="difference of probability", fraction=0.04, pad=0.01)
     return figure
 
 

@@ -86,8 +86,9 @@ def information_found(collected: Collected, rows: Labelled) -> Found:
         seen = collected.seen[key]
         for name, labels in rows.of(seen).labels.items():
             found = expert_task_information(routed.probability_RE, labels)
-            replicates[name].append(information_replicates(routed.probability_RE, labels, groups_R[seen]))
-            low, high = jackknife_interval(found.value, replicates[name][-1])
+            without_G = information_replicates(routed.probability_RE, labels, groups_R[seen], groups_R.max() + 1)
+            replicates[name].append(without_G)
+            low, high = jackknife_interval(found.value, without_G[np.unique(groups_R[seen])])
             layers[key][name] = asdict(found) | {"low": low, "high": high}
     mean: Found = {}
     for name, parts in replicates.items():
