@@ -31,9 +31,13 @@ def read_run(adapter: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"adapter: {path} is not valid YAML ({error})") from error
-    if not isinstance(content, dict) or not {"config", "backbone"} <= content.keys():
+    parts = content if isinstance(content, dict) else {}
+    backbone = parts.get("backbone")
+    if not isinstance(parts.get("config"), dict) or not isinstance(backbone, dict):
         raise ValueError(f"adapter: {path} lacks 'config' or 'backbone'; expected what train.py saved")
-    return content
+    if not {"name", "fingerprint"} <= backbone.keys():
+        raise ValueError(f"adapter: {path}: 'backbone' lacks its name or fingerprint; expected what train.py saved")
+    return parts
 
 
 def with_run_config(config: EvalConfig, run: Mapping[str, Any], overrides: Sequence[str]) -> EvalConfig:

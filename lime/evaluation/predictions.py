@@ -103,7 +103,13 @@ def collect(
 
 def rescore(predictions: Sequence[Prediction], tasks: Mapping[str, Task], allowed: Allowed) -> list[Prediction]:
     """The same records with `extracted` and `correct` worked out anew from `raw`, by the rules of this
-    version."""
+    version.
+
+    Raises PredictionError for records of a split that is none of `tasks`.
+    """
+    unknown = sorted({record.split for record in predictions} - tasks.keys())
+    if unknown:
+        raise PredictionError(f"predictions of unknown splits: {', '.join(unknown)}; expected those of the benchmark")
     records = []
     for record in predictions:
         kind, choices = tasks[record.split].answer_type, allowed.get(record.split)

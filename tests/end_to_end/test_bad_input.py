@@ -147,3 +147,13 @@ def test_eval_of_what_is_not_there(command: Command, tmp_path: Path) -> None:
     refused(command("eval.py", "predictions=nowhere.jsonl"), "nowhere.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"id": "a/0"\n')
     refused(command("eval.py", "predictions=broken.jsonl"), "broken.jsonl, line 1")
+    record = {"id": "a/0", "split": "a", "question": "?", "media_path": "", "raw": "x", "extracted": "x", "truth": "x"}
+    (tmp_path / "other.jsonl").write_text(json.dumps({**record, "correct": True}) + "\n")
+    refused(command("eval.py", "predictions=other.jsonl"), "predictions of unknown splits: a")
+    (tmp_path / "adapter").mkdir()
+    for content, message in (
+        ("config: {}", "lacks 'config' or 'backbone'"),
+        ("config: {}\nbackbone: {}", "fingerprint"),
+    ):
+        (tmp_path / "adapter" / "run.yaml").write_text(content)
+        refused(command("eval.py", "adapter=adapter"), message)

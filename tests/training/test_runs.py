@@ -130,6 +130,12 @@ def test_saved_predictions_score_the_same_without_a_model(run: Path, tmp_path: P
     settings = {**DATA, "predictions": str(run / "predictions.jsonl"), "evaluation": {"resamples": 100}}
     evaluate(build(EvalConfig, settings), tmp_path)
     assert (tmp_path / "results.csv").read_bytes() == (run / "results.csv").read_bytes()
+    settings["evaluation"] = {"resamples": 100, "splits": ["glue_test_sst2"]}
+    found = evaluate(build(EvalConfig, settings), tmp_path / "part")
+    assert [score.split for score in found.splits] == ["glue_test_sst2"]
+    settings["evaluation"]["splits"] = ["glue_test_cola"]
+    with pytest.raises(ValueError, match="holds no predictions of glue_test_cola"):
+        evaluate(build(EvalConfig, settings), tmp_path / "none")
 
 
 def test_adapter_of_another_backbone_is_refused(run: Path, tmp_path: Path) -> None:
