@@ -69,12 +69,16 @@ def test_a_preempted_job_saves_goes_back_and_ends_the_same(tmp_path: Path, devic
     environment = slurm(tmp_path)
     running = subprocess.Popen(arguments(tmp_path / "run", *more), cwd=tmp_path, env=environment)
     deadline = time.monotonic() + 1800
-    while not (tmp_path / "run" / "metrics.csv").is_file() or (tmp_path / "run" / "metrics.csv").stat().st_size < 250:
-        assert running.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    running.send_signal(signal.SIGUSR1)
-    assert running.wait(timeout=1800) == 0
+    metrics_file = tmp_path / "run" / "metrics.csv"
+    try:
+        while not metrics_file.is_file() or metrics_file.stat().st_size < 250:
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        running.send_signal(signal.SIGUSR1)
+        assert running.wait(timeout=1800) == 0
+    finally:
+        running.kill()  # its processes end with it
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
     assert len(steps(tmp_path / "run")) == 1
     again = subprocess.run(

@@ -50,12 +50,15 @@ def kill_when(folder: Path, moment: Callable[[Path], bool], *more: str) -> None:
         start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 1800
-    while not moment(folder):
-        assert running.poll() is None, "ended before the moment came"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    try:
+        while not moment(folder):
+            assert running.poll() is None, "ended before the moment came"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
 
 
 def steps(folder: Path) -> set[int]:
