@@ -120,9 +120,11 @@ class AdaptationModule(pl.LightningModule):
 
     def _with_balance(self, task: Tensor, recorder: Any, answer_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.balance is not None
-        terms = recorder.balance()
+        acts = self.global_step % self.balance.every_n_steps == 0
+        with torch.set_grad_enabled(acts and torch.is_grad_enabled()):  # on the other steps the terms are only shown
+            terms = recorder.balance()
         total = task
-        if self.global_step % self.balance.every_n_steps == 0:
+        if acts:
             weighted = self.balance.alpha * terms.importance + self.balance.beta * terms.kl
             total = task + answer_tokens * weighted
         sums = {
