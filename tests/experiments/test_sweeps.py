@@ -154,7 +154,8 @@ def test_a_run_in_other_hands_is_left_alone(sweep: Sweep, tmp_path: Path, monkey
 
 @pytest.mark.slow
 def test_runs_in_processes_of_their_own_are_recorded_and_skipped_alike(sweep: Sweep, tmp_path: Path) -> None:
-    code, said = sweep("launcher=parallel", "lime.num_experts=2,33,3")
+    # any code: the sources may change while the test runs, and each process reads their version for itself
+    code, said = sweep("launcher=parallel", "reuse=any_code", "lime.num_experts=2,33,3")
     assert code == 2
     assert "2 finished, 1 failed" in said
     folder = tmp_path / "multirun/main"
@@ -164,11 +165,11 @@ def test_runs_in_processes_of_their_own_are_recorded_and_skipped_alike(sweep: Sw
     records = {run.point["lime.num_experts"]: folder / run.run / "record.json" for run in plan.runs}
     assert read_record(records[2]).config["trainer"]["num_threads"] == 1
     before = [records[number].read_bytes() for number in (2, 3)]
-    code, _ = sweep("lime.num_experts=2,3")  # one after the other, in this process
+    code, _ = sweep("reuse=any_code", "lime.num_experts=2,3")  # one after the other, in this process
     assert code == 0
     assert [records[number].read_bytes() for number in (2, 3)] == before
     assert "skipped: finished before" in said_in(records[3].parent)
-    code, _ = sweep("launcher=parallel", "lime.num_experts=2,3,4")
+    code, _ = sweep("launcher=parallel", "reuse=any_code", "lime.num_experts=2,3,4")
     assert code == 0
     assert [records[number].read_bytes() for number in (2, 3)] == before
 
