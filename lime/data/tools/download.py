@@ -29,8 +29,8 @@ def download(
 ) -> dict[str, str]:
     """Fetches `parts` (rows, images, videos) into `root`; what is there whole is not fetched again.
 
-    An interrupted download goes on where it stopped when it is run again. `revisions` {part: commit, tag or branch}
-    pins what is fetched. Returns {part: commit that was fetched}.
+    An interrupted download goes on when it is run again: files that are whole are kept, those that were under way begin
+    anew. `revisions` {part: commit, tag or branch} pins what is fetched. Returns {part: commit that was fetched}.
 
     Raises:
         ValueError: licences not accepted, or an unknown part.
