@@ -3,7 +3,7 @@ task, rows of one source medium drawn together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from lime.evaluation.scoring import (
     number_columns,
     score_split,
 )
-from lime.evaluation.statistics import bootstrap_correlations, bootstrap_means, percentile_interval
+from lime.evaluation.statistics import bootstrap_correlations, bootstrap_means, percentile_interval, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -158,12 +158,14 @@ def _group(name: str, scores: Sequence[SplitScore], samples: Sequence[_Samples])
     frozen_exact = [score.frozen_exact for score in scores if score.frozen_exact is not None]
     over_frozen = [sample.over_frozen for sample in samples if sample.over_frozen is not None]
     complete = len(frozen_exact) == len(scores)
+    rows = sum(score.n for score in scores)
+    of_score = _estimate if any(score.pearson is not None for score in scores) else _bounded_by(rows)
     return GroupScore(
         name=name,
         tasks=len(scores),
-        n=sum(score.n for score in scores),
-        score=_estimate(_mean([score.value for score in scores]), [sample.score for sample in samples]),
-        exact_match=_estimate(exact, [sample.exact for sample in samples]),
+        n=rows,
+        score=of_score(_mean([score.value for score in scores]), [sample.score for sample in samples]),
+        exact_match=_bounded_by(rows)(exact, [sample.exact for sample in samples]),
         majority=_mean([score.majority for score in scores]),
         majority_exact=majority_exact,
         over_majority=_estimate(exact - majority_exact, [sample.over_majority for sample in samples]),
@@ -178,6 +180,19 @@ def _group(name: str, scores: Sequence[SplitScore], samples: Sequence[_Samples])
 def _estimate(value: float, samples: Sequence[np.ndarray]) -> Estimate:
     low, high = percentile_interval(np.mean(samples, axis=0))
     return Estimate(value, low, high)
+
+
+def _bounded_by(rows: int) -> Callable[[float, Sequence[np.ndarray]], Estimate]:
+    """The estimate of a mean of shares: of nothing but wrong, or nothing but right, answers resampling learns nothing,
+    and the interval is Wilson's for that many rows."""
+
+    def estimate(value: float, samples: Sequence[np.ndarray]) -> Estimate:
+        if value in (0.0, 100.0) and all((sample == value).all() for sample in samples):
+            low, high = wilson_interval(rows if value else 0, rows)
+            return Estimate(value, 100 * low, 100 * high)
+        return _estimate(value, samples)
+
+    return estimate
 
 
 def _mean(values: Sequence[float]) -> float:

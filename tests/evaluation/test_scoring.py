@@ -188,6 +188,17 @@ def test_groups_are_unweighted_means_over_tasks() -> None:
         assert estimate.low < estimate.value < estimate.high
 
 
+@pytest.mark.parametrize("right", [False, True])
+def test_answers_that_are_all_alike_leave_an_interval(right: bool) -> None:
+    one = answers(frozen=False)[0]
+    alike = dataclasses.replace(one, extracted=list(one.truths) if right else [None] * len(one.truths))
+    evaluation = evaluate([alike])
+    split, (group,) = evaluation.splits[0], evaluation.categories
+    assert group.exact_match.value == (100 if right else 0)
+    assert (group.exact_match.low, group.exact_match.high) == pytest.approx((split.low, split.high))
+    assert group.score == group.exact_match
+
+
 def test_the_order_of_categories_can_be_given() -> None:
     names = {"second": "Second", "first": "First", "third": "Third"}
     assert [group.name for group in evaluate(answers(), categories=names).categories] == ["second", "first"]
