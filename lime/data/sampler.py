@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -97,7 +97,7 @@ class LengthBucketSampler(Sampler[list[int]]):
 _END = object()
 
 
-def _ahead(stream: Iterator[Any], depth: int) -> Iterator[Any]:
+def read_ahead(stream: Iterator[Any], depth: int) -> Generator[Any, None, None]:
     """The items of `stream`, up to `depth` of them prepared in advance by one thread. Errors surface in their turn."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending = deque(pool.submit(next, stream, _END) for _ in range(depth))
@@ -133,7 +133,7 @@ class ResumableLoader(DataLoader[Any]):
         self._resumed = False
         self.buckets.epoch, self.buckets.start = self._epoch, self._position
         stream = super().__iter__()
-        for batch in stream if self.num_workers else _ahead(stream, self.ahead):
+        for batch in stream if self.num_workers else read_ahead(stream, self.ahead):
             self._position += 1
             yield batch
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import nn
 from lime.config.schema import TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
-from lime.data.sampler import LengthBucketSampler, ResumableLoader
+from lime.data.sampler import LengthBucketSampler, read_ahead
 from lime.data.tasks import MODALITIES
 from lime.training import processes
 from lime.training.memory import MB, Peak, available_mb, resident_mb
@@ -34,7 +33,9 @@ from lime.training.setup import resolved_precision
 
 log = logging.getLogger(__name__)
 
-ORDINARY = 12  # batches of an epoch tried after the heaviest
+ORDINARY = 48  # shapes of batches tried after the heaviest, on the CPU
+ORDINARY_SECONDS = 20.0  # after which no more of them are tried
+HEAP = 1.25  # on the CPU: the heap after hundreds of batches of changing shapes over that after one of each; measured
 ADAM_BYTES = 8  # two float32 moments a trainable parameter
 
 
@@ -151,8 +152,12 @@ def preflight(
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     optimizer = ADAM_BYTES * trainable / MB
     media = _media_growth(data) if device.type == "cpu" else 0.0
-    peak = max(ordinary, *(trial.peak_mb for trial in trials)) + optimizer + media
-    held = before if device.type == "cpu" else torch.cuda.memory_allocated(device) / MB
+    peak = max(ordinary, *(trial.peak_mb for trial in trials))
+    if device.type == "cpu":
+        held, peak = before, before + HEAP * (peak - before)
+    else:
+        held = torch.cuda.memory_allocated(device) / MB
+    peak += optimizer + media
     steps, seconds = _epoch(data, pace)
     steps = -(-steps // accumulate)
     share = epochs if max_steps is None else min(epochs, max_steps / steps)
@@ -250,20 +255,34 @@ def _trial(
 
 
 def _ordinary(module: AdaptationModule, data: MMTDataModule, device: torch.device, precision: str) -> float:
-    """Peak MB over the first batches of an epoch, made ahead as in training.
+    """Peak MB over the first batch of every shape in an epoch, made ahead as in training.
 
-    On the CPU the heap keeps what batches of changing shapes and the thread that makes them leave free in between.
+    On the CPU, kernels and their buffers are kept for every shape met, and the heap keeps what batches of changing
+    shapes and the thread that makes them leave free in between. Training meets the kernels made here again.
     """
-    loader = ResumableLoader(
-        data.train_rows, _sampler(data), ahead=data.config.prefetch, collate_fn=data.collator.training_batch
-    )
-    stream = iter(loader)
+    made = (data.collator.training_batch(rows) for rows in _of_every_shape(data))
+    stream = read_ahead(made, data.config.prefetch)
+    ends = time.perf_counter() + ORDINARY_SECONDS
     with Peak(device) as peak:
-        for batch in islice(stream, ORDINARY):
+        for batch in stream:
             prepared = move_data_to_device(module.on_before_batch_transfer(batch, 0), device)
             _forward_backward(module, prepared, device, precision)
-    stream.close()  # type: ignore[attr-defined]
+            if time.perf_counter() > ends:
+                break
+    stream.close()
     return peak.mb
+
+
+def _of_every_shape(data: MMTDataModule) -> Iterator[list[Row]]:
+    """The first batch of every shape in a run's first epoch: of rows, padded tokens, images and clips."""
+    seen = set()
+    for batch in _sampler(data).batches(0):
+        rows = [data.train_rows[i] for i in batch]
+        kinds = [row.source_type for row in rows]
+        shape = (len(rows), max(data.train_lengths[i] for i in batch), kinds.count("image"), kinds.count("video"))
+        if shape not in seen and len(seen) < ORDINARY:
+            seen.add(shape)
+            yield rows
 
 
 def _sampler(data: MMTDataModule) -> LengthBucketSampler:
