@@ -134,8 +134,15 @@ def test_the_predicted_peak_is_within_a_fifth_of_the_measured_one(tmp_path, mode
 def test_the_main_job_foretells_its_own_peak(tmp_path, model):
     """All of `python train.py`: the whole data set, the frozen backbone answers first, two epochs."""
     ensure(tmp_path / "mini", train_per_task=140, test_per_task=60, workers=2)
-    options = [f"model={model}", f"data.root={tmp_path}/mini", f"cache_dir={tmp_path}/cache", "callbacks.progress=false"]
-    command = [sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path}/run"]
+    folders = [f"data.root={tmp_path}/mini", f"cache_dir={tmp_path}/cache"]
+    command = [
+        sys.executable,
+        "train.py",
+        f"model={model}",
+        *folders,
+        "callbacks.progress=false",
+        f"hydra.run.dir={tmp_path}/run",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     predicted = json.loads((tmp_path / "run" / "preflight.json").read_text())["peak_mb"]
