@@ -153,13 +153,18 @@ def test_a_run_in_other_hands_is_left_alone(sweep: Sweep, tmp_path: Path, monkey
 
 
 @pytest.mark.slow
-def test_runs_in_processes_of_their_own_are_recorded_and_skipped_alike(sweep: Sweep, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["parallel", "ray"])
+def test_runs_in_processes_of_their_own_are_recorded_and_skipped_alike(
+    sweep: Sweep, tmp_path: Path, launcher: str
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher" if launcher == "parallel" else "ray")
     # any code: the sources may change while the test runs, and each process reads their version for itself
-    code, said = sweep("launcher=parallel", "reuse=any_code", "lime.num_experts=2,33,3")
+    code, said = sweep(f"launcher={launcher}", "reuse=any_code", "lime.num_experts=2,33,3")
     assert code == 2
     assert "2 finished, 1 failed" in said
     folder = tmp_path / "multirun/main"
-    assert len(list(folder.glob(".submitit/*/*_submitted.pkl"))) == 3
+    if launcher == "parallel":
+        assert len(list(folder.glob(".submitit/*/*_submitted.pkl"))) == 3
     plan = read_plan(folder)
     assert plan is not None
     records = {run.point["lime.num_experts"]: folder / run.run / "record.json" for run in plan.runs}
@@ -169,7 +174,7 @@ def test_runs_in_processes_of_their_own_are_recorded_and_skipped_alike(sweep: Sw
     assert code == 0
     assert [records[number].read_bytes() for number in (2, 3)] == before
     assert "skipped: finished before" in said_in(records[3].parent)
-    code, _ = sweep("launcher=parallel", "reuse=any_code", "lime.num_experts=2,3,4")
+    code, _ = sweep(f"launcher={launcher}", "reuse=any_code", "lime.num_experts=2,3,4")
     assert code == 0
     assert [records[number].read_bytes() for number in (2, 3)] == before
 
