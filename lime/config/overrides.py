@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lime.tuner.settings import PEFT_TYPES
 
 SCHEMA_NODE = "schema"
 EXPERIMENT_GROUP = "experiment"
+LAUNCHER_PLUGINS = {"parallel": "submitit", "slurm": "submitit", "ray": "ray"}
 
 
 def register(schema: Callable[[], Any], experiments: Path | None = None) -> None:
@@ -148,6 +150,8 @@ def _problem_of(override: Override, groups: Mapping[str, list[str]], keys: set[s
         for name in names:
             if name is not None and not isinstance(name, (list, dict)) and str(name) not in groups[key]:
                 return _unknown_choice(key, str(name), groups[key])
+            if key == "launcher" and (problem := _missing_launcher(str(name))):
+                return problem
         return None
     return None if key in keys else unknown_key(key, schema)
 
@@ -156,6 +160,14 @@ def _unknown_choice(group: str, name: str, choices: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(name, choices, n=1)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
     return f"{group}: no choice named {name!r}; {hint}(choices: {', '.join(choices)})"
+
+
+def _missing_launcher(name: str) -> str | None:
+    """What to install where Hydra's plugin for this launcher is not there."""
+    plugin = LAUNCHER_PLUGINS.get(name)
+    if plugin is None or find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is not None:
+        return None
+    return f"launcher={name}: its plugin for Hydra is not installed; `pip install 'lime-moe[{name}]'`"
 
 
 def _schema_problems(schema: type, values: Any) -> list[str]:

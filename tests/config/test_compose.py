@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def test_every_choice_of_every_group_composes() -> None:
     composed_already = {next(iter(entry.items())) for entry in defaults if not isinstance(entry, str)}
     for group in groups:
         for choice in choices(group):
-            if (group, choice) in composed_already:
+            if (group, choice) in composed_already or (choice == "ray" and find_spec("ray") is None):
                 continue
             extra = ["data.root=."] if (group, choice) == ("data", "mmt47") else []
             extra += ["model.path=any/name"] if (group, choice) == ("model", "hf") else []
@@ -164,6 +165,14 @@ def test_all_mistakes_of_a_command_line_are_told_together() -> None:
     assert "peft.r: expected a rank of at least 1, got 0" in text
     assert "nonsense.x: unknown key" in text
     assert "a=[1: cannot be read as KEY=VALUE" in text
+
+
+@pytest.mark.parametrize("launcher", ["parallel", "slurm", "ray"])
+def test_a_launcher_without_its_plugin_says_what_to_install(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lime.config.overrides.find_spec", lambda name: None)
+    message = f"launcher={launcher}: its plugin for Hydra is not installed; `pip install 'lime-moe[{launcher}]'`"
+    assert told(f"launcher={launcher}", "seed=1,2")[0] == message
+    check(["launcher=local"], CONF, "train", TrainConfig)
 
 
 def test_every_value_of_a_sweep_is_checked() -> None:
