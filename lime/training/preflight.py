@@ -275,7 +275,7 @@ def _ordinary(module: AdaptationModule, data: MMTDataModule, device: torch.devic
 
 def _of_every_shape(data: MMTDataModule) -> Iterator[list[Row]]:
     """The first batch of every shape in a run's first epoch: of rows, padded tokens, images and clips."""
-    seen = set()
+    seen: set[tuple[int, int, int, int]] = set()
     for batch in _sampler(data).batches(0):
         rows = [data.train_rows[i] for i in batch]
         kinds = [row.source_type for row in rows]
