@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint format clean
+.PHONY: help setup train test test-slow lint format clean
 
 help:  ## Print the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,9 @@ train: $(STAMP)  ## Run the main job: adapt the embedded model, evaluate all 47 
 test: $(STAMP)  ## Run the tests (without the slow ones)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-all: $(STAMP)  ## Run every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# one thread a process: two that share two cores slow each other down many times
+test-slow: $(STAMP)  ## Run the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/python -m ruff check .
