@@ -5,6 +5,8 @@ lays them out.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,9 @@ class SplitFiles:
     def table(self, names: tuple[str, ...]) -> pa.Table:
         """These columns as an Arrow table."""
         if self.folder is not None:
-            return self._arrow().select_columns(list(names)).with_format("arrow")[:]
-        return pa.concat_tables([pq.read_table(shard, columns=list(names)) for shard in self.shards])
+            with _reading(self.folder):
+                return self._arrow().select_columns(list(names)).with_format("arrow")[:]
+        return pa.concat_tables([_columns_of(shard, names) for shard in self.shards])
 
     def _values(self, name: str, column: pa.ChunkedArray) -> list[Any]:
         try:
@@ -62,10 +65,11 @@ class SplitFiles:
 
     def _table_schema(self) -> list[str]:
         if self.folder is not None:
-            return list(self._arrow().column_names)
-        shared = list(pq.read_schema(self.shards[0]).names)
+            with _reading(self.folder):
+                return list(self._arrow().column_names)
+        shared = _names_of(self.shards[0])
         for shard in self.shards[1:]:
-            names = set(pq.read_schema(shard).names)
+            names = set(_names_of(shard))
             shared = [name for name in shared if name in names]
         return shared
 
@@ -75,6 +79,28 @@ class SplitFiles:
 
             self._opened = Dataset.load_from_disk(str(self.folder))
         return self._opened
+
+
+@contextmanager
+def _reading(place: Path) -> Iterator[None]:
+    """Turns what Arrow says of damaged files into a ValueError that names the place."""
+    try:
+        yield
+    except PermissionError:
+        raise  # says all
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
+        raise ValueError(f"{place}: damaged or incomplete ({said}); fetch it again") from error
+
+
+def _columns_of(shard: Path, names: tuple[str, ...]) -> pa.Table:
+    with _reading(shard):
+        return pq.read_table(shard, columns=list(names))
+
+
+def _names_of(shard: Path) -> list[str]:
+    with _reading(shard):
+        return list(pq.read_schema(shard).names)
 
 
 def is_utf8(value: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 import datasets
@@ -64,6 +65,29 @@ def test_arrow_and_parquet_give_the_same_rows(tmp_path, place):
     (folder / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="'train' has 1 of 2 parquet shards"):
         MMTDataset(parquet)
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "state"])
+def test_a_damaged_split_is_named(tmp_path, kind, damage):
+    content = tiny.splits()
+    if kind == "arrow":
+        datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in content.items()}).save_to_disk(str(tmp_path))
+        place = tmp_path / "train"
+        file = place / "state.json" if damage == "state" else next(place.glob("*.arrow"))
+    else:
+        for name, rows in content.items():
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}-00000-of-00001.parquet")
+        place = file = tmp_path / "train-00000-of-00001.parquet"
+    new = {
+        "cut": file.read_bytes()[: file.stat().st_size // 2],
+        "empty": b"",
+        "noise": bytes(range(256)),
+        "state": b"{",
+    }
+    file.write_bytes(new[damage])
+    with pytest.raises(ValueError, match=f"^{re.escape(str(place))}: damaged or incomplete .*; fetch it again$"):
+        MMTDataset(tmp_path)
 
 
 def test_views_keep_ids_and_samples_are_stable(root):

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from tqdm.auto import tqdm
 
 from lime.data.layout import SplitFiles, find_splits, is_utf8
@@ -145,8 +144,8 @@ def _check_rows(root: Path, files: SplitFiles, report: Report) -> Iterator[tuple
             report.faults.append(Fault("missing_column", files.split, None, file, problem))
             return
         columns = files.raw_columns(COLUMNS)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        problem = f"cannot be read ({str(error).splitlines()[0]}); fetch it again"
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read ({str(error).splitlines()[0]})"
         report.faults.append(Fault("unreadable_split", files.split, None, file, problem))
         return
     report.rows[files.split] = len(columns["answer"])
