@@ -1,8 +1,8 @@
 """Before the first real step: does the heaviest batch fit, and how long will an epoch take?
 
-The trial runs forward and backward on the heaviest batches the data can give and, on the CPU, on a batch of every shape,
-without an optimiser step. Random states, gradients and the training mode are put back, so that the training that follows
-is the same to the last bit.
+The trial runs forward and backward on the heaviest batches the data can give and, on the CPU, on a batch of every
+shape, without an optimiser step. Random states, gradients and the training mode are put back, so that the training
+that follows is the same to the last bit.
 """
 
 from __future__ import annotations
