@@ -152,7 +152,7 @@ def _work(
         if stop.code:
             _tell(folder, number, "other", f"ended with code {stop.code}")
         os._exit(1 if stop.code else 0)
-    except BaseException:  # noqa: BLE001  # told by the parent, with the traceback
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001  # the end of a process: its parent tells, with the traceback
         _tell(folder, number, "other", traceback.format_exc())
         os._exit(1)
     if torch.distributed.is_initialized():

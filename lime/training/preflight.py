@@ -281,9 +281,11 @@ def _of_every_shape(data: MMTDataModule) -> Iterator[list[Row]]:
         rows = [data.train_rows[i] for i in batch]
         kinds = [row.source_type for row in rows]
         shape = (len(rows), max(data.train_lengths[i] for i in batch), kinds.count("image"), kinds.count("video"))
-        if shape not in seen and len(seen) < ORDINARY:
+        if shape not in seen:
             seen.add(shape)
             yield rows
+        if len(seen) == ORDINARY:
+            return
 
 
 def _sampler(data: MMTDataModule) -> LengthBucketSampler:

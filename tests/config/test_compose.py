@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lime.config.check import ConfigError, build
-from lime.config.overrides import check, register, with_method
+from lime.config.overrides import check, force, register, with_method
 from lime.config.schema import EvalConfig, TrainConfig, method_of
 from lime.tuner.presets import PRESETS, preset_settings
 from lime.tuner.settings import MIXTURES
@@ -183,8 +183,12 @@ def test_every_value_of_a_sweep_is_checked() -> None:
 
 
 def test_key_inside_a_null_section_can_be_set() -> None:
+    arguments = ["logger=wandb", "logger.wandb.project=mine", "model.image.max_pixels=null"]
     register(TrainConfig)
-    check(["logger=wandb", "logger.wandb.project=mine", "model.image.max_pixels=null"], CONF, "train", TrainConfig)
+    check(arguments, CONF, "train", TrainConfig)
+    config = composed(*force(arguments, TrainConfig))
+    assert config.logger.wandb.project == "mine"
+    assert config.model.image.max_pixels is None
 
 
 def test_wrong_configuration_fails_fast_without_torch() -> None:

@@ -40,7 +40,7 @@ def content(**changes: Any) -> dict[str, list[dict[str, str]]]:
     return splits
 
 
-def refused(outcome: Any, *parts: str) -> None:
+def assert_refused(outcome: Any, *parts: str) -> None:
     assert outcome.code == 2, outcome.said
     assert "Traceback" not in outcome.said
     for part in parts:
@@ -75,16 +75,16 @@ def test_configuration_is_refused_before_a_model_is_loaded(
     command: Command, base: list[str], override: str, message: str
 ) -> None:
     outcome = command("train.py", *base, override)
-    refused(outcome, message)
+    assert_refused(outcome, message)
     assert "loaded tiny" not in outcome.said
 
 
 def test_more_experts_than_the_layer_is_wide(command: Command, base: list[str]) -> None:
-    refused(command("train.py", *base, "lime.num_experts=33"), "num_experts", "33", "_proj")
+    assert_refused(command("train.py", *base, "lime.num_experts=33"), "num_experts", "33", "_proj")
 
 
 def test_targets_that_match_nothing(command: Command, base: list[str], tmp_path: Path) -> None:
-    refused(command("train.py", *base, "peft.target_modules=[no_such_proj]"), "target_modules", "no_such_proj")
+    assert_refused(command("train.py", *base, "peft.target_modules=[no_such_proj]"), "target_modules", "no_such_proj")
     status = json.loads((tmp_path / "out" / "status.json").read_text())
     assert status["status"] == "failed"
     assert "no_such_proj" in status["error"]["message"]
@@ -94,14 +94,14 @@ def test_split_with_a_missing_column(command: Command, base: list[str], tmp_path
     splits = tiny.splits(train=6, test=2)
     splits["glue_test_sst2"] = [{k: v for k, v in row.items() if k != "answer"} for row in splits["glue_test_sst2"]]
     root = tiny.write_root(tmp_path / "root", splits)
-    refused(command("train.py", *base, f"data.root={root}"), "glue_test_sst2", "answer")
+    assert_refused(command("train.py", *base, f"data.root={root}"), "glue_test_sst2", "answer")
 
 
 def test_missing_image(command: Command, base: list[str], tmp_path: Path) -> None:
     splits = content(media_path="media/gone.png")
     root = tiny.write_root(tmp_path / "root", splits)
     (root / "media/gone.png").unlink()
-    refused(command("train.py", *base, f"data.root={root}"), "media/gone.png", "train/", "no such file")
+    assert_refused(command("train.py", *base, f"data.root={root}"), "media/gone.png", "train/", "no such file")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -109,20 +109,20 @@ def test_truncated_video(command: Command, base: list[str], tmp_path: Path, work
     root = tiny.write_root(tmp_path / "root", content())
     for path in root.glob("media/train_*.mp4"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refused(command("train.py", *base, f"data.root={root}", f"data.num_workers={workers}"), ".mp4", "train/")
+    assert_refused(command("train.py", *base, f"data.root={root}", f"data.num_workers={workers}"), ".mp4", "train/")
 
 
 def test_empty_answer(command: Command, base: list[str], tmp_path: Path) -> None:
     root = tiny.write_root(tmp_path / "root", content(answer=" "))
-    refused(command("train.py", *base, f"data.root={root}"), "train/", "answer is empty")
+    assert_refused(command("train.py", *base, f"data.root={root}"), "train/", "answer is empty")
 
 
 def test_checkpoint_of_another_model(command: Command, base: list[str], tmp_path: Path) -> None:
     train(config("qwen2_vl", trainer__max_steps=1, callbacks__checkpoint=True), tmp_path / "qwen")
     last = next((tmp_path / "qwen" / "checkpoints").glob("*.ckpt"))
-    refused(command("train.py", *base, f"ckpt_path={last}"), "ckpt_path", "tiny_qwen2vl", "tiny_llava_onevision")
+    assert_refused(command("train.py", *base, f"ckpt_path={last}"), "ckpt_path", "tiny_qwen2vl", "tiny_llava_onevision")
     adapter = tmp_path / "qwen" / "adapter"
-    refused(command("eval.py", f"adapter={adapter}", base[0], "model.family=llava_onevision"), "tiny_qwen2vl")
+    assert_refused(command("eval.py", f"adapter={adapter}", base[0], "model.family=llava_onevision"), "tiny_qwen2vl")
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
@@ -132,7 +132,7 @@ def test_a_file_that_is_no_checkpoint(command: Command, base: list[str], tmp_pat
         torch.save({"state_dict": torch.zeros(1000)}, path)
         content = path.read_bytes()[: path.stat().st_size // 2]
     path.write_bytes(content)
-    refused(command("train.py", *base, f"ckpt_path={path}"), f"ckpt_path: {path}: not a checkpoint of a run")
+    assert_refused(command("train.py", *base, f"ckpt_path={path}"), f"ckpt_path: {path}: not a checkpoint of a run")
 
 
 def test_divergence_is_told(command: Command, base: list[str]) -> None:
@@ -143,17 +143,17 @@ def test_divergence_is_told(command: Command, base: list[str]) -> None:
 
 
 def test_eval_of_what_is_not_there(command: Command, tmp_path: Path) -> None:
-    refused(command("eval.py", "adapter=nowhere"), "adapter: nowhere")
-    refused(command("eval.py", "predictions=nowhere.jsonl"), "nowhere.jsonl")
+    assert_refused(command("eval.py", "adapter=nowhere"), "adapter: nowhere")
+    assert_refused(command("eval.py", "predictions=nowhere.jsonl"), "nowhere.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"id": "a/0"\n')
-    refused(command("eval.py", "predictions=broken.jsonl"), "broken.jsonl, line 1")
+    assert_refused(command("eval.py", "predictions=broken.jsonl"), "broken.jsonl, line 1")
     record = {"id": "a/0", "split": "a", "question": "?", "media_path": "", "raw": "x", "extracted": "x", "truth": "x"}
     (tmp_path / "other.jsonl").write_text(json.dumps({**record, "correct": True}) + "\n")
-    refused(command("eval.py", "predictions=other.jsonl"), "predictions of unknown splits: a")
+    assert_refused(command("eval.py", "predictions=other.jsonl"), "predictions of unknown splits: a")
     (tmp_path / "adapter").mkdir()
     for content, message in (
         ("config: {}", "lacks 'config' or 'backbone'"),
         ("config: {}\nbackbone: {}", "fingerprint"),
     ):
         (tmp_path / "adapter" / "run.yaml").write_text(content)
-        refused(command("eval.py", "adapter=adapter"), message)
+        assert_refused(command("eval.py", "adapter=adapter"), message)

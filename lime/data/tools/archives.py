@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
@@ -77,12 +77,10 @@ class _Zip:
 class _Tar:
     def __init__(self, path: Path) -> None:
         packed = path.name.lower().endswith("gz")
-        self.stream: Any = gzip.open(path) if packed else path.open("rb")  # noqa: SIM115  # closed by close()
-        try:
+        with ExitStack() as opened:
+            self.stream: Any = opened.enter_context(gzip.open(path) if packed else path.open("rb"))  # noqa: SIM115
             self.file = tarfile.open(fileobj=self.stream)  # noqa: SIM115
-        except BaseException:
-            self.stream.close()
-            raise
+            opened.pop_all()  # closed by close()
         self._infos: dict[str, tarfile.TarInfo] = {}
 
     def members(self) -> list[Member]:
