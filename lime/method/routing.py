@@ -12,6 +12,8 @@ from torch import Tensor
 
 DIVISOR_FLOOR = 1e-6
 """Every norm clamps its divisor from below at this value."""
+LEAST_SHARE = 0.03
+"""In the gradient, the update's divisor is at least this share of the frozen signal's."""
 
 
 def routing_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -48,10 +50,11 @@ def pick(signal_BTO: Tensor, features: int | Tensor, num_experts: int) -> Tensor
     return picked_BTE.to(routing_dtype(signal_BTO.dtype))
 
 
-def normalise(
+def divisor(
     picked_BTE: Tensor, norm: str, signal_BTO: Tensor | None = None, considered_BT1: Tensor | None = None
 ) -> Tensor:
-    """Divide the picked features by their norm, clamped from below at `DIVISOR_FLOOR`.
+    """What the picked features of a signal are divided by, at least `DIVISOR_FLOOR`; shape (B, T, 1), or () for
+    `tensor`.
 
     Args:
         norm: `slice`, largest absolute value among the picked features of each token; `token`, of the whole
@@ -62,18 +65,51 @@ def normalise(
     Source: Eq. 3; `tensor` is the authors' code.
     """
     if norm == "slice":
-        divisor = picked_BTE.abs().amax(-1, keepdim=True)
+        found = picked_BTE.abs().amax(-1, keepdim=True)
     elif norm == "token":
         assert signal_BTO is not None
-        divisor = signal_BTO.abs().amax(-1, keepdim=True).to(picked_BTE.dtype)
+        found = signal_BTO.abs().amax(-1, keepdim=True).to(picked_BTE.dtype)
     elif norm == "tensor":
         magnitude_BTE = picked_BTE.abs()
         if considered_BT1 is not None:
             magnitude_BTE = magnitude_BTE.masked_fill(~considered_BT1, 0.0)
-        divisor = magnitude_BTE.amax()
+        found = magnitude_BTE.amax()
     else:
         raise ValueError(f"routing_norm: expected one of slice, token, tensor, got {norm!r}")
-    return picked_BTE / divisor.clamp_min(DIVISOR_FLOOR)
+    return found.clamp_min(DIVISOR_FLOOR)
+
+
+def normalise(
+    picked_BTE: Tensor,
+    norm: str,
+    signal_BTO: Tensor | None = None,
+    considered_BT1: Tensor | None = None,
+    least: Tensor | None = None,
+) -> Tensor:
+    """Divide the picked features by their norm; shape (B, T, E). The gradient is bounded, see `gradient_divisor`.
+
+    Args:
+        least: divisor of the frozen signal, where `picked` is the update's.
+        Others as in `divisor`.
+    """
+    by = divisor(picked_BTE, norm, signal_BTO, considered_BT1)
+    values_BTE = picked_BTE / by
+    if not values_BTE.requires_grad:
+        return values_BTE
+    share = (by / gradient_divisor(by, least)).detach()
+    return torch.lerp(values_BTE.detach(), values_BTE, share)  # the values as they are, their gradient times the share
+
+
+def gradient_divisor(divisor: Tensor, least: Tensor | None = None) -> Tensor:
+    """What the gradient through a norm is divided by in place of the divisor; shape of `divisor`.
+
+    The direction of a signal has a gradient of 1 / its size. An update starts at zero and grows by learning rates that
+    start near zero, so that the balance losses would take over the first steps: divided by `DIVISOR_FLOOR`, their
+    gradient is thousands of times the task's. Here the divisor of the update is at least `LEAST_SHARE` of the frozen
+    signal's, `least`; and a signal at the floor has no direction, and carries no gradient.
+    """
+    bounded = divisor if least is None else torch.maximum(divisor, LEAST_SHARE * least)
+    return bounded.masked_fill(divisor <= DIVISOR_FLOOR, float("inf"))
 
 
 def blend(frozen_BTE: Tensor, update_BTE: Tensor, gamma_routing: float) -> Tensor:

@@ -119,7 +119,9 @@ class Router(nn.Module):
         if c.routing_norm == "tensor" and c.n_gram > 1 and call is not None:
             considered = windows.is_anchor(call.anchors(z_picked, c.n_gram, c.window_anchor)).unsqueeze(-1)
         frozen = routing.normalise(z_picked, c.routing_norm, z, considered)
-        update = routing.normalise(zhat_picked, c.routing_norm, zhat, considered)
+        with torch.no_grad():
+            least = routing.divisor(z_picked, c.routing_norm, z, considered)
+        update = routing.normalise(zhat_picked, c.routing_norm, zhat, considered, least)
         return self._probabilities(routing.blend(frozen, update, c.gamma_routing))
 
     def _probabilities(self, logits: Tensor) -> Tensor:

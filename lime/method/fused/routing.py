@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lime.method.routing import DIVISOR_FLOOR
+from lime.method.routing import DIVISOR_FLOOR, gradient_divisor
 from lime.method.selection import SOFT_FLOOR
 
 
@@ -85,9 +85,11 @@ def normalise(signals_2EN: Tensor, plan: RoutingPlan, considered_N: Tensor | Non
 
 
 def normalise_backward(grad_2EN: Tensor, signals: Signals, plan: RoutingPlan, considered_N: Tensor | None) -> Tensor:
-    """Gradient of the raw signals; in place of `grad_2EN`. Entries that tie for the largest share its gradient."""
+    """Gradient of the raw signals, bounded as in `lime.method.routing.gradient_divisor`; in place of `grad_2EN`.
+    Entries that tie for the largest share its gradient."""
     values_2EN, divisor = signals
-    largest = values_2EN.abs().ge_(1.0)  # 0 everywhere under a clamped divisor
+    bounded = gradient_divisor(divisor, divisor[:1])  # of the frozen signal: its own
+    largest = values_2EN.abs().ge_(1.0)
     if plan.norm == "slice":
         through_divisor = torch.linalg.vecdot(grad_2EN, values_2EN, dim=1).unsqueeze(1)
         ties = largest.sum(1, keepdim=True)
@@ -97,7 +99,7 @@ def normalise_backward(grad_2EN: Tensor, signals: Signals, plan: RoutingPlan, co
         through_divisor = (grad_2EN * values_2EN).sum((1, 2), keepdim=True)
         ties = largest.sum((1, 2), keepdim=True)
     through_divisor = through_divisor.div_(ties.clamp_min_(1.0))
-    return grad_2EN.addcmul_(largest.mul_(values_2EN), through_divisor, value=-1).div_(divisor)
+    return grad_2EN.addcmul_(largest.mul_(values_2EN), through_divisor, value=-1).div_(bounded)
 
 
 def blend(signals: Signals, plan: RoutingPlan) -> Tensor:

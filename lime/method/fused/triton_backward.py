@@ -8,7 +8,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lime.method.fused.triton_forward import by_experts, divisor, picked_basis, probabilities, store_by_experts, weights
+from lime.method.fused.triton_forward import (
+    DIVISOR_FLOOR,
+    by_experts,
+    divisor,
+    picked_basis,
+    probabilities,
+    store_by_experts,
+    weights,
+)
+
+LEAST_SHARE: tl.constexpr = tl.constexpr(0.03)
 
 
 @triton.jit
@@ -84,14 +94,16 @@ def write_factors(
 
 
 @triton.jit
-def _divided(grad_NE, signal_NE):
-    """Gradient of a signal from that of `signal / divisor`; what ties for the largest shares its gradient."""
+def _divided(grad_NE, signal_NE, least_N1):
+    """Gradient of a signal from that of `signal / divisor`, bounded as in `lime.method.routing.gradient_divisor`; what
+    ties for the largest shares its gradient."""
     divisor_N1 = divisor(signal_NE)
     values_NE = signal_NE / divisor_N1
-    largest_NE = tl.where(tl.abs(signal_NE) >= divisor_N1, 1.0, 0.0)  # 0 everywhere under a clamped divisor
+    largest_NE = tl.where(tl.abs(signal_NE) >= divisor_N1, 1.0, 0.0)
     ties_N = tl.maximum(tl.sum(largest_NE, 1), 1.0)
     through_N = tl.sum(grad_NE * values_NE, 1) / ties_N
-    return (grad_NE - largest_NE * values_NE * through_N[:, None]) / divisor_N1
+    grad_NE = (grad_NE - largest_NE * values_NE * through_N[:, None]) / tl.maximum(divisor_N1, least_N1)
+    return tl.where(divisor_N1 > DIVISOR_FLOOR, grad_NE, 0.0)
 
 
 @triton.jit
@@ -160,8 +172,8 @@ def route_backward(
     if not LEARNED:
         source_NE = by_experts(source_p, n, live_N, count, E, EXPERTS)
         update_NE = tl.dot(by_experts(u_p, n, live_N, count, R, RANK), picked_RE, input_precision="ieee")
-        grad_source_NE = _divided(grad_source_NE, source_NE)
-        grad_update_NE = _divided(grad_NE * UPDATE_FACTOR, update_NE)
+        grad_source_NE = _divided(grad_source_NE, source_NE, 0.0)
+        grad_update_NE = _divided(grad_NE * UPDATE_FACTOR, update_NE, divisor(source_NE) * LEAST_SHARE)
         grad_u_NR += tl.dot(grad_update_NE, tl.trans(picked_RE), input_precision="ieee")
         store_by_experts(grad_update_p, grad_update_NE, n, live_N, count, E, EXPERTS)
     store_by_experts(grad_taps_p, grad_u_NR, n, live_N, count, R, RANK)
