@@ -73,6 +73,18 @@ def test_float32(options: dict[str, Any]) -> None:
         assert float((got - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1e-2])
+def test_the_gradient_of_a_small_update(scale: float) -> None:
+    """It is bounded as by torch, and so are the balance losses' first gradients."""
+    made = layer(torch.float32, width=WIDTH).train()
+    with torch.no_grad():
+        made.lime_delta["default"].B.mul_(scale)
+    results = zip(outcome(made, example(), "triton"), outcome(made, example(), "fused"), strict=True)
+    for got, expected in results:
+        assert float((got - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+        assert float(got.abs().max()) < 1e3
+
+
 @pytest.mark.parametrize("options", CHOICES[:3], ids=str)
 def test_bfloat16_is_no_further_from_float32_than_torch(options: dict[str, Any]) -> None:
     low, full = (layer(dtype, width=WIDTH, jitter_noise=0.0, **options).train() for dtype in LOW_AND_FULL)
