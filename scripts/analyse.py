@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder to write into (default: analysis/ in the given folder)")
     parser.add_argument("--data-root", type=Path, help="where the data lie, in place of the run's data.root")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("fontTools").setLevel(logging.WARNING)
@@ -43,13 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _written(options: argparse.Namespace, out: Path) -> list[Path]:
     from lime.analysis.study.opening import Choice
+    from lime.analysis.study.record import WRITTEN
     from lime.analysis.study.run import Study, study_run
     from lime.analysis.study.sweep import is_sweep, study_sweep
+    from lime.ownership import check_output
 
     if not options.folder.is_dir():
         raise ValueError(f"{options.folder}: no such folder; expected that of a run or of a sweep")
     splits = None if options.splits is None else tuple(options.splits)
     study = Study(Choice(options.rows, splits, options.data_root), options.window, options.threads)
+    for name in WRITTEN:
+        check_output(out / name, overwrite=options.overwrite)
     if not is_sweep(options.folder):
         return study_run(options.folder, options.against, out, study)
     if options.against is not None:

@@ -27,15 +27,20 @@ def main(arguments: Sequence[str]) -> int:
 
     from lime.analysis.benchmark.options import add_arguments, parse
     from lime.analysis.benchmark.record import markdown, save
+    from lime.experiments.figures.style import save_figure
+    from lime.ownership import check_output
 
     module = import_module(f"lime.analysis.benchmark.{command}")
     parser = argparse.ArgumentParser(prog=f"benchmark.py {command}", description=COMMANDS[command])
     add_arguments(parser, module.Options)
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="keep the record here, the table beside it")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     values = vars(parser.parse_args(arguments[1:]))
-    output, threads = values.pop("output"), values.pop("threads")
+    output, threads, overwrite = (values.pop(name) for name in ("output", "threads", "overwrite"))
     try:
+        for suffix in (".json", ".md", ".png", ".pdf") if output is not None else ():
+            check_output(output if suffix == ".json" else output.with_suffix(suffix), overwrite=overwrite)
         if threads is not None:
             import torch
 
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         save(content, output)
     if output is not None and figure is not None:
         for kind in (".png", ".pdf"):
-            figure.savefig(output.with_suffix(kind), dpi=200)
+            save_figure(figure, output.with_suffix(kind), dpi=200)
     print(markdown(content))
     return 0
 

@@ -14,10 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lime.atomic import write_text
 from lime.experiments.collection import Sweep, read_sweep
 from lime.experiments.estimates import METRICS
 from lime.experiments.search import choose, write_choices
 from lime.experiments.tables import WRITERS, make_table
+from lime.ownership import MADE_BY, check_output
+
+SIGNED = {"md": f"\n<!-- {MADE_BY} -->\n", "tex": f"% {MADE_BY}\n"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,22 +32,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="every record in the folder, not only the last command's")
     parser.add_argument("--out", type=Path, help="folder to write NAME.md, NAME.csv and NAME.tex into")
     parser.add_argument("--select", type=Path, metavar="FILE", help="choose each method's rate by validation loss")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parser.parse_args(arguments)
     try:
         sweep = read_sweep(options.folder, everything=options.all)
         if options.select is not None:
+            check_output(options.select, overwrite=options.overwrite)
             return _select(sweep, options.select)
+        paths = {} if options.out is None else {kind: options.out / f"{sweep.name}.{kind}" for kind in WRITERS}
+        for path in paths.values():
+            check_output(path, overwrite=options.overwrite)
         table = make_table(sweep, options.metric, options.baseline)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(WRITERS["md"](table))
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        for suffix, write in WRITERS.items():
-            path = options.out / f"{sweep.name}.{suffix}"
-            path.write_text(write(table), encoding="utf-8")
-            print(path)
+    for kind, path in paths.items():
+        write_text(path, WRITERS[kind](table) + SIGNED.get(kind, ""))
+        print(path)
     return 0
 
 

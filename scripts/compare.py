@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from lime.atomic import write_json
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.comparison import compare, comparison_table
 from lime.evaluation.predictions import read_predictions
+from lime.ownership import check_output
+
+SCHEMA = "lime-comparison/1"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,8 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (default 2000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     parser.add_argument("--json", type=Path, help="also write the comparison to this file")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     args = parser.parse_args(arguments)
     try:
+        if args.json is not None:
+            check_output(args.json, overwrite=args.overwrite)
         runs = [read_predictions(path) for path in (args.run_a, args.run_b)]
         found = compare(*runs, TASKS, resamples=args.resamples, seed=args.seed)
     except (ValueError, OSError) as error:
@@ -42,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"A: {args.run_a}\nB: {args.run_b}", highlight=False)
     console.print(comparison_table(found, CATEGORIES))
     if args.json is not None:
-        args.json.write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, {"schema": SCHEMA, **dataclasses.asdict(found)})
     return 0
 
 

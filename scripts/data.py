@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
             command.add_argument("--show", type=int, default=50, help="faults to print (50)")
         if name in ("verify", "stats"):
             command.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+            command.add_argument("--overwrite", action="store_true", help="replace FILE if something else is there")
         if name == "stats":
             command.add_argument("overrides", nargs="*", help="options of train.py: model, data.max_length, …")
         if name == "sample":
@@ -87,9 +88,10 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     """Decode every file that a row names and name every fault; exit code 1 if there is one."""
-    from lime.data.tools.output import dump
+    from lime.atomic import write_json
     from lime.data.tools.verify import verify
 
+    _check_json(options)
     report = verify(options.folder, options.workers, progress=sys.stderr.isatty())
     print(report.table())
     if report.absent:
@@ -101,7 +103,7 @@ def _verify(options: argparse.Namespace) -> int:
     if len(report.faults) > options.show:
         print(f"… and {len(report.faults) - options.show:,} more (--show, --json)")
     if options.json:
-        options.json.write_text(dump(report.to_dict()), encoding="utf-8")
+        write_json(options.json, {"schema": "lime-verify/1", **report.to_dict()}, indent=1)
     speed = report.speed
     print(
         f"{report.media:,} files decoded in {speed.seconds:.1f} s by {speed.processes} processes "
@@ -113,22 +115,32 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _stats(options: argparse.Namespace) -> int:
     """Rows and tokens per task and modality, as a model's processor counts them."""
+    from lime.atomic import write_json
     from lime.config.compose import composed
     from lime.config.schema import TrainConfig
     from lime.data.datamodule import make_collator
     from lime.data.rows import MMTDataset
-    from lime.data.tools.output import dump
     from lime.data.tools.stats import statistics
     from lime.models.loading import load_processor_alone
 
+    _check_json(options)
     overrides = ["data=mmt47", f"data.root={options.folder}", *options.overrides]
     config = composed(overrides, ROOT / "conf", "train", TrainConfig)
     family, processor = load_processor_alone(config.model)
     found = statistics(MMTDataset(options.folder), make_collator(config.data, processor, family))
     print(found.table())
     if options.json:
-        options.json.write_text(dump({"model": config.model.name, **found.to_dict()}), encoding="utf-8")
+        content = {"schema": "lime-stats/1", "model": config.model.name, **found.to_dict()}
+        write_json(options.json, content, indent=1)
     return 0
+
+
+def _check_json(options: argparse.Namespace) -> None:
+    """Say before the work that the file for its result is somebody else's."""
+    from lime.ownership import check_output
+
+    if options.json:
+        check_output(options.json, overwrite=options.overwrite)
 
 
 def _sample(options: argparse.Namespace) -> int:

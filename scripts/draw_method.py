@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lime.experiments.figures.style import save_figure
+from lime.ownership import check_output
 
 FROZEN, TRAINED, COMPUTED, INK = "#dbe4ee", "#fde2c4", "#ffffff", "#22303c"
 TARGET = Path(__file__).parent.parent / "docs" / "method.svg"
@@ -80,9 +86,21 @@ def draw() -> plt.Figure:
     return figure
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?", default=TARGET, help="SVG, PNG or PDF (default: docs/method.svg)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
+    options = parser.parse_args(arguments)
     plt.rcParams["svg.hashsalt"] = "lime"  # the same file at every run
-    metadata = {"Date": None} if target.suffix == ".svg" else None
-    draw().savefig(target, bbox_inches="tight", facecolor="white", dpi=110, metadata=metadata)
-    print(f"wrote {target}")
+    try:
+        check_output(options.file, overwrite=options.overwrite)
+        save_figure(draw(), options.file, bbox_inches="tight", facecolor="white", dpi=110)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,13 +20,16 @@ from lime.integrations.hub import export_adapter
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run of train.py")
-    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("out", type=Path, help="folder to write; one that holds something else is refused")
     parser.add_argument("--licence", default="other", help="the hub's name of the licence you choose")
     parser.add_argument("--title", help="heading of the model card (default: the run's name)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder, whatever is in it")
     options = parser.parse_args(arguments)
     try:
-        folder = export_adapter(options.run, options.out, licence=options.licence, title=options.title)
-    except ValueError as error:
+        folder = export_adapter(
+            options.run, options.out, licence=options.licence, title=options.title, overwrite=options.overwrite
+        )
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))

@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.experiments.collection import read_sweep
 from lime.experiments.figures.catalogue import draw
-from lime.experiments.figures.style import save
+from lime.experiments.figures.style import figure_files, save
+from lime.ownership import check_output
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,14 +19,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", type=Path, nargs="+", help="folders of sweeps, multirun/NAME")
     parser.add_argument("--out", type=Path, default=Path("outputs/figures"), help="folder for NAME.png and NAME.pdf")
     parser.add_argument("--all", action="store_true", help="every record in a folder, not only the last command's")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parser.parse_args(arguments)
     failed = 0
     for folder in options.folders:
         try:
             sweep = read_sweep(folder, everything=options.all)
+            for path in figure_files(options.out, sweep.name):
+                check_output(path, overwrite=options.overwrite)
             for path in save(draw(sweep), options.out, sweep.name):
                 print(path)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed = 2
     return failed

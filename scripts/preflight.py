@@ -2,7 +2,8 @@
 
 Takes every option of train.py: resolves the configuration, loads model and data, counts parameters, runs forward and
 backward on the heaviest batch of each modality, and predicts peak memory and the time of an epoch.
-python scripts/preflight.py --json FILE … writes all of it. Exit code 1 where it does not fit.
+python scripts/preflight.py --json FILE … writes all of it, with --overwrite whatever FILE is.
+Exit code 1 where it does not fit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from lime.config.check import ConfigError  # noqa: E402
 from lime.config.compose import composed  # noqa: E402
 from lime.config.schema import TrainConfig  # noqa: E402
+from lime.ownership import check_output  # noqa: E402
 
 DOES_NOT_FIT, WRONG = 1, 2
 
@@ -32,8 +34,12 @@ def main(arguments: list[str]) -> int:
             print("error: --json: expected a file after it", file=sys.stderr)
             return WRONG
         target, arguments = Path(arguments[at + 1]), arguments[:at] + arguments[at + 2 :]
+    overwrite = "--overwrite" in arguments
+    arguments = [text for text in arguments if text != "--overwrite"]
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     try:
+        if target is not None:
+            check_output(target, overwrite=overwrite)
         config = composed(arguments, ROOT / "conf", "train", TrainConfig)
         return _try(config, target)
     except (ConfigError, ValueError, OSError) as error:
@@ -43,10 +49,10 @@ def main(arguments: list[str]) -> int:
 
 def _try(config: TrainConfig, target: Path | None) -> int:
     import lime
+    from lime.atomic import write_json
     from lime.models.loading import load_backbone
     from lime.training.job import checkpoint_activations
     from lime.training.preflight import preflight_of_run
-    from lime.training.record import write_json
     from lime.training.setup import device_of, media_errors_as_input_errors, open_data, prepare_process
 
     with media_errors_as_input_errors():
@@ -64,7 +70,7 @@ def _try(config: TrainConfig, target: Path | None) -> int:
     if found is None:
         return 0
     if target is not None:
-        write_json(target, found.to_dict())
+        write_json(target, {"schema": "lime-preflight/1", **found.to_dict()})
     return 0 if found.fits else DOES_NOT_FIT
 
 

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Qwen2Tokenizer
 
+from lime.atomic import replacing, replacing_folder, write_json, write_text
 from lime.data.mini.sentences import READABLE
 from lime.models.tiny import architecture, probe, text_corpus, words
 from lime.models.tiny.batches import Encoder, induction_batches, text_batches
@@ -28,6 +29,7 @@ from lime.models.tiny.pool import build_pool
 from lime.models.tiny.pretraining import ATTENTION, Stage, answer_loss, patches_by_matrix_product, train
 from lime.models.tiny.visual_batches import Pool, mixed, normalise, patches, visual_batches
 from lime.models.tiny.visual_corpus import HEADS, class_labels
+from lime.ownership import claim
 
 logger = logging.getLogger("pretrain_tiny")
 
@@ -52,12 +54,13 @@ def get_tokenizer(work: Path) -> Qwen2Tokenizer:
         merged = [w for w in READABLE if len(tokenizer(w).input_ids) != len(w)]
         if merged:
             raise RuntimeError(f"words to read must be spelled by letters, but are merged: {merged}")
-        tokenizer.save_pretrained(folder)
+        with replacing_folder(folder, "tokenizer", overwrite=True) as temporary:  # the work folder was claimed
+            tokenizer.save_pretrained(temporary)
     return Qwen2Tokenizer.from_pretrained(folder)
 
 
 def record(work: Path, key: str, stage: Stage) -> None:
-    (work / f"{key}.json").write_text(json.dumps(asdict(stage), indent=2))
+    write_json(work / f"{key}.json", asdict(stage))
 
 
 def text_stage(work: Path, minutes: float, batch_size: int, seed: int) -> Path:
@@ -88,7 +91,8 @@ def text_stage(work: Path, minutes: float, batch_size: int, seed: int) -> Path:
         lambda batch: answer_loss(wrapped, {"input_ids": batch[0]}, batch[1]),
         minutes=minutes,
     )
-    save_file({n: p.detach().contiguous() for n, p in language.state_dict().items()}, target)
+    with replacing(target) as temporary:
+        save_file({n: p.detach().contiguous() for n, p in language.state_dict().items()}, temporary)
     record(work, "text", stage)
     return target
 
@@ -147,7 +151,8 @@ def vision_stage(work: Path, name: str, minutes: float, batch_size: int, seed: i
         return torch.stack(terms).sum()
 
     stage = train("vision", heads, batches(), loss, minutes=minutes, peak=1.5e-3, decay_from=0.3, clip=2.0, every=150)
-    save_file({n: p.detach().contiguous() for n, p in heads.tower.state_dict().items()}, target)
+    with replacing(target) as temporary:
+        save_file({n: p.detach().contiguous() for n, p in heads.tower.state_dict().items()}, temporary)
     record(work, f"{name}.vision", stage)
     return target
 
@@ -223,8 +228,9 @@ def _train_jointly(
     model.set_attn_implementation("sdpa")
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(work / name)
-    architecture.save_processor(name, tokenizer, work / name)
+    with replacing_folder(work / name, "checkpoint", overwrite=True) as temporary:
+        model.save_pretrained(temporary)
+        architecture.save_processor(name, tokenizer, temporary)
     return stage
 
 
@@ -247,7 +253,7 @@ def card_stage(work: Path, name: str, threads: int, count: int = 200) -> None:
         probe=scores,
         count=count,
     )
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
     for skill, (right, common, n) in scores.items():
         logger.info("%-28s %5.1f%%  (most frequent %4.1f%%, %d items)", skill, 100 * right, 100 * common, n)
 
@@ -271,6 +277,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
+    names = ("tokenizer", "pool", "text.safetensors", "text.json", *architecture.FAMILIES)
+    try:
+        claim(args.work, "pretraining", names)
+    except OSError as error:
+        parser.error(str(error))
     if "text" in args.stages:
         text_stage(args.work, args.text_minutes, args.batch_size, args.seed)
     if "pool" in args.stages:

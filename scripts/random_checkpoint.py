@@ -21,10 +21,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, help="blocks of each tower (default: all)")
     parser.add_argument("--small-vocabulary", action="store_true", help="embeddings of the embedded tokenizer's size")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder, whatever is in it")
     options = parser.parse_args(arguments)
-    folder = write_random_checkpoint(
-        options.name, options.folder, layers=options.layers, full_vocabulary=not options.small_vocabulary
-    )
+    try:
+        folder = write_random_checkpoint(
+            options.name,
+            options.folder,
+            layers=options.layers,
+            full_vocabulary=not options.small_vocabulary,
+            overwrite=options.overwrite,
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e9:.2f} GB")
     return 0
 

@@ -18,9 +18,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file to write (default: report.html in that folder)")
     parser.add_argument("--samples", type=int, default=2, help="predictions shown of each task (default 2)")
     parser.add_argument("--data-root", type=Path, help="where the media lie, in place of the run's data.root")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     args = parser.parse_args(arguments)
     try:
-        path = write_report_page(args.folder, args.out, samples_per_task=args.samples, data_root=args.data_root)
+        path = write_report_page(
+            args.folder,
+            args.out,
+            samples_per_task=args.samples,
+            data_root=args.data_root,
+            overwrite=args.overwrite,
+        )
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1

@@ -22,17 +22,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--entity", help="team or user (default: that of the login)")
     parser.add_argument("--experiment", metavar="NAME", help="a report about one sweep, by its name")
     parser.add_argument("--dry-run", type=Path, metavar="FILE", help="write the specification, save nothing")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("wandb_workspaces") is None:
         return _error("needs the library of W&B's workspaces: pip install 'lime-moe[dashboard]'")
+    from lime.atomic import write_text
     from lime.integrations import wandb_dashboard as made
+    from lime.ownership import check_output
 
     if options.dry_run is not None:
         entity = options.entity or "ENTITY"
         pages = [made.workspace(entity, options.project), made.report(entity, options.project, options.experiment)]
         text = json.dumps([made.spec(page) for page in pages], indent=1, ensure_ascii=False) + "\n"
-        options.dry_run.parent.mkdir(parents=True, exist_ok=True)
-        options.dry_run.write_text(text, encoding="utf-8")
+        try:
+            check_output(options.dry_run, overwrite=options.overwrite)
+            write_text(options.dry_run, text)
+        except OSError as error:
+            return _error(str(error))
         print(options.dry_run)
         return 0
 

@@ -15,8 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
+from lime.atomic import write_text
 from lime.config.check import ConfigError
 from lime.integrations.wandb_sweep import sweep_config
+from lime.ownership import MADE_BY, check_output
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,18 +29,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further overrides, as for train.py")
     parser.add_argument("--project", default="lime", help="project of the sweep (default: lime)")
     parser.add_argument("--out", type=Path, help="file to write (default: print)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parser.parse_args(arguments)
     try:
+        if options.out is not None:
+            check_output(options.out, overwrite=options.overwrite)
         content = sweep_config(options.experiment, options.overrides, options.project, ROOT)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     text = yaml.safe_dump(content, sort_keys=False, width=1000)
     if options.out is None:
         print(text, end="")
         return 0
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text, encoding="utf-8")
+    write_text(options.out, f"# {MADE_BY}\n{text}")
     print(options.out)
     return 0
 

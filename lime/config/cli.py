@@ -69,7 +69,11 @@ def launch(
         except ConfigError as error:
             sys.exit(_tell(error))
     if plan is not None:
-        plan.write()
+        try:
+            plan.write()
+        except OSError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(USER_ERROR)
     job = _Job(task, schema, sweep)
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()

@@ -18,8 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lime.atomic import write_json
 from lime.config.check import ConfigError, build
 from lime.config.identity import config_hash
+from lime.ownership import check_output
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = "lime-sweep/1"
@@ -43,17 +45,15 @@ class Plan:
     runs: tuple[PlannedRun, ...]
 
     def write(self) -> Path:
-        """Write ``sweep.json``, in place of the plan of an earlier command."""
+        """Write ``sweep.json``, in place of the plan of an earlier command. OSError where something else is there."""
         path = self.folder / SWEEP_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "schema": SWEEP_SCHEMA,
             "command": list(self.command),
             "runs": [{"run": planned.run, "point": planned.point} for planned in self.runs],
         }
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        check_output(path)
+        write_json(path, content, indent=1)
         return path
 
 

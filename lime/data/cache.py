@@ -13,8 +13,8 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
-import uuid
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,15 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from lime.atomic import PART, temporary_beside
+
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 _MAGIC = b"limeframes1\n"
 _SUFFIX = ".frames"
+_ENTRY = re.compile(r"[0-9a-f]{64}\.frames")
+_LOCK, _TOTAL = ".lime-frames.lock", ".lime-frames.total"
 _STALE = 3600.0  # seconds after which an unfinished write is a dead process's
 _LOWEST = 0.9  # eviction goes on down to this share of the bound, so that it is rare
 
@@ -80,7 +84,7 @@ class FrameCache:
         if not self._usable or len(data) > self.limit:
             return
         place = self._place(key)
-        temporary = place.with_name(f".{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+        temporary = temporary_beside(place)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
@@ -97,7 +101,7 @@ class FrameCache:
         return sum(size for _, size, _ in self._entries())
 
     def _commit(self, temporary: Path, place: Path, size: int) -> None:
-        with FileLock(str(self.folder / ".lock")):
+        with FileLock(str(self.folder / _LOCK)):
             if place.exists():  # another process was faster
                 return
             total = self._read_total()
@@ -122,12 +126,15 @@ class FrameCache:
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of every entry; unfinished writes of dead processes are removed."""
         found: list[tuple[float, int, Path]] = []
-        for path in self.folder.glob("??/*"):
+        for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
+            entry = _ENTRY.fullmatch(path.name) is not None
+            if not entry and PART.fullmatch(path.name) is None:  # not of this cache
+                continue
             try:
                 state = path.stat()
             except FileNotFoundError:
                 continue
-            if path.suffix == _SUFFIX:
+            if entry:
                 found.append((state.st_mtime, state.st_size, path))
             elif time.time() - state.st_mtime > _STALE:
                 path.unlink(missing_ok=True)
@@ -135,12 +142,12 @@ class FrameCache:
 
     def _read_total(self) -> int | None:
         try:
-            return int((self.folder / ".total").read_text())
+            return int((self.folder / _TOTAL).read_text())
         except (FileNotFoundError, ValueError):
             return None
 
     def _write_total(self, total: int) -> None:
-        (self.folder / ".total").write_text(str(total))
+        (self.folder / _TOTAL).write_text(str(total))
 
     def _place(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{_SUFFIX}"

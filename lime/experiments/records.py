@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lime.atomic import write_text
 from lime.config.check import ConfigError, build
 
 SCHEMA = "lime-record/1"
@@ -246,10 +246,7 @@ def write_record(folder: Path, record: Record) -> Path:
     values = _finite(asdict(record))
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     path = folder / RECORD_FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return path
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +16,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lime.atomic import remove
 from lime.config.schema import TrainConfig
 from lime.config.sweeps import Plan
 from lime.experiments.code import code_version
+from lime.experiments.folders import claim_run_folder
 from lime.experiments.records import RECORD_FILE, Record, RecordError, RunError, read_record, write_record
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class ResumingSweep:
             if not mine:
                 log.info("skipped: another process is running it in %s", folder)
                 return
+            claim_run_folder(folder, "run")
             found = finished(config, folder)
             if found is None:
                 if not _resumable(folder):
@@ -132,11 +134,7 @@ def _resumable(folder: Path) -> bool:
 def _clear(folder: Path) -> None:
     """Remove what an earlier attempt left, so that nothing of it is taken for a part of this one. The log stays."""
     for name in (RECORD_FILE, "status.json", *LEFTOVERS):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(folder / name)
 
 
 @contextmanager

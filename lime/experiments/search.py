@@ -12,8 +12,10 @@ from typing import Any
 
 import yaml
 
+from lime.atomic import write_text
 from lime.config.searched import SEARCH_SCHEMA
 from lime.experiments.collection import Sweep
+from lime.ownership import MADE_BY
 
 METHOD, RATE = "method", "optim.peft_lr"
 
@@ -87,6 +89,5 @@ def write_choices(path: Path, sweep: Sweep, choices: list[Choice]) -> None:
             for choice in choices
         },
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "# Written by scripts/collect.py --select; do not edit.\n" + yaml.safe_dump(dict(content), sort_keys=False)
-    path.write_text(text, encoding="utf-8")
+    text = f"# {MADE_BY}: scripts/collect.py --select; do not edit.\n" + yaml.safe_dump(dict(content), sort_keys=False)
+    write_text(path, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,8 +16,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from lime.atomic import replacing_folder
 from lime.config.reuse import RUN_FILE, read_run
+from lime.ownership import check_replaceable
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+KIND = "exported adapter"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 CARD = """---
@@ -56,8 +59,10 @@ or, to repeat its evaluation: `python eval.py adapter=FOLDER_OR_HUB_NAME`.
 """
 
 
-def export_adapter(run: Path, out: Path, *, licence: str = "other", title: str | None = None) -> Path:
-    """Write a run's adapter with a model card into ``out``, in place of what was there.
+def export_adapter(
+    run: Path, out: Path, *, licence: str = "other", title: str | None = None, overwrite: bool = False
+) -> Path:
+    """Write a run's adapter with a model card into ``out``, in place of an earlier export.
 
     Folders of this machine in the settings are left out.
 
@@ -66,17 +71,23 @@ def export_adapter(run: Path, out: Path, *, licence: str = "other", title: str |
         out: the folder to write.
         licence: the hub's name of a licence, yours to choose; those of data and backbone are listed in the card.
         title: heading of the card; the run's name where absent.
+        overwrite: replace whatever is in ``out``.
 
     Raises:
-        ValueError: no finished run there.
+        ValueError: no finished run there, or ``out`` is the run or its adapter.
+        FileExistsError: ``out`` holds something that no export wrote, or that was changed since.
     """
     source = run / "adapter"
     lacking = [name for name in (*ADAPTER_FILES, RUN_FILE) if not (source / name).is_file()]
     if lacking:
         raise ValueError(f"{source}: no {', '.join(lacking)}; expected the folder of a finished run of train.py")
+    target = Path(os.path.realpath(out))
+    if target.is_relative_to(os.path.realpath(source)) or Path(os.path.realpath(source)).is_relative_to(target):
+        raise ValueError(f"{out}: is or holds the run's own adapter {source}; take another folder")
+    check_replaceable(out, KIND, overwrite=overwrite)
     content = read_run(source)
     config, backbone = _without_places(content["config"]), content["backbone"]
-    with replacing_folder(out) as temporary:
+    with replacing_folder(out, KIND, overwrite=overwrite) as temporary:
         for name in ADAPTER_FILES:
             shutil.copy(source / name, temporary / name)
         described = json.loads((temporary / ADAPTER_FILES[0]).read_text(encoding="utf-8"))

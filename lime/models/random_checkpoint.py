@@ -16,8 +16,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from lime.atomic import replacing_folder
 from lime.models.architectures import ARCHITECTURES, CHECKPOINTS
+from lime.ownership import check_replaceable
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+KIND = "checkpoint of random weights"
 _SIDE = 384
 _TILES = 6
 
@@ -25,7 +27,13 @@ EMBEDDED_OF = {"llava_onevision": "tiny_llava_onevision", "qwen2_vl": "tiny_qwen
 
 
 def write_random_checkpoint(
-    name: str, folder: Path, *, layers: int | None = None, full_vocabulary: bool = False, seed: int = 0
+    name: str,
+    folder: Path,
+    *,
+    layers: int | None = None,
+    full_vocabulary: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> Path:
     """Write a checkpoint of the architecture ``name`` with random bfloat16 weights into ``folder``.
 
@@ -34,12 +42,15 @@ def write_random_checkpoint(
         layers: blocks of each tower; None for all.
         full_vocabulary: embeddings of the published size; else as many as the embedded tokenizer has.
         seed: seed of the weights.
+        overwrite: replace whatever is in ``folder``; else only a checkpoint that was written so is replaced.
 
     Raises:
         ValueError: unknown name.
+        FileExistsError: ``folder`` holds something else.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"no architecture named {name!r}: expected one of {', '.join(ARCHITECTURES)}")
+    check_replaceable(folder, KIND, overwrite=overwrite)
     architecture = ARCHITECTURES[name]
     family, options = architecture.family, architecture.config()
     embedded = CHECKPOINTS / EMBEDDED_OF[family]
@@ -63,7 +74,7 @@ def write_random_checkpoint(
         model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(family, **options))
     finally:
         torch.set_default_dtype(default)
-    with replacing_folder(folder) as temporary:
+    with replacing_folder(folder, KIND, overwrite=overwrite) as temporary:
         model.save_pretrained(temporary)
         for file in _TOKENIZER_FILES:
             shutil.copy(embedded / file, temporary / file)

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from lime.atomic import write_text
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.authors_report import CAUTION, rows
 from lime.evaluation.tables import summary_lines
@@ -19,6 +20,7 @@ from lime.experiments.estimates import MACRO
 from lime.experiments.figures.catalogue import draw
 from lime.experiments.records import RECORD_FILE
 from lime.experiments.tables import make_table
+from lime.ownership import MADE_BY, check_output
 from lime.report.charts import heat_style, interval_bar, line_chart
 from lime.report.gather import RunData, differing, flattened, is_run, read_run_folder, runs_of
 
@@ -31,12 +33,16 @@ def write_report_page(
     *,
     samples_per_task: int = 2,
     data_root: Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write the report of a run, or of a sweep's folder, and return its path (default: report.html in that folder).
 
-    Raises ValueError for a folder without a run, or a run whose files cannot be read.
+    Raises ValueError for a folder without a run, or a run whose files cannot be read; FileExistsError where another
+    file than a report is there, unless ``overwrite``.
     """
     folder = Path(folder)
+    target = Path(target) if target is not None else folder / REPORT_FILE
+    check_output(target, overwrite=overwrite)
     if is_run(folder):
         page = run_page(read_run_folder(folder, samples_per_task, data_root))
     else:
@@ -44,9 +50,7 @@ def write_report_page(
         if not runs:
             raise ValueError(f"{folder}: holds no run; expected the folder of a run, or of a sweep with runs below it")
         page = sweep_page(folder, [read_run_folder(run, 0) for run in runs])
-    target = Path(target) if target is not None else folder / REPORT_FILE
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    write_text(target, page)
     return target
 
 
@@ -150,7 +154,7 @@ def _render(template: str, **values: Any) -> str:
     )
     environment.globals.update(bar=interval_bar, categories=CATEGORIES, tasks=TASKS)
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return environment.get_template(template).render(made=made, **values)
+    return environment.get_template(template).render(made=made, made_by=MADE_BY, **values)
 
 
 def _heat(usage: dict[str, list[float]]) -> dict[str, Any]:

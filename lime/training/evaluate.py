@@ -13,19 +13,21 @@ from typing import Any
 from torch import nn
 
 import lime.tuner
-from lime.atomic import remove_leftovers
+from lime.atomic import remove_leftovers, write_json
 from lime.config.reuse import read_run, with_run_config
 from lime.config.schema import EvalConfig
 from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import read_predictions, rescore
 from lime.evaluation.report import stored_allowed_answers
+from lime.experiments.folders import claim_run_folder
 from lime.integrations.hub import adapter_folder
 from lime.models.loading import Backbone, load_backbone
 from lime.training import processes
 from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
+from lime.training.journal import FOLDER as PARTIAL
 from lime.training.launch import in_processes, started_from_outside
-from lime.training.record import RunStatus, environment, write_config, write_json
+from lime.training.record import RunStatus, environment, write_config
 from lime.training.setup import (
     device_of,
     media_errors_as_input_errors,
@@ -59,7 +61,8 @@ def _evaluate(config: EvalConfig, output_dir: Path, overrides: Sequence[str]) ->
     """The part of one process."""
     with process_group(_count(config)), media_errors_as_input_errors():
         folder = processes.from_main(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        if processes.is_main():
+            claim_run_folder(folder, "evaluation")
         with RunStatus(folder) if processes.is_main() else nullcontext():
             if config.predictions is not None:
                 return _score_again(config, Path(config.predictions), folder)
@@ -97,7 +100,8 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
     prepare_process(config.seed)
     settings = dataclasses.asdict(config)
     if processes.is_main():
-        remove_leftovers(output_dir)
+        for place in (output_dir, output_dir / PARTIAL):
+            remove_leftovers(place)
         write_config(output_dir / "config.yaml", settings)
     backbone = load_backbone(config.model)
     if run is not None:

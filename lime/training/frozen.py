@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from lime.atomic import write_json
 from lime.data.config import DataConfig
 from lime.data.rows import Row
 from lime.evaluation.config import EvaluationConfig
@@ -20,7 +21,6 @@ from lime.models.loading import Backbone
 from lime.training import processes
 from lime.training.inference import Progress, answer_rows
 from lime.training.journal import Journal
-from lime.training.record import write_json
 
 log = logging.getLogger(__name__)
 

@@ -16,23 +16,26 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 import lime.tuner
-from lime.atomic import remove_leftovers, replacing_folder
+from lime.atomic import remove_leftovers, replacing_folder, write_json
 from lime.config.reuse import RUN_FILE
 from lime.config.schema import TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
+from lime.experiments.folders import claim_run_folder
 from lime.experiments.records import Parameters
 from lime.models.loading import Backbone, load_backbone
 from lime.training import processes
 from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
 from lime.training.callbacks import MetricsCallback, ProgressCallback, checkpoint_callback
+from lime.training.checkpoints import FOLDER as CHECKPOINTS
 from lime.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
+from lime.training.journal import FOLDER as PARTIAL
 from lime.training.launch import OWN, in_processes, started_from_outside
 from lime.training.module import AdaptationModule, check_optimizer
 from lime.training.preemption import PreemptionCallback, under_slurm
 from lime.training.preflight import preflight_of_run
-from lime.training.record import RunRecord, environment, plain, write_config, write_json
+from lime.training.record import RunRecord, environment, plain, write_config
 from lime.training.setup import (
     device_of,
     media_errors_as_input_errors,
@@ -71,7 +74,8 @@ def _train(config: TrainConfig, output_dir: Path, overrides: Sequence[str]) -> E
     here = processes_here(config.trainer.devices, config.trainer.accelerator)
     with process_group(here * config.trainer.num_nodes), media_errors_as_input_errors():
         folder = processes.from_main(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        if processes.is_main():
+            claim_run_folder(folder, "run")
         settings = dataclasses.asdict(config)
         with (RunRecord if processes.is_main() else _NoRecord)(folder, settings, overrides) as record:
             return _Run(config, folder, overrides, settings, record).run()
@@ -110,7 +114,8 @@ class _Run:
             checkpoint_to_resume(config.ckpt_path, self.folder, self.settings) if processes.is_main() else None
         )
         if processes.is_main():
-            remove_leftovers(self.folder)
+            for place in (self.folder, self.folder / CHECKPOINTS, self.folder / PARTIAL):
+                remove_leftovers(place)
             write_config(self.folder / "config.yaml", self.settings)
         self.device = device_of(config.trainer.accelerator)
         backbone = load_backbone(config.model)
@@ -235,7 +240,7 @@ class _Run:
         """``adapter/`` in peft's format, and beside it what eval.py needs to repeat the evaluation."""
         folder = self.folder / "adapter"
         run = {"config": plain(self.settings), "backbone": self.info["backbone"]}
-        with replacing_folder(folder) as temporary:
+        with replacing_folder(folder, "adapter", overwrite=True) as temporary:  # the run's folder was claimed
             model.save_pretrained(temporary)
             (temporary / RUN_FILE).write_text(
                 yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8"

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lime.atomic import remove, write_text
 from lime.training import processes
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Journal:
     def _read(self, path: Path) -> None:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # a last line cut off is left out
         if not lines or json.loads(lines[0]).get("key") != self._key:
-            path.unlink()
+            remove(path)
             return
         for line in lines[1:]:
             entry = json.loads(line)
@@ -77,14 +77,12 @@ class Journal:
         """One file with all answers, so that no cut line stands before new ones."""
         lines: list[dict[str, Any]] = [{"key": self._key}]
         lines += [{"id": row, "answer": answer} for row, answer in self.answers.items()]
-        temporary = self._folder / f".{self._name}.part"
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        temporary.replace(self._path(0))
+        write_text(self._path(0), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         for path in self._folder.glob(f"{self._name}-*.jsonl"):
             if path != self._path(0):
-                path.unlink()
+                remove(path)
 
 
 def remove_journals(folder: Path) -> None:
     """The evaluation is whole and written: forget its parts."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    remove(folder / FOLDER)

@@ -21,6 +21,8 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from torch import multiprocessing
 
+from lime.atomic import write_bytes, write_text
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -144,7 +146,7 @@ def _work(
     try:
         result = function(*arguments)
         if number == 0:
-            (folder / "result").write_bytes(pickle.dumps(result))
+            write_bytes(folder / "result", pickle.dumps(result))
     except (ValueError, OSError) as error:
         _tell(folder, number, "user", str(error))
         os._exit(2)
@@ -160,9 +162,7 @@ def _work(
 
 
 def _tell(folder: Path, number: int, kind: str, message: str) -> None:
-    temporary = folder / f".{number}"
-    temporary.write_text(f"{kind}\n{message}", encoding="utf-8")
-    temporary.replace(folder / f"error-{number}")
+    write_text(folder / f"error-{number}", f"{kind}\n{message}")
 
 
 def _log(number: int, level: int, logs: Sequence[Path]) -> None:

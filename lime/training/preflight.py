@@ -21,6 +21,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
+from lime.atomic import write_json
 from lime.config.schema import TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
@@ -29,7 +30,6 @@ from lime.data.tasks import MODALITIES
 from lime.training import processes
 from lime.training.memory import MB, Peak, available_mb, resident_mb
 from lime.training.module import AdaptationModule
-from lime.training.record import write_json
 from lime.training.setup import resolved_precision
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any, Self
 import torch
 import yaml
 
-from lime.atomic import write_text
+from lime.atomic import write_json, write_text
 from lime.config.identity import config_hash
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.clusters import source_media
@@ -48,11 +47,6 @@ PACKAGES = (
     "wandb",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that readers see the old file or the new one, never half of one."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lime.atomic import temporary_beside
 from lime.data.cache import FrameCache
 from lime.data.collate import Collator, model_inputs
 from lime.data.config import DataConfig, FrameCacheConfig
@@ -94,16 +95,21 @@ def test_a_damaged_entry_counts_as_none_and_is_written_anew(cache, caplog, damag
 
 def test_leavings_of_a_dead_process_are_removed_and_do_not_count(cache):
     cache.put("ab" * 32, frames(0), {})
-    dead = cache.folder / "ab" / ".abab.1.x"
+    dead = temporary_beside(cache.folder / "ab" / "x")
     dead.write_bytes(bytes(10))
     os.utime(dead, (1, 1))
-    live = cache.folder / "ab" / ".cdcd.2.y"
+    live = temporary_beside(cache.folder / "ab" / "x")
     live.write_bytes(bytes(10))
-    (cache.folder / ".total").unlink()  # a lost sum is counted again
+    others = [cache.folder / "ab" / name for name in ("notes.txt", ".old", f"{'z' * 64}.frames", "x.frames")]
+    for other in others:
+        other.write_text("precious")
+        os.utime(other, (1, 1))
+    (cache.folder / ".lime-frames.total").unlink()  # a lost sum is counted again
     cache.put("cd" * 32, frames(1), {})
     assert not dead.exists()
     assert live.exists()
-    assert int((cache.folder / ".total").read_text()) == cache.size()
+    assert all(other.exists() for other in others)
+    assert int((cache.folder / ".lime-frames.total").read_text()) == cache.size()
 
 
 def test_a_folder_that_cannot_be_written_turns_it_off(cache, caplog):
@@ -156,7 +162,7 @@ def test_many_processes_at_once(tmp_path):
     assert sum(wrong for wrong, _, _ in found) == 0
     assert sum(hits for _, hits, _ in found) > 0
     assert max(largest for _, _, largest in found) <= 2**20
-    assert FrameCache(tmp_path / "frames", 1).size() == int((tmp_path / "frames" / ".total").read_text())
+    assert FrameCache(tmp_path / "frames", 1).size() == int((tmp_path / "frames" / ".lime-frames.total").read_text())
     assert not list((tmp_path / "frames").glob("??/.*")), "nothing unfinished is left"
 
 

@@ -10,6 +10,7 @@ import yaml
 from lime.config.check import build
 from lime.config.schema import EvalConfig
 from lime.integrations.hub import adapter_folder, export_adapter, is_hub_name
+from lime.ownership import MARKER
 from lime.training.evaluate import evaluate
 from lime.training.job import train
 from tests.training.parts import config, values
@@ -18,7 +19,7 @@ from tests.training.parts import config, values
 def test_exported_and_loaded_back(tmp_path: Path) -> None:
     train(config(trainer__max_steps=1), tmp_path / "run")
     folder = export_adapter(tmp_path / "run", tmp_path / "shared", licence="apache-2.0", title="A test")
-    names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "run.yaml"}
+    names = {MARKER, "README.md", "adapter_config.json", "adapter_model.safetensors", "run.yaml"}
     assert {path.name for path in folder.iterdir()} == names
     for path in folder.glob("*.*"):
         if path.suffix != ".safetensors":

@@ -163,7 +163,7 @@ def test_ensure_generates_once_and_again_when_files_are_missing(
     (target / "manifest.json").write_text("not json")
     with pytest.raises(FileExistsError, match="not the embedded benchmark"):
         ensure(target, seed=1, train_per_task=2, test_per_task=1)
-    assert sorted(p.name for p in target.parent.iterdir() if not p.name.endswith(".lock")) == ["data"]
+    assert sorted(p.name for p in target.parent.iterdir() if p.name != ".lime-lock.data") == ["data"]
 
 
 def test_a_failed_generation_leaves_the_old_data_and_no_remains(
@@ -181,7 +181,7 @@ def test_a_failed_generation_leaves_the_old_data_and_no_remains(
     with pytest.raises(OSError, match="disk full"):
         generate(target, train_per_task=1, test_per_task=1)
     assert json.loads((target / "manifest.json").read_text())["format"] == 0
-    assert not (tmp_path / ".data.building").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lime-lock.data", "data"]
 
 
 def test_foreign_folders_are_not_replaced(tmp_path: Path) -> None:
@@ -237,3 +237,34 @@ def test_command_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--force"])
     command.main()
     assert seen["forced"]
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", "media/thesis.txt", "media/svhn/my.jpg", "MMT_47/train/thesis.txt", ".hidden/thesis"]
+)
+def test_what_somebody_put_into_a_root_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    root = tmp_path / "data"
+    (root / name).parent.mkdir(parents=True)
+    (root / "manifest.json").write_text(json.dumps({"name": "mmt47_mini", "format": 0}))
+    (root / name).write_text("precious")
+    (tmp_path / ".data.old").mkdir()  # names that this program does not use
+    (tmp_path / ".data.building").mkdir()
+    monkeypatch.setattr(builder, "_build", lambda root, settings, workers: root.mkdir())
+    with pytest.raises(FileExistsError, match=Path(name).name if "hidden" not in name else name):
+        ensure(root, train_per_task=1, test_per_task=1, workers=1)
+    assert (root / name).read_text() == "precious"
+    (root / name).unlink()
+    ensure(root, train_per_task=1, test_per_task=1, workers=1)
+    assert (tmp_path / ".data.old").is_dir()
+    assert (tmp_path / ".data.building").is_dir()
+
+
+def test_a_root_behind_a_link_is_replaced_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk" / "data").mkdir(parents=True)
+    (tmp_path / "disk" / "data" / "manifest.json").write_text(json.dumps({"name": "mmt47_mini", "format": 0}))
+    (tmp_path / "data").symlink_to(tmp_path / "disk" / "data")
+    monkeypatch.setattr(builder, "_build", lambda root, settings, workers: root.mkdir())
+    ensure(tmp_path / "data", train_per_task=1, test_per_task=1, workers=1)
+    assert (tmp_path / "data").is_symlink()
+    assert not list((tmp_path / "disk" / "data").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "disk"]

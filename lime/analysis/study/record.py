@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lime.analysis.study.names import group_name, short_names
-from lime.atomic import write_text
+from lime.atomic import write_json, write_text
 from lime.data.tasks import TASKS
-from lime.training.record import environment, write_json
+from lime.experiments.figures.style import SUFFIXES
+from lime.ownership import MADE_BY
+from lime.training.record import environment
 
 SCHEMA = "lime-analysis/1"
 """Name and version of the record's format; the version rises when a reader would have to change."""
@@ -25,13 +27,16 @@ _CAPTIONS = {
     "experts": "Task information against the number of experts",
 }
 
+WRITTEN = ("analysis.json", "analysis.md", *(f"{name}.{kind}" for name in _CAPTIONS for kind in SUFFIXES))
+"""Every file that an analysis may write into its folder."""
+
 
 def write_record(folder: Path, found: Mapping[str, Any], figures: Sequence[str]) -> list[Path]:
     """Write ``analysis.json`` and ``analysis.md`` beside the figures; their paths."""
     content = {"schema": SCHEMA, **found, "environment": environment(0)}
     paths = [folder / "analysis.json", folder / "analysis.md"]
     write_json(paths[0], content)
-    write_text(paths[1], markdown(content, figures))
+    write_text(paths[1], f"{markdown(content, figures)}\n<!-- {MADE_BY} -->\n")
     return paths
 
 

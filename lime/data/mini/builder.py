@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import shutil
+import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,10 +24,12 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from lime.atomic import remove, write_json
 from lime.data.mini.items import MiniTask, Part
 from lime.data.mini.media import write_image, write_video
 from lime.data.mini.tasks import MINI_TASKS
 from lime.data.mini.tasks_video import FPS
+from lime.ownership import MARKER, kind_of, mark
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,10 @@ MANIFEST = "manifest.json"
 COLUMNS = ("source_type", "media_path", "question", "answer")
 _DOMAIN = 0x4D4D5434  # sets these random streams apart from those of any other user of the renderers
 _TRIES = 2_000
+_OWN = re.compile(
+    rf"{re.escape(MARKER)}|{MANIFEST}|media/\w+/(train|test)_\d+\.(mp4|jpg)|{FOLDER}/(\w+/)?[\w.-]+\.(json|arrow|lock)"
+)
+"""Paths of the files in a generated root, with those that the `datasets` library may add."""
 
 TableRow = dict[str, str]
 
@@ -87,7 +94,7 @@ def generate(
         FileExistsError: `root` holds something that was not generated here.
     """
     settings = Settings(seed, train_per_task, test_per_task)
-    root = Path(root)
+    root = Path(os.path.realpath(root))  # through a link: what it leads to is replaced, not the link
     with _locked(root):
         _generate(root, settings, workers)
 
@@ -103,10 +110,10 @@ def ensure(
     root = Path(root)
     if _complete(root, settings):  # also where nothing can be written beside it
         return root
-    with _locked(root):
-        if _complete(root, settings):
-            return root
-        _generate(root, settings, workers)
+    place = Path(os.path.realpath(root))
+    with _locked(place):
+        if not _complete(place, settings):
+            _generate(place, settings, workers)
     return root
 
 
@@ -116,16 +123,18 @@ def _locked(root: Path) -> FileLock:
 
 
 def _beside(root: Path, suffix: str) -> Path:
-    return root.parent / f".{root.name}.{suffix}"
+    return root.parent / f".lime-{suffix}.{root.name}"
 
 
 def _generate(root: Path, settings: Settings, workers: int) -> None:
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
     _refuse_foreign(root)
-    building, old = _beside(root, "building"), _beside(root, "old")
-    for path in (building, old):
-        shutil.rmtree(path, ignore_errors=True)
+    building, old = _beside(root, "building"), _beside(root, "replaced")
+    for path in (building, old):  # of a process that was killed; the lock is ours
+        if path.exists() and kind_of(path) is None and _foreign(path):
+            raise FileExistsError(f"{path} is in the way of generating {root}, and is not of this program; remove it")
+        remove(path)
     log.info("generating the embedded benchmark at %s: %s, %d processes", root, settings, workers)
     try:
         _build(building, settings, workers)
@@ -139,18 +148,29 @@ def _generate(root: Path, settings: Settings, workers: int) -> None:
             raise
     finally:
         for path in (building, old):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
     log.info("generated %s", root)
 
 
 def _refuse_foreign(root: Path) -> None:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return
-    if _read_manifest(root).get("name") != NAME:
+    if foreign := _foreign(root):
         raise FileExistsError(
-            f"{root} holds something that is not the embedded benchmark, and would be replaced: "
+            f"{root} holds something that is not the embedded benchmark ({foreign}), and would be replaced: "
             "name another folder, or remove it first"
         )
+
+
+def _foreign(root: Path) -> str:
+    """What in a folder is not of the embedded benchmark: the first path, or its manifest; empty where all of it is."""
+    if not root.is_dir() or _read_manifest(root).get("name") != NAME:
+        return MANIFEST if root.is_dir() else "a file"
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_symlink() or not (path.is_dir() or _OWN.fullmatch(name)):
+            return name
+    return ""
 
 
 def _build(root: Path, settings: Settings, workers: int) -> None:
@@ -162,6 +182,7 @@ def _build(root: Path, settings: Settings, workers: int) -> None:
         if task.source_type != "text":
             (root / "media" / task.name).mkdir(parents=True)
     root.mkdir(exist_ok=True)
+    mark(root, NAME)
     results = tqdm(_run(jobs, workers), "embedded benchmark", len(jobs), disable=None, unit="part")
     made = {(job.split, job.part): result for job, result in zip(jobs, results, strict=True)}
 
@@ -182,7 +203,7 @@ def _build(root: Path, settings: Settings, workers: int) -> None:
         "allowed_answers": {split: list(task.answers) for split, task in MINI_TASKS.items()},
         "checksum": total.hexdigest(),
     }
-    (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_json(root / MANIFEST, manifest, indent=1)
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[_Made]:

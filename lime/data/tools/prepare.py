@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from lime.atomic import write_text
+from lime.atomic import move, remove, write_text
 from lime.data.layout import find_splits
 from lime.data.rows import MANIFEST, MMTDataset, read_manifest
 from lime.data.tools.archives import ArchiveError, extract, is_archive, list_members
@@ -27,7 +28,7 @@ CHECKSUMS = "media.sha256"
 """Checksums of all media that rows name, in the format of `sha256sum` (`sha256sum --check media.sha256`)."""
 
 _MARKS = ".unpacked"
-_STAGING = ".unpacking"
+_STAGING = ".lime-unpacking"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def prepare(root: str | Path) -> Prepared:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; expected the one that `scripts/data.py download` filled")
-    with FileLock(str(root / ".prepare.lock")):
-        shutil.rmtree(root / _STAGING, ignore_errors=True)  # of a run that was killed
+    with FileLock(str(root / ".lime-prepare.lock")):
+        remove(root / _STAGING)  # of a run that was killed
         unpacked = []
         if not _has_rows(root):  # then they are in an archive
             unpacked = _unpack_all(root, _Places([]))
@@ -61,7 +62,7 @@ def prepare(root: str | Path) -> Prepared:
         splits = _splits(dataset).values()
         named = sorted({row.media_path for rows in splits for row in rows if row.source_type != "text"})
         unpacked += _unpack_all(root, _Places(named))
-        shutil.rmtree(root / _STAGING, ignore_errors=True)
+        remove(root / _STAGING)
         manifest = _manifest(root, dataset, named)
         write_text(root / MANIFEST, dump({**read_manifest(root), "prepared": manifest}))
     return Prepared(unpacked, manifest)
@@ -114,7 +115,7 @@ def _unpack_all(root: Path, places: _Places) -> list[str]:
     return [str(path.relative_to(root)) for path in archives(root) if _unpack(root, path, places)]
 
 
-def _unpack(root: Path, archive: Path, places: _Places) -> bool:
+def _unpack(root: Path, archive: Path, by_rows: _Places) -> bool:
     """Unpacks one archive, whole or not at all; False where that was done before."""
     mark = root / _MARKS / f"{'__'.join(archive.relative_to(root).parts)}.txt"
     state = f"{archive.stat().st_size} {archive.stat().st_mtime_ns}"
@@ -129,21 +130,32 @@ def _unpack(root: Path, archive: Path, places: _Places) -> bool:
             "make room and run this again"
         )
     files = [member.name for member in members if member.kind != "folder"]
-    source, target = places.move(files) or ((), _published_place(root, archive, files))
+    source, target = by_rows.move(files) or ((), _published_place(root, archive, files))
     log.info("unpacking %s into %s", archive.relative_to(root), root.joinpath(*target))
     staging = root / _STAGING / mark.stem
     try:
-        written = extract(archive, staging)
+        written, places = extract(archive, staging), list[tuple[Path, Path]]()
         for path in written:
             parts = path.parts[len(source) :] if path.parts[: len(source)] == source else path.parts
             place = root.joinpath(*target, *parts)
             _stay_inside(root, archive, place)
+            places.append((staging / path, place))
+        if not mark.is_file():  # else they are of this archive as it was before
+            _refuse_others(archive, places)
+        for source_file, place in places:
             place.parent.mkdir(parents=True, exist_ok=True)
-            (staging / path).replace(place)
+            move(source_file, place)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(staging)
     write_text(mark, f"{state}\n{len(written)} files\n")
     return True
+
+
+def _refuse_others(archive: Path, places: Sequence[tuple[Path, Path]]) -> None:
+    """Refuses to replace a file with another content that was not unpacked from this archive."""
+    for staged, place in places:
+        if place.is_file() and not filecmp.cmp(staged, place, shallow=False):
+            raise ArchiveError(archive, f"{place} is there already, with another content; move it away, or the archive")
 
 
 def _published_place(root: Path, archive: Path, files: Sequence[str]) -> tuple[str, ...]:
@@ -168,6 +180,8 @@ def _manifest(root: Path, dataset: MMTDataset, named: Sequence[str]) -> dict[str
     present = [path for path in named if (root / path).is_file()]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
         digests = list(pool.map(lambda path: _sha256(root / path), present))
+    if (root / CHECKSUMS).exists() and "prepared" not in read_manifest(root):
+        raise FileExistsError(f"{root / CHECKSUMS} is there already, and was not written by this command; move it away")
     listing = "".join(f"{digest}  {path}\n" for digest, path in zip(digests, present, strict=True))
     write_text(root / CHECKSUMS, listing)
     splits = {

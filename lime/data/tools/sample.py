@@ -41,7 +41,7 @@ def write_sample(root: str | Path, *, images: int = 60, clips: int = 6, texts: i
         raise ValueError(f"side: expected an even number of at least 16, got {side}")
     rng = np.random.default_rng(0)
     names = list(COLORS)
-    with replacing_folder(root) as temporary:
+    with replacing_folder(root, None) as temporary:
         rows: dict[str, Cells] = {}
         for folder in ("data", "images", "video"):
             (temporary / folder).mkdir()

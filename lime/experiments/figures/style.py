@@ -11,8 +11,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lime.atomic import replacing
 from lime.experiments.collection import Sweep
 from lime.experiments.published import published
+from lime.ownership import MADE_BY
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito (2008), without yellow, which is too light for lines."""
@@ -106,15 +108,25 @@ def mark_published(axes: Axes, name: str, key: str) -> None:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write ``name`` as PNG and PDF, the same bytes for the same content."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths = figure_files(folder, name)
     with styled():
-        for suffix in SUFFIXES:
-            path = folder / f"{name}.{suffix}"
-            nothing = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
-            figure.savefig(path, metadata=nothing)
-            paths.append(path)
+        for path in paths:
+            save_figure(figure, path)
     return paths
+
+
+def figure_files(folder: Path, name: str) -> list[Path]:
+    """The files that :func:`save` writes."""
+    return [folder / f"{name}.{suffix}" for suffix in SUFFIXES]
+
+
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Write one file in one piece, in the format of its suffix, without a date; it says that this program made it."""
+    form = path.suffix.removeprefix(".").lower()
+    said = {"png": {"Software": MADE_BY}, "pdf": {"Creator": MADE_BY, "CreationDate": None},
+            "svg": {"Creator": MADE_BY, "Date": None}}  # fmt: skip
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=form, metadata=said.get(form), **options)
 
 
 def numeric(values: Sequence[Any]) -> bool:

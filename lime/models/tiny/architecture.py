@@ -23,6 +23,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
+from lime.atomic import write_json, write_text
+
 FAMILIES = {"tiny_llava_onevision": "llava_onevision", "tiny_qwen2vl": "qwen2_vl"}
 IMAGE_SIZE = 32  # LLaVA-OneVision: side of the vision tower's input, pixels
 PATCH = 8
@@ -171,10 +173,6 @@ def build(name: str, tokenizer: Qwen2Tokenizer, seed: int = 0) -> PreTrainedMode
     )
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
 def save_processor(name: str, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
     """Tokenizer, chat template and processor configurations in the layout of any checkpoint of the family."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -221,12 +219,11 @@ def save_processor(name: str, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
         video["size"] = {"shortest_edge": 16 * 16, "longest_edge": QWEN_FRAME_SIZE**2}
         processor = {"processor_class": "Qwen2VLProcessor"}
         template = QWEN_TEMPLATE
-    _write(folder / "preprocessor_config.json", {**common, **image, "processor_class": processor["processor_class"]})
-    _write(
-        folder / "video_preprocessor_config.json", {**common, **video, "processor_class": processor["processor_class"]}
-    )
-    _write(folder / "processor_config.json", processor)
-    (folder / "chat_template.jinja").write_text(template)
+    common["processor_class"] = processor["processor_class"]
+    write_json(folder / "preprocessor_config.json", common | image)
+    write_json(folder / "video_preprocessor_config.json", common | video)
+    write_json(folder / "processor_config.json", processor)
+    write_text(folder / "chat_template.jinja", template)
 
 
 def visual_tokens(name: str, kind: str) -> str:

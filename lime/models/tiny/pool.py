@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lime.atomic import write_json
 from lime.data.mini import scenes
 from lime.models.tiny.architecture import FRAMES, IMAGE_SIZE, QWEN_FRAME_SIZE
 from lime.models.tiny.visual_corpus import IMAGE_WEIGHTS
@@ -103,7 +103,5 @@ def build_pool(folder: Path, *, images: int, videos: int, seed: int, workers: in
             files[0][n * part : (n + 1) * part] = first
             files[1][n * part : (n + 1) * part] = second
             items["videos"] += chunk
-    temporary = folder / "items.tmp"
-    temporary.write_text(json.dumps(items))
-    temporary.replace(folder / "items.json")
+    write_json(folder / "items.json", items, indent=None)
     logger.info("pool: %d images, %d clips in %s", len(items["images"]), len(items["videos"]), folder)

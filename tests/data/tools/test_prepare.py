@@ -55,7 +55,7 @@ def root(tmp_path) -> Path:
 
 def everything(folder: Path) -> set[str]:
     """All files below, but for locks and what marks an archive as done."""
-    own = (".lock", ".prepare.lock")
+    own = (".lock", ".lime-prepare.lock")
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name not in own}
 
 
@@ -145,7 +145,7 @@ def test_files_land_where_the_rows_look_and_a_second_run_does_nothing(packed):
     assert manifest["splits"]["train"] == {"rows": 12, "text": 4, "image": 4, "video": 4}
     assert manifest["media"]["named"] == manifest["media"]["present"] == 16
     assert manifest["rows_fingerprint"] == MMTDataset(packed).fingerprint
-    assert not (packed / ".unpacking").exists()
+    assert not (packed / ".lime-unpacking").exists()
     stamps = {path: path.stat().st_mtime_ns for path in packed.glob("media/*")}
     assert prepare(packed).unpacked == []
     assert {path: path.stat().st_mtime_ns for path in packed.glob("media/*")} == stamps
@@ -221,12 +221,12 @@ def test_leavings_of_a_killed_run_are_removed_and_it_starts_again(packed, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "extract", extract)
-        patch.setattr(module.shutil, "rmtree", lambda *a, **k: None)
+        patch.setattr(module, "remove", lambda path: None)
         with pytest.raises(Killed):
             prepare(packed)
-    assert list((packed / ".unpacking").rglob("half.png"))
+    assert list((packed / ".lime-unpacking").rglob("half.png"))
     assert len(prepare(packed).unpacked) == 4
-    assert not (packed / ".unpacking").exists()
+    assert not (packed / ".lime-unpacking").exists()
     assert verify(packed, workers=1).ok
 
 
@@ -236,3 +236,21 @@ def test_too_little_room_is_said_before_anything_is_written(packed, monkeypatch)
     with pytest.raises(OSError, match=r"images\.zip: unpacked it takes .* left; make room"):
         prepare(packed)
     assert everything(packed) == before
+
+
+def test_a_file_of_somebody_else_is_not_replaced(packed):
+    """A picture where an archive's would go, and checksums that this command did not write."""
+    first = next(row.media_path for row in MMTDataset(packed).train if row.source_type == "image")
+    (packed / first).parent.mkdir(parents=True, exist_ok=True)
+    (packed / first).write_bytes(b"precious")
+    with pytest.raises(ArchiveError, match=first):
+        prepare(packed)
+    assert (packed / first).read_bytes() == b"precious"
+    (packed / first).unlink()
+    (packed / "media.sha256").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"media\.sha256"):
+        prepare(packed)
+    assert (packed / "media.sha256").read_text() == "precious"
+    (packed / "media.sha256").unlink()
+    prepare(packed)
+    assert prepare(packed).unpacked == []
