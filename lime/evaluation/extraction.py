@@ -2,7 +2,8 @@
 
 Rules, the same for every answer type:
 
-1. Special tokens and emphasis marks are removed. Nothing but punctuation left: no answer.
+1. Special tokens and emphasis marks are removed. Nothing but punctuation left: no answer, but for free text,
+   where it is itself, and for an allowed answer written as it is.
 2. Candidates are the allowed answers (letters, labels, yes/no) or numbers that occur as whole words, whatever
    their case. The longest label wins where labels overlap (`not_duplicate` over `duplicate`, `unacceptable`
    is not `acceptable`), and `_`, `-`, space and camel case separate words alike (`annual crop` is
@@ -13,14 +14,19 @@ Rules, the same for every answer type:
    decides: one distinct candidate is the answer, several are none ("A or B", all letters at once), and
    neither is one where later lines begin with others (the options repeated).
 5. No answer is None, and counts as wrong.
+6. Free text is read short (what follows "answer:", the first line, without outer punctuation), and keeps the whole
+   beside it: see `Answer`.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 
-from lime.evaluation.text import clean, key, numbers, parse_number
+from lime.evaluation.numerals import numbers
+from lime.evaluation.text import PUNCTUATION, clean, inner, key, number_of, parse_number
 
 ANSWER_TYPES = ("letter", "yes_no", "number", "label", "text")
 
@@ -57,6 +63,21 @@ _YES_NO_LEAD = re.compile(
 _OPPOSITE = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 
 
+class Answer(str):
+    """A short reading of what a model wrote, with the whole of it.
+
+    "The answer is blowing in the wind" is a truth and also a way to say "blowing in the wind": the reading is
+    compared, and so is the whole. Where the whole is a number, its sign (`€5`) is not lost.
+    """
+
+    whole: str
+
+    def __new__(cls, reading: str, whole: str | None = None) -> Answer:
+        answer = super().__new__(cls, reading)
+        answer.whole = reading if whole is None else whole
+        return answer
+
+
 def extract(raw: str | None, answer_type: str, allowed: Sequence[str] | None = None) -> str | None:
     """The answer in `raw`, or None where there is none or more than one.
 
@@ -72,19 +93,21 @@ def extract(raw: str | None, answer_type: str, allowed: Sequence[str] | None = N
     answers = None if allowed is None else list(dict.fromkeys(allowed))
     if answers is not None and (not answers or not all(answer.strip() for answer in answers)):
         raise ValueError(f"allowed: expected None or non-empty answers, got {allowed!r}")
-    text = clean(raw or "")
-    if not any(char.isalnum() for char in text):
+    text, whole = clean(raw or ""), (raw or "").strip()
+    if not whole:
         return None
     if answers is not None:
-        exact = {key(answer): answer for answer in reversed(answers)}.get(key(text))
-        if exact is not None and not (answer_type == "number" and parse_number(text) is None):
-            return exact
+        exact = {key(answer): answer for answer in reversed(answers)} | {answer.strip(): answer for answer in answers}
+        if (answer := exact.get(whole) or exact.get(key(text))) is not None:
+            return answer
     rules = _rules(answer_type, answers)
     if rules is None:
-        return _free_text(text)
-    found, decided = _decide(text, rules)
+        return _free_text(text, whole)
+    found, decided = _decide(text, rules) if any(char.isalnum() for char in text) else (None, False)
     if found is None and not decided and answer_type == "text":
-        return _free_text(text)
+        return _free_text(text, whole)
+    if found is not None and answers is None and answer_type == "number":
+        return Answer(found, whole)
     return found
 
 
@@ -130,7 +153,7 @@ def _decide(text: str, rules: Callable[[str], list[Candidate]]) -> tuple[str | N
         inside = {answer for first, last, answer in candidates if start <= first and last <= end}
         if inside:
             chosen = len(inside) == 1 and not _lists_others(text, end, candidates, inside)
-            return (inside.pop() if chosen else None), True
+            return (inside.pop() or None if chosen else None), True
     return None, bool(candidates)
 
 
@@ -213,7 +236,8 @@ def _labels(text: str, answers: list[str]) -> list[Candidate]:
     rest = list(text)
     for match in pattern.finditer(text):
         rest[match.start() : match.end()] = " " * (match.end() - match.start())
-        if not _negated(text, match.start(), match.end()):
+        inside = unicodedata.category(text[match.end() : match.end() + 1] or " ").startswith("M")  # "क" in "की"
+        if not inside and not _negated(text, match.start(), match.end()):
             assert match.lastgroup is not None
             found.append((match.start(), match.end(), ordered[int(match.lastgroup.removeprefix("label"))]))
     return found + (_letters("".join(rest), lettered) if lettered else [])
@@ -233,25 +257,27 @@ def _yes_no(text: str, answers: dict[str, str]) -> list[Candidate]:
 
 
 def _numbers(text: str, answers: list[str]) -> list[Candidate]:
-    """Numbers; equal ones are one candidate, written as the allowed answer of that value where there is
+    """Numbers; an expression such as 3/4 is a candidate that is no answer, unless nothing else was written and any
+    number may be. Equal numbers are one candidate, written as the allowed answer of that value where there is
     one."""
-    known = {parse_number(answer): answer for answer in reversed(answers)}
-    first: dict[float, str] = {}
-    found = []
-    for start, end, literal in numbers(text):
-        value = float(literal)
-        answer = known.get(value) or first.setdefault(value, literal)
-        if not _negated(text, start, end):
-            found.append((start, end, answer))
-    return found
+    known = {found[0]: answer for answer in reversed(answers) if (found := number_of(answer)) is not None}
+    first: dict[Decimal, str] = {}
+    candidates = []
+    for number in numbers(text):
+        if number.value is None:
+            answer = "" if answers or (number.start, number.end) != (0, len(text)) else number.literal
+        else:
+            answer = known.get(number.value) or first.setdefault(number.value, number.literal)
+        if not _negated(text, number.start, number.end):
+            candidates.append((number.start, number.end, answer))
+    return candidates
 
 
-def _free_text(text: str) -> str | None:
+def _free_text(text: str, whole: str) -> str | None:
     """Short free text: what follows "answer is" or "answer:", else the first line; outer quotes and full stop
-    removed."""
+    removed. A text of signs alone is itself."""
     for start, end in _passages(text):
-        passage = text[start:end].split("\n")[0] if start else text.split("\n")[0]
-        passage = passage.strip(" \t\"'.,;:!?")
+        passage = inner(text[start:end].split("\n")[0], PUNCTUATION)
         if any(char.isalnum() for char in passage):
-            return passage
-    return None
+            return Answer(passage, whole)
+    return Answer(whole)

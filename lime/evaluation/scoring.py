@@ -1,9 +1,9 @@
 """Scores of one split: comparison after normalisation, accuracy or correlation, with count, interval and
 baselines.
 
-Comparison: letters by letter; numbers by value, |a - b| <= 1e-6 max(1, |b|) (no relaxed tolerance); yes/true
-and no/false alike where the task asks for them; everything else by `text.key` (case, punctuation, separators
-and a leading article do not count). A missing answer is wrong.
+Comparison: letters by letter; numbers by value, |a - b| <= 1e-6 min(1, max(|a|, |b|)) (no relaxed tolerance); yes/true
+and no/false alike where the task asks for them; everything else by `text.key`, whose rules `lime.evaluation.text`
+lists. An answer written as the truth is written is right. A missing answer is wrong.
 
 STS-B is scored by Pearson correlation (Spearman beside it). A constant side has no correlation: it counts as
 0, with a note. A row without a number takes the mean of the numbers that were given: it then adds nothing to
@@ -19,9 +19,9 @@ from typing import Protocol
 
 import numpy as np
 
-from lime.evaluation.extraction import extract
+from lime.evaluation.extraction import Answer, extract
 from lime.evaluation.statistics import Interval, correlation, fisher_interval, wilson_interval
-from lime.evaluation.text import NUMBER_TOLERANCE, key, parse_number
+from lime.evaluation.text import another_unit, key, number_literal, number_of, parse_number, same_number
 
 METRICS = ("accuracy", "correlation")
 _TRUTH_VALUES = {"true": "yes", "false": "no"}
@@ -122,23 +122,36 @@ class SplitScore:
 
 
 def normalise(answer: str, answer_type: str) -> str:
-    """The form in which two answers of this type are compared."""
-    value = parse_number(answer) if answer_type != "letter" else None
-    if value is not None:
-        return f"{value:.12g}"
+    """The form in which two answers of this type are compared; a number's sign (% or $) stands behind it."""
+    number = number_of(answer) if answer_type != "letter" else None
+    if number is not None:
+        return number_literal(number[0]) + number[1]
     text = key(answer)
     return _TRUTH_VALUES.get(text, text) if answer_type == "yes_no" else text
 
 
 def matches(extracted: str | None, truth: str, answer_type: str) -> bool:
-    """Whether an extracted answer is right (see the module's text). None is never right."""
+    """Whether an extracted answer is right (see the module's text). None is never right; what is written exactly as
+    the truth always is."""
     if extracted is None:
         return False
-    if answer_type != "letter":
-        value, expected = parse_number(extracted), parse_number(truth)
-        if value is not None and expected is not None:
-            return abs(value - expected) <= NUMBER_TOLERANCE * max(1.0, abs(expected))
-    return normalise(extracted, answer_type) == normalise(truth, answer_type)
+    if isinstance(extracted, Answer) and extracted.whole != extracted:
+        if extracted.whole == truth.strip() or _equal(extracted.whole, truth, answer_type):
+            return True
+        signed = (number := number_of(truth)) is not None and number[1]
+        if number_of(extracted.whole) is not None or (signed and another_unit(extracted.whole)):
+            return False  # its sign is not that of the truth
+    return _equal(extracted, truth, answer_type)
+
+
+def _equal(one: str, other: str, answer_type: str) -> bool:
+    if one.strip() == other.strip():
+        return True
+    first, second = (None, None) if answer_type == "letter" else (number_of(one), number_of(other))
+    if first is not None and second is not None:
+        same_unit = first[1] == second[1] or not (first[1] and second[1])
+        return same_unit and same_number(first[0], second[0])
+    return normalise(one, answer_type) == normalise(other, answer_type)
 
 
 def correct_rows(answers: SplitAnswers, given: Sequence[str | None] | None = None) -> np.ndarray:
