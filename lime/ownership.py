@@ -50,7 +50,7 @@ def claim(folder: Path, kind: str, names: Iterable[str], *, earlier: bool = Fals
     """Make sure that ``names`` in ``folder`` may be written and replaced, and mark the folder.
 
     Args:
-        earlier: a version that wrote no marks made it.
+        earlier: it is this program's, although it has no mark or another one.
 
     Raises:
         FileExistsError: the folder holds files of these names that this program did not make; names them.
@@ -58,8 +58,8 @@ def claim(folder: Path, kind: str, names: Iterable[str], *, earlier: bool = Fals
     found = kind_of(folder)
     if found == kind:
         return
-    if found is not None:
-        raise FileExistsError(f"{folder} is the folder of a {found}; expected a new folder, or that of a {kind}")
+    if found is not None and not earlier:
+        raise FileExistsError(f"{folder} is the folder of a {found}; take a new folder")
     there = [name for name in names if os.path.lexists(folder / name)]
     if there and not earlier:
         raise FileExistsError(
@@ -100,12 +100,13 @@ def check_replaceable(folder: Path, kind: str | None, *, overwrite: bool = False
 def check_output(path: Path, *, overwrite: bool = False) -> None:
     """Raise FileExistsError where ``path`` is a file that this program did not write. An empty file is nobody's.
 
-    Files that cannot hold the words of :data:`MADE_BY`, such as CSV, are known by a Markdown file of the same name
-    beside them that does.
+    Files without the words of :data:`MADE_BY` are known by what was written together with them, of the same name: CSV
+    by its Markdown, Markdown by its JSON.
     """
-    if overwrite or not path.is_file() or path.stat().st_size == 0 or _made_here(path):
+    if overwrite or not path.is_file() or path.stat().st_size == 0:
         return
-    if path.suffix == ".csv" and _made_here(path.with_suffix(".md")):
+    beside = {".csv": [path.with_suffix(".md")], ".md": [path.with_suffix(".json")]}.get(path.suffix, [])
+    if any(_made_here(one) for one in (path, *beside)):
         return
     raise FileExistsError(f"{path} was not written by this program; name another file, or say --overwrite")
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from lime.ownership import claim
+from lime.ownership import claim, kind_of
 
 FILES = (
     "record.json", "status.json", "config.yaml", "environment.json", "preflight.json", "metrics.csv", "routing.jsonl",
@@ -14,6 +14,8 @@ FILES = (
     "partial", "wandb",
 )  # fmt: skip
 """What a run writes into its folder, the log and the lock apart."""
+RESULTS = ("adapter", "checkpoints", "results.json", "predictions.jsonl")
+"""What a run that came to nothing does not have; an evaluation may take its folder, and the other way round."""
 
 
 def claim_run_folder(folder: Path, kind: Literal["run", "evaluation"]) -> None:
@@ -23,7 +25,8 @@ def claim_run_folder(folder: Path, kind: Literal["run", "evaluation"]) -> None:
         FileExistsError: it holds files of a run's names that no run wrote, or is the folder of something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    claim(folder, kind, FILES, earlier=_ran_here(folder, kind))
+    failed = kind_of(folder) in ("run", "evaluation") and not any((folder / name).exists() for name in RESULTS)
+    claim(folder, kind, FILES, earlier=failed or (kind_of(folder) is None and _ran_here(folder, kind)))
 
 
 def _ran_here(folder: Path, kind: str) -> bool:

@@ -16,7 +16,6 @@ import torch
 from lime.analysis.benchmark.options import command_line
 from lime.analysis.benchmark.timing import Spread
 from lime.atomic import write_json, write_text
-from lime.ownership import MADE_BY
 
 SCHEMA = "lime-benchmark/1"
 """Name and version of the record's format; the version rises when a reader would have to change."""
@@ -87,7 +86,7 @@ def save(content: Mapping[str, Any], path: Path) -> Path:
     """Write `path` (JSON) and beside it the table (`.md`); returns the path of the table."""
     write_json(path, content)
     table = path.with_suffix(".md")
-    write_text(table, f"{markdown(content)}\n<!-- {MADE_BY} -->\n")
+    write_text(table, markdown(content))
     return table
 
 

@@ -1,0 +1,79 @@
+"""Runs write into folders of their own; what a user keeps there is neither replaced nor removed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from lime.config.sweeps import Plan, PlannedRun
+from lime.experiments.folders import FILES, claim_run_folder
+from lime.experiments.resume import ResumingSweep
+from lime.ownership import kind_of
+from tests.training.parts import config
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_with_a_file_of_a_runs_name_is_refused_by_it(tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("precious")
+    (tmp_path / ".bashrc.old").write_text("precious")
+    before = tree(tmp_path)
+    for kind in ("run", "evaluation"):
+        with pytest.raises(FileExistsError, match=name):
+            claim_run_folder(tmp_path, kind)
+    assert tree(tmp_path) == before
+
+
+def test_other_files_do_not_stop_a_run(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    claim_run_folder(tmp_path, "run")
+    claim_run_folder(tmp_path, "run")
+    assert kind_of(tmp_path) == "run"
+
+
+def test_an_evaluation_does_not_write_into_a_run_that_has_results(tmp_path: Path):
+    claim_run_folder(tmp_path, "run")
+    claim_run_folder(tmp_path, "evaluation")  # the run came to nothing
+    claim_run_folder(tmp_path, "run")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="folder of a run"):
+        claim_run_folder(tmp_path, "evaluation")
+
+
+def test_runs_of_versions_without_marks_go_on(tmp_path: Path):
+    (tmp_path / "status.json").write_text(json.dumps({"status": "finished", "started": "2026-01-01"}))
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(FileExistsError):
+        claim_run_folder(tmp_path, "run")
+    claim_run_folder(tmp_path, "evaluation")
+    (tmp_path / ".lime-made.json").unlink()
+    (tmp_path / "record.json").write_text("{}")
+    claim_run_folder(tmp_path, "run")
+
+
+def test_a_sweep_clears_no_folder_of_somebody_else(tmp_path: Path):
+    """hydra.sweep.subdir may lead to any folder."""
+    folder = tmp_path / "sweep" / "mine"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="checkpoints"):
+        ResumingSweep().run(lambda: None, config(), folder, [])
+    assert (folder / "checkpoints" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_plan_does_not_replace_another_file(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    plan = Plan(tmp_path, ("a=1",), (PlannedRun("x", {"a": 1}),))
+    plan.write()
+    plan.write()
+    (tmp_path / "sweep.json").write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match=r"sweep\.json"):
+        plan.write()
+    assert (tmp_path / "sweep.json").read_text() == '{"mine": 1}'
