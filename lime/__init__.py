@@ -3,7 +3,8 @@
     import lime
     model, report = lime.apply(model, num_experts=4, r=2)
 
-Names are resolved on first use, so that importing a configuration module does not import torch.
+Names are resolved on first use, so that importing a configuration module does not import torch. Once this package is
+imported, the `peft` library knows LiME's adapters, whichever of the two is imported first.
 """
 
 from __future__ import annotations
@@ -11,17 +12,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lime.registration import register_with_peft
+
 if TYPE_CHECKING:
+    from lime import tuner as tuner
     from lime.tuner import ApplyReport, LimeConfig, LimeSettings, apply, load, parameter_groups, record
 
 __all__ = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "parameter_groups", "record"]
+
+_MODULES = ("tuner",)
+
+register_with_peft()
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module("lime.tuner"), name)
+    if name in _MODULES:
+        return import_module(f"lime.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, *_MODULES])

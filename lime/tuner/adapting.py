@@ -18,13 +18,16 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lime.tuner.config import LimeConfig
 from lime.tuner.format import upgrade_keys
-from lime.tuner.model import lime_layers, routing_state
+from lime.tuner.leaving import remove_adapter
+from lime.tuner.model import embedding_keys, lime_layers, routing_state
 from lime.tuner.over_injection import base_config, settings_of
 from lime.tuner.presets import preset_settings
 from lime.tuner.recorder import Recorder, recording
@@ -88,12 +91,32 @@ def apply(
 
 
 def _inject(model: PreTrainedModel, config: PeftConfig, adapter_name: str) -> PeftModel:
+    if not isinstance(config, LimeConfig):
+        _make_room(model, adapter_name)
     with warnings.catch_warnings():  # peft asks for an attribute that transformers has renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         if isinstance(config, LimeConfig) and config.peft == "any":
             warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
+        if adapter_name in getattr(model, "peft_config", {}):  # the earlier adapter of this name is replaced
+            warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute in the model")
         adapted: PeftModel = get_peft_model(model, config, adapter_name=adapter_name)
         return adapted
+
+
+def _make_room(model: nn.Module, adapter_name: str) -> None:
+    """For a type of the `peft` library alone: nothing of an earlier adapter of that name, and no LiME layers."""
+    replaced = remove_adapter(model, adapter_name)
+    if adapter_name in getattr(model, "peft_config", {}):
+        replaced |= remove_adapter(model, adapter_name, BaseTunerLayer)
+    if replaced:
+        log.warning("the model has an adapter %r already, which this one replaces", adapter_name)
+    if layers := lime_layers(model):
+        names = sorted({name for layer in layers for name in layer._all_available_adapter_names()})
+        raise ValueError(
+            f"the model has LiME adapters ({', '.join(names)}), beside which the peft library's own types cannot be; "
+            "call unload() first, or adapt another copy of the base model"
+        )
 
 
 def _adopt(model: PeftModel, config: LimeSettings, adapter_name: str) -> tuple[PreTrainedModel, LimeSettings, str]:
@@ -126,6 +149,7 @@ def _peft_config(model: nn.Module, settings: LimeSettings, modules_to_save: list
         lora_dropout=settings.dropout,
         use_dora=settings.peft == "dora",
         target_modules=[target.name for target in targets],
+        fan_in_fan_out=all(isinstance(target.module, Conv1D) for target in targets),
         modules_to_save=modules_to_save,
     )
 
@@ -161,6 +185,8 @@ def load(
     expected = {
         key: tuple(value.shape) for key, value in get_peft_model_state_dict(adapted, adapter_name=adapter_name).items()
     }
+    # peft saves embeddings too, where asked or where the vocabulary was resized; what loads them looks at their size
+    expected |= {key: saved[key] for key in embedding_keys(adapted) & saved.keys()}
     if wrong := _difference(saved, expected):
         raise ValueError(
             f"{folder}: the adapter does not fit {type(model).__name__}; {wrong}. "

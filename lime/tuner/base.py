@@ -44,6 +44,7 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         self.lime_settings: dict[str, LimeSettings] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        self.unmerged_weights: list[Tensor] = []  # the frozen weight before each of them
 
     def _add_modulators(self, name: str, settings: LimeSettings, shape: Shape, dtype: torch.dtype) -> None:
         """Experts, shared modulator and router of the adapter `name`; of a mixture the router; nothing without LiME."""
@@ -138,16 +139,25 @@ class LimeLayer(nn.Module, BaseTunerLayer):
             for key in delta.frozen:  # type: ignore[union-attr]
                 delta.get_parameter(key).requires_grad_(False)
 
-    # -- refused ---------------------------------------------------------------------------------------------
+    # -- merging ---------------------------------------------------------------------------------------------
+
+    def check_merge(self, adapter_names: list[str] | None) -> None:
+        """Raise `NotImplementedError` where an adapter's update depends on the input, so that no weight equals it."""
+        for name in self.active_adapters if adapter_names is None else adapter_names:
+            if name in self.lime_settings and self.lime_settings[name].enabled:
+                raise NotImplementedError(MERGE_REFUSED)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise NotImplementedError(MERGE_REFUSED)
+        """Add the update of adapters without LiME to the frozen weight (`lime.tuner.merging`)."""
+        self.check_merge(adapter_names)
 
     def unmerge(self) -> None:
-        raise NotImplementedError(MERGE_REFUSED)
+        """Take merged updates off the frozen weight."""
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        raise NotImplementedError(MERGE_REFUSED)
+        """What the adapter adds to the frozen weight, in its shape."""
+        self.check_merge([adapter])
+        raise NotImplementedError(f"{self.key}: its adapter adds nothing to a weight")
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False

@@ -12,7 +12,7 @@ from lime.tuner.format import FORMAT_VERSION, check_version
 from lime.tuner.settings import OPTIONS, LimeSettings
 
 
-class LimePeftType(enum.StrEnum):
+class LimePeftType(str, enum.Enum):  # noqa: UP042 - its `str` is that of peft's own types, from which peft reads names
     """The type's name in `adapter_config.json`; equal, and equal in hash, to the plain string."""
 
     LIME = "LIME"

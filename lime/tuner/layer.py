@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lime.method.deltas.base import Delta, LowRankDelta
 from lime.method.deltas.registry import DELTAS
 from lime.method.fused import path
 from lime.method.modulation import add, modulate, modulate_low_rank
+from lime.tuner import merging
 from lime.tuner.base import LimeLayer
 from lime.tuner.context import RoutingState, ScopeCall
 from lime.tuner.decoding import Constants, decoded
 from lime.tuner.fusing import fused_forward, fusible
+from lime.tuner.linear import frozen_weight, shape_of
 from lime.tuner.mixture_fusing import through_mixture
 from lime.tuner.mixture_layer import adapt_by_mixture
 from lime.tuner.router import Router
@@ -47,7 +49,7 @@ class _Update:
 
 
 class LimeLinear(LimeLayer):
-    """A frozen `nn.Linear` with any number of named LiME adapters.
+    """A frozen linear layer with any number of named LiME adapters.
 
     Args:
         base_layer: the frozen layer.
@@ -56,10 +58,11 @@ class LimeLinear(LimeLayer):
         state: the model's open calls and recorder.
     """
 
-    def __init__(self, base_layer: nn.Linear, key: str, scope: str, state: RoutingState):
+    def __init__(self, base_layer: nn.Module, key: str, scope: str, state: RoutingState):
         super().__init__(key, scope, state)
-        self.base_layer = base_layer
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.base_layer: Any = base_layer
+        shape = shape_of(base_layer)
+        self.in_features, self.out_features = shape.in_features, shape.out_features
         self.decoding: Constants | None = None  # of the generation that is under way
 
     def update_layer(
@@ -70,7 +73,7 @@ class LimeLinear(LimeLayer):
         Raises:
             ValueError: more experts than output features, or a slice wider than the layer.
         """
-        base: nn.Linear = self.get_base_layer()  # type: ignore[assignment]
+        base = shape_of(self.get_base_layer())
         check_fit(self.key, settings, base)
         dtype = torch.float64 if base.weight.dtype == torch.float64 else torch.float32
         kind = DELTAS[settings.peft]
@@ -84,7 +87,9 @@ class LimeLinear(LimeLayer):
     # -- computation -----------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters:
+        if self.disable_adapters and self.merged_adapters:
+            self.unmerge()
+        if self.disable_adapters or self.merged_adapters:
             return self.base_layer(x, *args, **kwargs)
         if not args and not kwargs and (next_tokens := decoded(self, x)) is not None:
             return next_tokens
@@ -172,12 +177,22 @@ class LimeLinear(LimeLayer):
         return router.weights(probabilities, f"{self.key}:{name}", call)
 
     def _frozen_weight(self) -> Tensor:
-        """The frozen weight in floating point, where the base layer is quantised too."""
-        base = self.get_base_layer()
-        if type(base) is nn.Linear and type(base.weight) is nn.Parameter:
-            return base.weight
-        weight: Tensor = dequantize_module_weight(base)
-        return weight
+        """The frozen weight (d_out, d_in) in floating point, where the base layer is quantised too."""
+        return frozen_weight(self.get_base_layer())
+
+    # -- merging, of types without LiME ------------------------------------------------------------------------
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        super().merge(safe_merge, adapter_names)
+        merging.merge(self, safe_merge, adapter_names)
+
+    def unmerge(self) -> None:
+        merging.unmerge(self)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        self.check_merge([adapter])
+        change_OI = merging.change_of_weight(self, adapter)
+        return change_OI.t() if isinstance(self.get_base_layer(), Conv1D) else change_OI
 
 
 def check_fit(layer: str, settings: LimeSettings, base: nn.Linear) -> None:

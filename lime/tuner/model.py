@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, _is_key_under_prefixes
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lime.method.deltas.mola import experts_of_block
-from lime.tuner.base import MERGE_REFUSED, LimeLayer
+from lime.tuner.base import LimeLayer
 from lime.tuner.config import LimeConfig, LimePeftType
 from lime.tuner.context import RoutingState
 from lime.tuner.format import upgrade_keys
 from lime.tuner.generating import GenerateOnePrompt
 from lime.tuner.hooks import CloseCall, OpenCall
 from lime.tuner.layer import LimeLinear, check_fit
+from lime.tuner.leaving import remove_adapter, remove_hooks
+from lime.tuner.linear import LINEAR, shape_of
 from lime.tuner.over import LimeOver
 from lime.tuner.over_injection import inject_base
 from lime.tuner.prompt import CHILD, PromptLayer, prompt_layer, prompt_place
 from lime.tuner.prompt_hooks import InsertPrompt, RemovePrompt
 from lime.tuner.settings import ROUTED_BY_SEQUENCE, LimeSettings
 from lime.tuner.towers import Target, Tower, find_towers, matches_any, resolve_targets
+
+log = logging.getLogger(__name__)
 
 
 class LimeModel(BaseTuner):
@@ -54,18 +62,28 @@ class LimeModel(BaseTuner):
         config = self.peft_config[adapter_name]
         if not isinstance(config, LimeConfig):
             raise TypeError(f"{adapter_name}: expected a LimeConfig, got {type(config).__name__}")
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
         self.lime_towers = {tower.name: tower for tower in find_towers(model)}
-        self.lime_state = routing_state(model) or RoutingState()
+        targets: list[Target] = []
         if config.peft == "prompt_tuning":
             self.lime_prompt_tower, embedding = prompt_place(model, config)
             self.lime_targets = {embedding}
         else:
-            targets = self._checked_targets(model, config)
-            if config.peft == "any":
-                low_memory = kwargs.get("low_cpu_mem_usage", args[1] if len(args) > 1 else False)
-                inject_base(model, config, targets, adapter_name, low_memory)
+            targets = resolve_targets(model, config, config.modules_to_save)
+            for target in targets:
+                check_fit(target.name, config, shape_of(target.module))
             self.lime_targets = {target.name for target in targets}
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if remove_adapter(model, adapter_name):
+            log.warning("the model has an adapter %r already, which this one replaces", adapter_name)
+        self.lime_state = routing_state(model) or RoutingState()
+        if config.peft == "any":
+            low_memory = kwargs.get("low_cpu_mem_usage", args[1] if len(args) > 1 else False)
+            inject_base(model, config, targets, adapter_name, low_memory)
+        else:
+            _check_plain(model, targets)
+        _check_not_saved(model, targets)
+        with _targets_as_asked(config):
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         if config.peft in ROUTED_BY_SEQUENCE:
             self._mark_generation()
         layers = [layer for layer in lime_layers(model) if not isinstance(layer, PromptLayer)]
@@ -76,18 +94,6 @@ class LimeModel(BaseTuner):
             opening = OpenCall(self.lime_state, name, self.lime_towers[name].flat)
             tower.register_forward_pre_hook(opening, with_kwargs=True)
             tower.register_forward_hook(CloseCall(self.lime_state, name), with_kwargs=True, always_call=True)
-
-    def _checked_targets(self, model: nn.Module, config: LimeConfig) -> list[Target]:
-        targets = resolve_targets(model, config, config.modules_to_save)
-        for target in targets:
-            check_fit(target.name, config, target.module)
-            module = model.get_submodule(target.name)
-            if config.peft != "any" and isinstance(module, BaseTunerLayer) and not isinstance(module, LimeLinear):
-                raise TypeError(
-                    f"{target.name}: LiME adapts plain nn.Linear layers, got {type(module).__name__}; to modulate an "
-                    "adapter of the peft library use peft='any'"
-                )
-        return targets
 
     def _check_target_module_exists(self, peft_config: LimeConfig, key: str) -> Any:  # type: ignore[override]
         if matches_any(key, peft_config.exclude_modules):
@@ -117,8 +123,8 @@ class LimeModel(BaseTuner):
         if isinstance(target, kind):
             target.update_layer(adapter_name, self._settings_of(current_key, peft_config), **options)
             return
-        if isinstance(target, LimeLayer) or not isinstance(target, BaseTunerLayer if kind is LimeOver else nn.Linear):
-            raise TypeError(f"{current_key}: LiME adapts plain nn.Linear layers, got {type(target).__name__}")
+        if isinstance(target, LimeLayer) or not isinstance(target, BaseTunerLayer if kind is LimeOver else LINEAR):
+            raise TypeError(f"{current_key}: LiME adapts plain linear layers, got {type(target).__name__}")
         layer = kind(target, current_key, self._tower_of(current_key).name, self.lime_state)
         layer.update_layer(adapter_name, self._settings_of(current_key, peft_config), **options)
         if adapter_name not in self.active_adapters:
@@ -162,7 +168,24 @@ class LimeModel(BaseTuner):
         return settings  # outside the blocks
 
     def _tower_of(self, key: str) -> Tower:
-        return next(tower for tower in self.lime_towers.values() if tower.holds(key))
+        tower = next((tower for tower in self.lime_towers.values() if tower.holds(key)), None)
+        if tower is None:
+            raise ValueError(f"{key}: lies outside the towers that LiME adapts; leave it out")
+        return tower
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool | None = None
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As of every module. Called without arguments, as peft's status of a model does, it leaves out what lies
+        inside wrapped layers (`LimeOver`), so that those count once."""
+        outer: str | None = None
+        for name, module in super().named_modules(memo, prefix, remove_duplicate is not False):
+            if memo is None and remove_duplicate is None:
+                if outer is not None and name.startswith(outer):
+                    continue
+                if isinstance(module, LimeOver):
+                    outer = name + "."
+            yield name, module
 
     # -- saving and loading ----------------------------------------------------------------------------------
 
@@ -182,20 +205,26 @@ class LimeModel(BaseTuner):
         found: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=upgrade_keys(state_dict.items())
         )
-        state = model.state_dict().keys()
+        state = model.state_dict()
         places = [name for name, module in model.named_modules() if isinstance(module, LimeLayer)]
         expected = {
             key
-            for key in state - _repeated(model)
+            for key in state.keys() - _repeated(model)
             if cls._remove_adapter_name_from_key(key, adapter_name) != key and _is_key_under_prefixes(key, set(places))
         }
         missing = sorted(cls._remove_adapter_name_from_key(key, adapter_name) for key in expected - found.keys())
-        extra = sorted(found.keys() - state)
+        extra = sorted(found.keys() - state.keys())
         for what, keys in (("lacks", missing), ("has, beyond those of this model,", extra)):
             if keys:
                 raise ValueError(
                     f"adapter {adapter_name!r}: the file {what} {len(keys)} tensors, first {keys[0]}; load it on the "
                     "model it was trained on"
+                )
+        for key in sorted(embedding_keys(model) & found.keys()):
+            if found[key].shape != state[key].shape:
+                raise ValueError(
+                    f"adapter {adapter_name!r}: it was saved with {key} of shape {tuple(found[key].shape)}, the model "
+                    f"has {tuple(state[key].shape)}; call resize_token_embeddings({len(found[key])}) on the base first"
                 )
         return found
 
@@ -203,27 +232,58 @@ class LimeModel(BaseTuner):
 
     def unload(self) -> nn.Module:
         """The base model without adapters and without hooks."""
-        for module in self.model.modules():
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                for handle_id in [i for i, hook in hooks.items() if isinstance(hook, _HOOKS)]:
-                    _remove_hook(module, hooks, handle_id)
-        for module in [module for module in self.model.modules() if prompt_layer(module) is not None]:
-            delattr(module, CHILD)
-        if isinstance(vars(self.model).get("generate"), GenerateOnePrompt):
-            del self.model.generate
+        remove_hooks(self.model)
         return super().unload()
 
-    def _check_merge_allowed(self) -> None:
-        raise NotImplementedError(MERGE_REFUSED)
+    def _check_mergeable(self, adapter_names: list[str] | None) -> None:
+        for layer in lime_layers(self.model):  # before the first weight changes
+            layer.check_merge(adapter_names)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        raise NotImplementedError(MERGE_REFUSED)
+        self._check_mergeable(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
 
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        raise NotImplementedError(MERGE_REFUSED)
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """The base model with the updates of adapters without LiME in its weights, and without hooks."""
+        self._check_mergeable(adapter_names)
+        merged: nn.Module = super().merge_and_unload(progressbar, safe_merge, adapter_names)
+        remove_hooks(merged)
+        return merged
 
 
-_HOOKS = (OpenCall, CloseCall, InsertPrompt, RemovePrompt)
+def _check_plain(model: nn.Module, targets: list[Target]) -> None:
+    for target in targets:
+        module = model.get_submodule(target.name)
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, LimeLinear):
+            raise TypeError(
+                f"{target.name}: LiME adapts plain linear layers, got {type(module).__name__}; to modulate an "
+                "adapter of the peft library use peft='any'"
+            )
+
+
+def _check_not_saved(model: nn.Module, targets: list[Target]) -> None:
+    wrappers = [name for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    for target in targets:
+        if any(target.name == name or target.name.startswith(name + ".") for name in wrappers):
+            raise ValueError(
+                f"{target.name}: another adapter trains it in full (modules_to_save); leave it out with "
+                "exclude_modules, or name it in modules_to_save"
+            )
+
+
+@contextmanager
+def _targets_as_asked(config: LimeConfig) -> Iterator[None]:
+    """Keeps peft, which writes over `all-linear` and long lists, from changing what is saved. The layers are known by
+    then, with LiME's own reading of the option."""
+    asked = config.target_modules
+    if asked == "all-linear":
+        config.target_modules = None
+    try:
+        yield
+    finally:
+        config.target_modules = asked
 
 
 def _repeated(model: nn.Module) -> set[str]:
@@ -237,14 +297,13 @@ def _repeated(model: nn.Module) -> set[str]:
     return names(remove_duplicate=False) - names(remove_duplicate=True)
 
 
-def _remove_hook(module: nn.Module, hooks: Any, handle_id: int) -> None:
-    del hooks[handle_id]
-    for extra in (
-        module._forward_pre_hooks_with_kwargs,
-        module._forward_hooks_with_kwargs,
-        module._forward_hooks_always_called,
-    ):
-        extra.pop(handle_id, None)
+def embedding_keys(model: nn.Module) -> set[str]:
+    """Names of the tensors of a model's input and output embeddings."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    getters = ("get_input_embeddings", "get_output_embeddings")
+    layers = [getattr(base, getter)() for getter in getters if hasattr(base, getter)]
+    named = [(name, module) for name, module in model.named_modules() if any(module is layer for layer in layers)]
+    return {f"{name}.{key}" for name, module in named for key in module.state_dict()}
 
 
 def lime_layers(model: nn.Module) -> list[LimeLayer]:

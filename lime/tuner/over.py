@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from lime.method.modulation import modulate
 from lime.tuner.base import LimeLayer
 from lime.tuner.context import RoutingState
+from lime.tuner.linear import shape_of
 from lime.tuner.settings import LimeSettings
 
 
@@ -46,14 +47,14 @@ class LimeOver(LimeLayer):
     def __init__(self, base_layer: nn.Module, key: str, scope: str, state: RoutingState):
         super().__init__(key, scope, state)
         self.base_layer = base_layer
-        base = self.get_base_layer()
+        base = shape_of(self.get_base_layer())
         self.in_features, self.out_features = base.in_features, base.out_features
         self.additive: bool | None = None
         """Whether the type calls the frozen layer once, on the layer's own input; known from the first input on."""
 
     def update_layer(self, name: str, settings: LimeSettings, *, inference_mode: bool = False) -> None:
         """Add modulators and router of the adapter `name`, which the wrapped layer has already."""
-        base: nn.Linear = self.get_base_layer()  # type: ignore[assignment]
+        base = shape_of(self.get_base_layer())
         dtype = torch.float64 if base.weight.dtype == torch.float64 else torch.float32
         self._add_modulators(name, settings, base, dtype)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)

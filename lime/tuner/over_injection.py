@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from lime.tuner.config import LimeConfig, LimePeftType
+from lime.tuner.linear import LINEAR
 from lime.tuner.over import LimeOver
 from lime.tuner.prompt import PromptLayer
 from lime.tuner.settings import LimeSettings
@@ -32,6 +33,13 @@ _OF_THE_FILE = (
     "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type", "inference_mode",
     "runtime_config",
 )  # fmt: skip
+
+
+NOT_AN_UPDATE = {
+    "poly": "chooses its parts by a task number, which no call here gives",
+    "trainable_tokens": "trains rows of the embeddings and is no update of linear layers",
+}
+"""Types whose layers LiME cannot wrap, and why."""
 
 
 def base_config(settings: LimeSettings, targets: list[Target], **peft_fields: Any) -> PeftConfig:
@@ -76,6 +84,9 @@ def base_config(settings: LimeSettings, targets: list[Target], **peft_fields: An
 def _kind(base: str) -> type[PeftConfig]:
     names = {str(getattr(kind, "value", kind)).lower(): kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
     kind = names.get(base.lower())
+    if base.lower() in NOT_AN_UPDATE:
+        raise ValueError(f"base: {base!r} {NOT_AN_UPDATE[base.lower()]}; take another type")
+    names.pop(LimePeftType.LIME.value.lower(), None)
     if kind is None or kind == LimePeftType.LIME:
         near = difflib.get_close_matches(base.lower(), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(names))}"
@@ -197,7 +208,7 @@ def settings_of(model: PeftModel, settings: LimeSettings) -> tuple[nn.Module, Li
     kinds = set()
     for key, module in layers.items():
         tower = next((tower for tower in towers if tower.holds(key)), None)
-        if tower is None or not isinstance(module.get_base_layer(), nn.Linear):
+        if tower is None or not isinstance(module.get_base_layer(), LINEAR):
             raise ValueError(
                 f"{key}: LiME wraps adapters of linear layers in a language model or vision tower, this is a "
                 f"{type(module.get_base_layer()).__name__}{'' if tower else ' outside of them'}; leave it out"

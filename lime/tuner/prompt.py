@@ -119,6 +119,11 @@ class PromptLayer(LimeLayer):
     def out_features(self) -> int:
         return self.width
 
+    def check_merge(self, adapter_names: list[str] | None) -> None:
+        super().check_merge(adapter_names)
+        if any(name in self.lime_delta for name in adapter_names or self.active_adapters):
+            raise NotImplementedError("a prompt cannot be merged: virtual tokens before the input are no weights")
+
     def acting(self) -> tuple[str, ...]:
         """Adapters that take effect just now, in order."""
         if self.disable_adapters:

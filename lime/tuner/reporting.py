@@ -12,6 +12,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from lime.tuner.base import LimeLayer
+from lime.tuner.linear import shape_of
 from lime.tuner.prompt import PromptLayer
 from lime.tuner.towers import find_towers
 
@@ -118,7 +119,7 @@ def report(model: nn.Module) -> ApplyReport:
             original: Any = module.original_module
         else:
             original = None if isinstance(module, PromptLayer) else module.get_base_layer()
-            shape: Any = module if original is None else original
+            shape: Any = module if original is None else shape_of(original)
             tower = next((tower.kind for tower in towers if tower.holds(name)), "other")
             rows.append(ReportRow(name, tower, shape.in_features, shape.out_features, trainable))
         added += sum(p.numel() for p in parameters)

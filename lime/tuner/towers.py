@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,18 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from lime.tuner.attention import in_attention, is_projection
+from lime.tuner.linear import LINEAR
 from lime.tuner.settings import LimeSettings
 
-ATTENTION_PROJECTIONS = {
-    "language_model": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    # SigLIP has separate projections; Qwen2-VL's tower has q, k and v in one fused `qkv` layer and calls the
-    # output `proj`.
-    "vision_tower": ("q_proj", "k_proj", "v_proj", "out_proj", "qkv", "proj"),
-}
-"""Default targets of each kind of tower; they count only inside an attention module."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,11 @@ def find_towers(model: nn.Module) -> list[Tower]:
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer to adapt, by its full name."""
+    """A linear layer to adapt (`lime.tuner.linear.LINEAR`), by its full name."""
 
     name: str
     tower: Tower
-    module: nn.Linear
+    module: Any
 
 
 def resolve_targets(
@@ -86,12 +84,16 @@ def resolve_targets(
     kinds = {tower.kind for tower in towers}
     wanted_kinds = {"language_model", "vision_tower"} if settings.scope == "both" else {settings.scope}
     if absent := sorted(wanted_kinds - kinds):
-        raise ValueError(f"scope: {settings.scope!r} needs a {absent[0]}, which {type(model).__name__} does not have")
+        present = next(tower.kind for tower in find_towers(model) if tower.kind not in absent)
+        raise ValueError(
+            f"scope: {settings.scope!r} needs a {absent[0]}, which {type(model).__name__} does not have; it has a "
+            f"{present}, give scope={present!r}"
+        )
     candidates = list(_candidates(model, towers))
     kept = [target for target in candidates if not matches_any(target.name, modules_to_save)]
     wanted = settings.target_modules
     if wanted is None:
-        found = [target for target in kept if _is_attention_projection(target)]
+        found = _attention_projections(model, kept, settings, type(model).__name__)
     elif wanted == "all-linear":
         found = kept
     else:
@@ -109,21 +111,47 @@ def resolve_targets(
 
 
 def _candidates(model: nn.Module, towers: list[Tower]) -> Iterator[Target]:
-    inside = None  # an adapter's layer, or attention that reads its output projection's weight itself
+    inside = None  # an adapter's layer, what an adapter trains in full, or attention that reads its weights itself
     for name, module in model.named_modules():
         if inside is not None and name.startswith(inside):
             continue
-        if isinstance(module, BaseTunerLayer | nn.MultiheadAttention):
+        if isinstance(module, BaseTunerLayer | nn.MultiheadAttention | AuxiliaryTrainingWrapper):
             inside = name + "."
-        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        tower = next((tower for tower in towers if tower.holds(name)), None)
-        if tower is not None and isinstance(base, nn.Linear):
-            yield Target(name, tower, base)
+        if isinstance(module, AuxiliaryTrainingWrapper):  # under the names that the base model has without it
+            members = module.original_module.named_modules(prefix=name)
+        else:
+            members = iter([(name, module)])
+        for place, member in members:
+            base = member.get_base_layer() if isinstance(member, BaseTunerLayer) else member
+            tower = next((tower for tower in towers if tower.holds(place)), None)
+            if tower is not None and isinstance(base, LINEAR):
+                yield Target(place, tower, base)
 
 
-def _is_attention_projection(target: Target) -> bool:
-    *_, parent, leaf = ["", *target.name.split(".")]
-    return leaf in ATTENTION_PROJECTIONS[target.tower.kind] and ("attn" in parent or "attention" in parent)
+def _attention_projections(
+    model: nn.Module, candidates: list[Target], settings: LimeSettings, kind: str
+) -> list[Target]:
+    inside = [target for target in candidates if in_attention(model, target.name)]
+    found = [target for target in inside if is_projection(target.name)]
+    if not found:
+        raise ValueError(
+            f"target_modules: {kind} has no attention projections among its linear layers; name the layers to adapt, "
+            f"or give target_modules='all-linear'. {_available(candidates, settings)}"
+        )
+    chosen = {target.name for target in found}
+    others = [target.name for target in inside if target.name not in chosen]
+    others += [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention) and any(target.tower.holds(name) for target in found)
+    ]
+    if others:
+        leaves = Counter(name.rpartition(".")[2] for name in others)
+        log.info(
+            "the default targets are the attention projections; left out of the attention modules: %s",
+            ", ".join(f"{leaf} ({count})" for leaf, count in sorted(leaves.items())),
+        )
+    return found
 
 
 def _matches(name: str, wanted: str) -> bool:

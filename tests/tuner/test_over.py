@@ -337,7 +337,7 @@ def test_models_that_cannot_be_wrapped() -> None:
 
 def test_native_and_wrapped_adapters_do_not_mix() -> None:
     model = over("vera")
-    with pytest.raises(TypeError, match=r"LiME adapts plain nn\.Linear layers, got LimeOver; .* peft='any'"):
+    with pytest.raises(TypeError, match=r"LiME adapts plain linear layers, got LimeOver; .* peft='any'"):
         model.add_adapter("second", lime.LimeConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="has an adapter of another type"):
         over("lora").add_adapter("second", lime.LimeConfig(peft="any", base="loha", target_modules=["q_proj"]))
