@@ -51,7 +51,13 @@ CHOICES = {
 PRESETS = {
     "default": {},
     "paper": {"routing_norm": "token", "n_gram": 3, "window_anchor": "last"},
-    "authors": {"routing_norm": "tensor", "soft": True, "n_gram": 3, "window_anchor": "last"},
+    "authors": {
+        "routing_norm": "tensor",
+        "soft": True,
+        "auto_topk_threshold": 0.5,
+        "n_gram": 1,
+        "window_anchor": "last",
+    },
     "quickstart": {"selection": "topk", "top_k": 2, "n_gram": 1},
 }
 NAMES = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "parameter_groups", "record"]

@@ -78,13 +78,15 @@ class LimeTrainer(Trainer):
 
         L = (1 / N) sum_i [ sum_tokens -log p  +  n_i (alpha L_imp,i + beta L_KL,i) ],
 
-    so neither term depends on how the rows were cut into micro-batches or processes. (Models that do not normalise
-    their own loss over the accumulated batch, as Qwen2-VL, get it from here.) Where labels cannot be counted, each
-    micro-batch counts the same.
+    so the task term does not depend on how the rows were cut into micro-batches or processes. The balance terms do: they
+    are those of each micro-batch's mean load, which is less even than the step's (docs/method.md has the size); in any
+    number of like micro-batches they are those of one. (Models that do not normalise their own loss over the accumulated
+    batch, as Qwen2-VL, get it from here.) Where labels cannot be counted, each micro-batch counts the same.
 
     Every training log has, besides the Trainer's, `loss/task`, `loss/importance`, `loss/kl`, `routing/entropy` (nats),
     `routing/experts_active` (per token), `routing/usage_<i>` (share of tokens to whose modulation expert i contributes,
     mean over layers), `lr/modulators` and `lr/peft`. `last_routing` holds the statistics by layer of the last log.
+    `eval_loss` is the mean over label tokens.
 
     Raises:
         TypeError: `args` are not `LimeTrainingArguments`.
@@ -103,6 +105,7 @@ class LimeTrainer(Trainer):
         self._routing: lime.tuner.RoutingStatistics | None = None
         self._window_start: int | None = None
         self._rates: dict[str, float] = {}
+        self._evaluated: list[Tensor] = []
         if self.compute_loss_func is None and not self.model_accepts_loss_kwargs and self._loss_shifts_labels:
             self.compute_loss_func = causal_loss
         if lime.tuner.has_routing(self._model()):
@@ -170,7 +173,7 @@ class LimeTrainer(Trainer):
     ) -> Any:
         """The Trainer's loss plus this micro-batch's share of the balance losses."""
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return self._evaluation_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._window_start is None:
             self._window_start = self.state.global_step
         share, scale = self._share(inputs, num_items_in_batch)
@@ -201,12 +204,19 @@ class LimeTrainer(Trainer):
             return 1, 1
         if num_items is None:
             return 1 / self.current_gradient_accumulation_steps, 1
+        return self._label_tokens(inputs) / num_items, self._process_scale()
+
+    def _label_tokens(self, inputs: dict[str, Any]) -> Tensor:
+        """Number of labels of a batch that its loss is over, scalar."""
         if "shift_labels" in inputs:
             labels = inputs["shift_labels"]
         else:
             labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
-        scale = self.accelerator.num_processes // self.get_tp_size() if self.args.average_tokens_across_devices else 1
-        return labels.ne(-100).sum() / num_items, scale
+        return labels.ne(-100).sum()
+
+    def _process_scale(self) -> int:
+        """What the Trainer multiplies a loss by that it divides by the labels of all processes."""
+        return self.accelerator.num_processes // self.get_tp_size() if self.args.average_tokens_across_devices else 1
 
     def _is_scaled(self, num_items: Any) -> bool:
         """Whether the Trainer takes a loss as normalised over the whole accumulated batch."""
@@ -217,6 +227,45 @@ class LimeTrainer(Trainer):
     def _weight_of(self, share: Any) -> float:
         """Weight of a micro-batch's values in the step's logged mean."""
         return 1 / self.current_gradient_accumulation_steps if isinstance(share, int) else 1.0
+
+    # -- evaluation ------------------------------------------------------------------------------------------
+
+    def _evaluation_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Any) -> Any:
+        """The Trainer's loss of a batch, whose sum over label tokens is kept."""
+        counted = isinstance(inputs.get("labels"), Tensor) or "shift_labels" in inputs
+        count = self._label_tokens(inputs) if counted else None  # the Trainer may take the labels out
+        loss, outputs = super().compute_loss(model, inputs, True, num_items)
+        if count is not None:
+            total = loss.detach().float() * (count if num_items is None else num_items / self._process_scale())
+            self._evaluated.append(torch.stack([torch.where(count > 0, total, 0.0), count]))  # no label: no mean
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """The Trainer's, with `eval_loss` the mean over all label tokens, as `val/loss` of `train.py`.
+
+        The Trainer's own averages the means of batches by rows: a row with a short answer counts as much as one with a
+        long one, and the batch size changes the number. (Over several processes, a row that a process is given again
+        so that all have as many counts again. Where labels cannot be counted, the Trainer's number stays.)
+        """
+        self._evaluated = []
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        if self._evaluated:
+            sums = torch.stack(self._evaluated).cpu().double().sum(0)  # not every device has float64
+            if self.accelerator.num_processes > 1:
+                sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
+            total, tokens = sums.tolist()
+            assert output.metrics is not None
+            output.metrics[f"{metric_key_prefix}_loss"] = total / tokens if tokens else float("nan")
+        return output
 
     # -- logs ------------------------------------------------------------------------------------------------
 

@@ -62,8 +62,9 @@ class TrainerConfig:
         max_epochs: passes over the training rows.
         max_steps: optimiser steps after which training ends even within an epoch; null for no limit.
         batch_size: rows of one micro-batch on one device.
-        accumulate_grad_batches: micro-batches of one optimiser step. The loss of a step is the mean over all its
-            answer tokens, so 1 x 8 rows and 4 x 2 rows are the same step.
+        accumulate_grad_batches: micro-batches of one optimiser step. The task loss of a step is the mean over all its
+            answer tokens, the same for 1 x 8 and 4 x 2 rows; the balance losses are larger for smaller micro-batches
+            (docs/method.md).
         gradient_clip_val: largest norm of the gradient; null for no clipping.
         accelerator: device kind; ``auto`` takes a GPU where there is one.
         devices: processes on each machine, with one GPU each where GPUs are used; -1 for every GPU there is.

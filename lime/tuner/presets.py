@@ -14,8 +14,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # The formulas as printed in arXiv 2604.02338. Windows decide at their last token: not causal.
     "paper": {"routing_norm": "token", "n_gram": 3, "window_anchor": "last"},
-    # The authors' code: batch-wide norm and soft masks. Not causal, and dependent on batch neighbours.
-    "authors": {"routing_norm": "tensor", "soft": True, "n_gram": 3, "window_anchor": "last"},
+    # What the authors' scripts run: batch-wide norm, soft masks, windows of one; longer ones would decide at their last
+    # token. Not causal, and dependent on batch neighbours.
+    "authors": {
+        "routing_norm": "tensor",
+        "soft": True,
+        "auto_topk_threshold": 0.5,
+        "n_gram": 1,
+        "window_anchor": "last",
+    },
     # The authors' introductory example: one decision per token, hard top-k.
     "quickstart": {"selection": "topk", "top_k": 2, "n_gram": 1},
 }

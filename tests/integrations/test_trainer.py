@@ -12,6 +12,7 @@ from torch import Tensor
 
 import lime
 from lime.integrations.trainer import LimeTrainer, LimeTrainingArguments
+from lime.training.loss import answer_loss_sum, answer_positions
 from tests.tuner import small_models as small
 
 families = pytest.mark.parametrize("family", small.FAMILIES)
@@ -107,7 +108,7 @@ def test_the_task_gradient_does_not_depend_on_accumulation(family: str, tmp_path
 
 
 @families
-def test_the_balance_loss_does_not_depend_on_accumulation(family: str, tmp_path: Path) -> None:
+def test_like_micro_batches_in_any_number_are_one(family: str, tmp_path: Path) -> None:
     """Micro-batches of equal routing give, in any number, what one of them gives."""
     strong = {"importance_coef": 5.0, "kl_coef": 3.0}
     pair = ROWS[:2]
@@ -132,6 +133,39 @@ def test_micro_batches_count_by_their_labels(tmp_path: Path) -> None:
     expected = sum(n * value for n, value in zip(labels, parts, strict=True)) / sum(labels)
     assert log["loss/importance"] == pytest.approx(expected, rel=1e-4)
     assert expected != pytest.approx(sum(parts) / 2, rel=1e-3)
+
+
+@families
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_the_evaluation_loss_is_over_tokens(family: str, batch: int, tmp_path: Path) -> None:
+    """`eval_loss` against every row by itself, weighed by its labels; whatever the batch size."""
+    made = trainer(family, tmp_path, per_device_eval_batch_size=batch)
+    made.eval_dataset = Rows(family, ROWS)
+    total = tokens = 0.0
+    model = made.model.eval()
+    for words, seed in ROWS:
+        inputs = small.batch(family, [small.row(family, words, seed)])
+        with torch.no_grad():
+            logp = model(**inputs).logits[0].float().log_softmax(-1)
+        ids = inputs["input_ids"][0]
+        total -= float(sum(logp[t - 1, ids[t]] for t in range(2, len(ids))))
+        tokens += len(ids) - 2
+    assert made.evaluate()["eval_loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert made.predict(made.eval_dataset).metrics["test_loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_the_evaluation_loss_is_what_train_py_shows(tmp_path: Path) -> None:
+    """`val/loss` of a run's module on the same batches: a sum over answer tokens by their number."""
+    made = trainer("llava_onevision", tmp_path, per_device_eval_batch_size=3)
+    made.eval_dataset = Rows("llava_onevision", ROWS)
+    sums = [0.0, 0]
+    for inputs in made.get_eval_dataloader():
+        labels = inputs.pop("labels")
+        positions, count = answer_positions(labels)
+        with torch.no_grad():
+            sums[0] += float(answer_loss_sum(made.model.eval(), inputs, labels, positions))
+        sums[1] += count
+    assert made.evaluate()["eval_loss"] == pytest.approx(sums[0] / sums[1], rel=1e-5)
 
 
 def test_balance_on_one_step_in_n(tmp_path: Path) -> None:

@@ -120,11 +120,32 @@ def test_balance_term_is_scaled_like_the_task() -> None:
     assert_close(found, expected)
 
 
-def test_balance_does_not_depend_on_the_number_of_micro_batches() -> None:
+def test_like_micro_batches_in_any_number_are_one() -> None:
     model, collator, rows = adapted("llava_onevision")
     batch = collator.training_batch(rows)
     balance = BalanceConfig(alpha=1.0, beta=1.0)
     assert_close(gradient(model, [batch] * 3, balance), gradient(model, [batch], balance))
+
+
+def test_balance_depends_on_how_rows_are_cut() -> None:
+    """Both terms are convex in the mean load: that of smaller micro-batches is less even, and the gradient another."""
+    model, collator, rows = adapted("llava_onevision")
+    batches = [collator.training_batch(rows[i : i + 2]) for i in range(0, 8, 2)]
+    balance = BalanceConfig(alpha=1.0, beta=1.0)
+    module = AdaptationModule(model.train(), OptimConfig(), balance, 0, {"name": "", "fingerprint": ""})
+
+    def terms(batches: list[Any]) -> float:
+        prepared = [module.on_before_batch_transfer(batch, 0) for batch in batches]
+        losses = [module.loss(batch) for batch in prepared]
+        tokens = sum(batch["answer_tokens"] for batch in prepared)
+        return sum(float(loss.total - loss.task) for loss in losses) / tokens
+
+    module.trainer = pl.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    with torch.no_grad():
+        assert terms(batches) > 1.1 * terms([collator.training_batch(rows)])
+    alone = gradient(model, [collator.training_batch(rows)], balance=None)
+    whole, cut = (gradient(model, given, balance) for given in ([collator.training_batch(rows)], batches))
+    assert max(float((cut[name] - whole[name]).abs().max()) for name in alone) > 1e-3
 
 
 def test_balance_every_n_steps_skips_the_others() -> None:

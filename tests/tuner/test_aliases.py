@@ -43,5 +43,7 @@ def test_options_may_switch_off_what_a_preset_sets() -> None:
         assert (got.n_gram, got.window_anchor) == (1, "first")
         assert got.routing_norm == PRESETS[preset]["routing_norm"]
     assert not preset_settings("authors", selection="dense").soft
+    assert preset_settings("authors", n_gram=3).window_anchor == "last"
+    assert preset_settings("authors").auto_topk_threshold == 0.5
     with pytest.raises(ValueError, match="window_anchor: 'last' has no effect"):
         preset_settings("paper", n_gram=1, window_anchor="last")
