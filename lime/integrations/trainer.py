@@ -78,10 +78,10 @@ class LimeTrainer(Trainer):
 
         L = (1 / N) sum_i [ sum_tokens -log p  +  n_i (alpha L_imp,i + beta L_KL,i) ],
 
-    so the task term does not depend on how the rows were cut into micro-batches or processes. The balance terms do: they
-    are those of each micro-batch's mean load, which is less even than the step's (docs/method.md has the size); in any
-    number of like micro-batches they are those of one. (Models that do not normalise their own loss over the accumulated
-    batch, as Qwen2-VL, get it from here.) Where labels cannot be counted, each micro-batch counts the same.
+    so the task term does not depend on how the rows were cut into micro-batches or processes. The balance terms do:
+    they are those of each micro-batch's mean load, which is less even than the step's (docs/method.md has the size); in
+    any number of like micro-batches they are those of one. (Models that do not normalise their own loss over the
+    accumulated batch, as Qwen2-VL, get it from here.) Where labels cannot be counted, each micro-batch counts the same.
 
     Every training log has, besides the Trainer's, `loss/task`, `loss/importance`, `loss/kl`, `routing/entropy` (nats),
     `routing/experts_active` (per token), `routing/usage_<i>` (share of tokens to whose modulation expert i contributes,
