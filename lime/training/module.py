@@ -39,9 +39,9 @@ class AdaptationModule(pl.LightningModule):
         L = (1 / N) sum_i [ sum_tokens -log p  +  n_i (alpha L_imp,i + beta L_KL,i) ],
 
     so that the task gradient does not depend on how the rows were cut into micro-batches and processes. The balance
-    terms are those of each micro-batch's own mean load, and do depend on it (docs/method.md). Each micro-batch draws its
-    routing noise and dropout from a generator seeded by (seed, rank, number of the micro-batch), so that a resumed run
-    continues exactly and the number of data workers changes nothing.
+    terms are those of each micro-batch's own mean load, and do depend on it (docs/method.md). Each micro-batch draws
+    its routing noise and dropout from a generator seeded by (seed, rank, number of the micro-batch), so that a resumed
+    run continues exactly and the number of data workers changes nothing.
 
     Args:
         model: a peft model with adapters.
