@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +18,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from lime import interrupts
+from lime.atomic import write_text
 from lime.config.check import ConfigError, build
 from lime.config.identity import register_run_id
 from lime.config.overrides import check, force, register, with_method
+from lime.config.schema import TrainConfig
 from lime.config.searched import register_searched
 from lime.config.sweeps import Plan, make_plan
+from lime.experiments.folders import claim_run_folder
+from lime.limits import explained
+from lime.slurm import first_task, requeue, under_slurm
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,6 +62,28 @@ def launch(
         experiments: folder of overlays for ``+experiment=NAME``.
         sweep: what a sweep does beyond calling the task; None calls the task for every run.
     """
+    speak_plainly()
+    with interrupts.taken():
+        try:
+            _launch(task, schema, config_dir, config_name, experiments, sweep)
+        except interrupts.Interrupted as stop:
+            if stop.signal == getattr(signal, "SIGUSR1", None) and under_slurm() and first_task():
+                requeue()
+            if not logging.getLogger().handlers:  # it came before there was a log
+                sys.stderr.write(f"{stop}, before anything had begun\n")
+            raise
+        finally:
+            _flush()
+
+
+def _launch(
+    task: Callable[[T, Path, list[str]], None],
+    schema: type[T],
+    config_dir: Path,
+    config_name: str,
+    experiments: Path | None,
+    sweep: Sweep | None,
+) -> None:
     try:
         register(schema, experiments)
     except ConfigError as error:
@@ -68,19 +100,40 @@ def launch(
                 plan = make_plan(force(arguments.overrides, schema), config_dir, name, schema)
         except ConfigError as error:
             sys.exit(_tell(error))
-    if plan is not None:
-        try:
-            plan.write()
-        except OSError as error:
-            sys.stderr.write(f"error: {error}\n")
-            sys.exit(USER_ERROR)
     job = _Job(task, schema, sweep)
+    failed = 0
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
-    finally:
-        failed = sweep.summary(plan) if plan is not None and sweep is not None else 0
+        if plan is not None:
+            plan.write()
+            logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
+        finally:
+            failed = sweep.summary(plan) if plan is not None and sweep is not None else 0
+    except OSError as error:  # a folder that cannot be made, before any run
+        sys.stderr.write(f"error: {explained(error)}\n")
+        sys.exit(USER_ERROR)
     if failed or job.failures:
         sys.exit(USER_ERROR)
+
+
+def speak_plainly() -> None:
+    """Characters that a terminal lacks are replaced, and a log that cannot be written ends no run."""
+    logging.raiseExceptions = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _flush() -> None:
+    """Write out what was printed; where nobody reads it any more, Python need not say so at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Sweep(Protocol):
@@ -101,6 +154,7 @@ class _Job:
         self.failures: list[str] = []
 
     def __call__(self, config: DictConfig) -> None:
+        folder = None
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
             settings: Any = build(self._schema, values)
@@ -111,9 +165,26 @@ class _Job:
                 self._sweep.run(lambda: self._task(settings, folder, overrides), settings, folder, overrides)
             else:
                 self._task(settings, folder, overrides)
-        except (ValueError, OSError) as error:
-            log.error("error: %s", error)
-            self.failures.append(str(error))
+        except interrupts.Interrupted as stop:
+            log.warning("%s; %s", stop, _goes_on())
+            if folder is not None and not (status := folder / "status.json").exists():  # before the run began
+                claim_run_folder(folder, "run" if self._schema is TrainConfig else "evaluation")
+                write_text(status, json.dumps({"status": "interrupted", "error": {"type": stop.signal.name}}) + "\n")
+            raise
+        except Exception as error:
+            said = explained(error)
+            if said is None:
+                raise
+            log.error("error: %s", said)
+            self.failures.append(said)
+
+
+def _goes_on() -> str:
+    """How the run that was stopped goes on."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN or any("run.dir=" in text for text in hydra_config.overrides.hydra):
+        return "the same command goes on where it stood"
+    return f"the same command with hydra.run.dir={hydra_config.runtime.output_dir} goes on where it stood"
 
 
 def _tell(error: ConfigError) -> int:

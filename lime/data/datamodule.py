@@ -15,6 +15,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
+from lime import interrupts
 from lime.data.cache import FrameCache
 from lime.data.collate import Collator, OverlongError, overlong_message
 from lime.data.collate_other import ProcessorCollator
@@ -176,6 +177,7 @@ class MMTDataModule(LightningDataModule):
         return {
             "collate_fn": self.collator.training_batch,
             "num_workers": workers,
+            "worker_init_fn": interrupts.worker_process if workers else None,
             "persistent_workers": workers > 0,
             "prefetch_factor": self.config.prefetch if workers else None,
             "pin_memory": torch.cuda.is_available(),

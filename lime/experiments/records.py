@@ -18,7 +18,7 @@ from lime.config.check import ConfigError, build
 
 SCHEMA = "lime-record/1"
 RECORD_FILE = "record.json"
-Status = Literal["running", "finished", "failed", "interrupted"]
+Status = Literal["running", "finished", "diverged", "failed", "interrupted"]
 
 
 class RecordError(ValueError):
@@ -176,7 +176,7 @@ class Record:
             return [f"schema: expected {SCHEMA}, got {self.schema!r}; read it with the version that wrote it"]
         lacking = [name for name in ("name", "started", "config") if not getattr(self, name)]
         lacking += [f"identity.{name}" for name in ("config", "code") if not getattr(self.identity, name)]
-        if self.status == "finished":
+        if self.status in ("finished", "diverged"):
             sections = ("environment", "parameters", "training", "ended", "seconds")
             lacking += [name for name in sections if getattr(self, name) is None]
             lacking += ["identity.data"] if self.identity.data is None else []

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from lime.atomic import remove
+from lime.atomic import move, remove
 from lime.config.schema import TrainConfig
-from lime.config.sweeps import Plan
+from lime.config.sweeps import Plan, read_plan
 from lime.experiments.code import code_version
 from lime.experiments.folders import claim_run_folder
+from lime.experiments.lock import BusyError, is_locked, run_lock
+from lime.experiments.quiet import warnings_alone
 from lime.experiments.records import RECORD_FILE, Record, RecordError, RunError, read_record, write_record
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE = ".lock"
 LEFTOVERS = (
     "adapter", "checkpoints", "wandb", "routing.jsonl", "metrics.csv", "predictions.jsonl", "results.json",
     "results.csv", "results.md", "environment.json",
@@ -41,7 +40,7 @@ def state(folder: Path) -> tuple[str, Record | None]:
     if not (folder / RECORD_FILE).is_file():
         return "missing", None
     record = read_record(folder)
-    if record.status == "running" and not _is_locked(folder):
+    if record.status == "running" and not is_locked(folder):
         record.status = "interrupted"
         record.error = RunError("Killed", "the process ended without a word (killed, out of memory, or power lost)")
     return record.status, record
@@ -50,35 +49,96 @@ def state(folder: Path) -> tuple[str, Record | None]:
 class ResumingSweep:
     """What train.py does in a sweep beside training (see :class:`lime.config.cli.Sweep`)."""
 
+    def __init__(self) -> None:
+        self._seconds: list[float] = []  # of the runs that this process made
+
     def run(self, task: Callable[[], None], config: TrainConfig, folder: Path, overrides: list[str]) -> None:
         """Call ``task`` unless the result is there already or another process is at it."""
-        with _claimed(folder, patience=2.0) as mine:  # longer than a reader looks whether somebody is at it
-            if not mine:
-                log.info("skipped: another process is running it in %s", folder)
-                return
-            claim_run_folder(folder, "run")
-            found = finished(config, folder)
-            if found is None:
-                if not _resumable(folder):
-                    _clear(folder)
+        where = self._place(folder)
+        try:
+            with run_lock(folder):
+                self._run(task, config, folder, overrides, where)
+        except BusyError as error:
+            log.info("%sskipped: another process is running it: %s", where, error)
+
+    def _run(
+        self, task: Callable[[], None], config: TrainConfig, folder: Path, overrides: list[str], where: str
+    ) -> None:
+        claim_run_folder(folder, "run")
+        found = finished(config, folder)
+        if found is None:
+            if not _resumable(folder, config):
+                _clear(folder)
+            started = time.monotonic()
+            log.info("%s%s", where, folder)
+            with warnings_alone():
                 task()
-            elif found == folder:
-                log.info("skipped: finished before, %s", folder / RECORD_FILE)
-            else:
-                record = read_record(found)
-                record.name, record.overrides = config.name, overrides
-                record.reused_from = str(found)
-                write_record(folder, record)
-                log.info("skipped: finished before in %s; its record is copied", found)
+            self._seconds.append(time.monotonic() - started)
+            log.info("%s", _outcome(folder))
+        elif found == folder:
+            log.info("%sskipped: finished before, %s", where, folder / RECORD_FILE)
+        else:
+            record = read_record(found)
+            record.name, record.overrides = config.name, overrides
+            record.reused_from = str(found)
+            write_record(folder, record)
+            log.info("%sskipped: finished before in %s; its record is copied", where, found)
+
+    def _place(self, folder: Path) -> str:
+        """``run 3 of 50 (about 12 min left): seed=1, ``; the time counts the runs from this one on, one after another."""
+        plan = read_plan(folder.parent)
+        points = {planned.run: planned.point for planned in plan.runs} if plan is not None else {}
+        if folder.name not in points:
+            return ""
+        names = list(points)
+        number = names.index(folder.name) + 1
+        left = ""
+        if self._seconds:
+            waiting = sum(not _is_finished(folder.parent / name) for name in names[number - 1 :])
+            left = f" (about {_duration(waiting * sum(self._seconds) / len(self._seconds))} left)"
+        point = " ".join(f"{key}={value}" for key, value in points[folder.name].items())
+        return f"run {number} of {len(names)}{left}: {point}{', ' if point else ''}"
 
     def summary(self, plan: Plan) -> int:
-        """Say in the log how the runs of the plan stand; the number that failed."""
-        counts = Counter(state(plan.folder / planned.run)[0] for planned in plan.runs)
+        """Say in the log how the runs of the plan stand; the number that failed or diverged."""
+        counts = Counter(_status(plan.folder / planned.run) for planned in plan.runs)
         said = ", ".join(f"{count} {status}" for status, count in counts.most_common())
         log.info("sweep of %d runs in %s: %s", len(plan.runs), plan.folder, said)
         if counts["finished"]:
             log.info("table: python scripts/collect.py %s", plan.folder)
-        return counts["failed"]
+        return counts["failed"] + counts["diverged"] + counts["damaged"]
+
+
+def _status(folder: Path) -> str:
+    try:
+        return state(folder)[0]
+    except RecordError as error:
+        log.warning("%s", error)
+        return "damaged"
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return read_record(folder).status == "finished"
+    except RecordError:
+        return False
+
+
+def _outcome(folder: Path) -> str:
+    """How the run ended, in a line."""
+    record = read_record(folder)
+    macro = record.score("macro", "macro")
+    loss = record.training.loss if record.training is not None else None
+    parts = [f"{record.status} in {_duration(record.seconds or 0.0)}"]
+    parts += [f"loss {loss:.4f}"] if loss is not None else []
+    parts += [f"macro {macro.exact_match:.1f}"] if macro is not None else []
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def finished(config: TrainConfig, folder: Path) -> Path | None:
@@ -119,40 +179,39 @@ def _fingerprint(root: str, mini: tuple[int, int, int] | None, workers: int) -> 
     return MMTDataset(root).fingerprint
 
 
-def _resumable(folder: Path) -> bool:
-    """Whether an interrupted attempt left a checkpoint that this code wrote, to go on from (``ckpt_path=auto``)."""
+def _resumable(folder: Path, config: TrainConfig) -> bool:
+    """Whether an unfinished attempt left a checkpoint that this code wrote, to go on from (``ckpt_path=auto``).
+
+    A failed attempt counts: its disk was full, its machine had no memory left. One that diverged does not.
+    """
     from lime.training.checkpoints import newest_checkpoint  # imports the model libraries, as the run will anyway
 
-    if newest_checkpoint(folder) is None:
+    if newest_checkpoint(folder) is None or not (folder / RECORD_FILE).is_file():
         return False
-    if not (folder / RECORD_FILE).is_file():
+    try:
+        record = read_record(folder)  # "running": this process holds the lock, so whoever wrote that is dead
+    except RecordError as error:
+        log.warning("%s", error)
         return False
-    record = read_record(folder)  # "running": this process holds the lock, so whoever wrote that is dead
-    return record.status in ("running", "interrupted") and record.identity.code == code_version()
+    if record.status not in ("running", "interrupted", "failed"):
+        return False
+    if config.reuse != "any_code" and record.identity.code != code_version():
+        return False
+    return record.identity.data in (None, data_fingerprint(config))
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier attempt left, so that nothing of it is taken for a part of this one. The log stays."""
+    """Remove what an earlier attempt left, so that nothing of it is taken for a part of this one. The log stays, and
+    checkpoints that this attempt cannot go on from are put aside in ``checkpoints.before``."""
+    checkpoints = folder / "checkpoints"
+    if checkpoints.is_dir() and any(checkpoints.iterdir()):
+        aside = folder / "checkpoints.before"
+        remove(aside)
+        move(checkpoints, aside)
+        log.warning(
+            "%s: nothing can go on from its checkpoints (other code, other data, diverged or damaged): put aside in %s",
+            folder,
+            aside,
+        )
     for name in (RECORD_FILE, "status.json", *LEFTOVERS):
         remove(folder / name)
-
-
-@contextmanager
-def _claimed(folder: Path, patience: float) -> Iterator[bool]:
-    """Whether this process may run in ``folder``: one at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _is_locked(folder: Path) -> bool:
-    with _claimed(folder, patience=0.0) as free:
-        return not free

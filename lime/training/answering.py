@@ -25,6 +25,7 @@ from lime.evaluation.authors_report import authors_markdown, authors_table, writ
 from lime.evaluation.predictions import Prediction, collect, score_predictions
 from lime.evaluation.report import write_report
 from lime.evaluation.tables import markdown_table, results_table, summary_lines
+from lime.experiments.quiet import tables_are_shown
 from lime.models.loading import Backbone
 from lime.training import processes
 from lime.training.frozen import frozen_answers
@@ -172,14 +173,22 @@ def report(
         text += "\n" + authors_markdown(beside, CATEGORIES)
     write_text(folder / "results.md", text)
     remove_journals(folder)
+    if tables_are_shown():
+        _show(results_table(evaluation, CATEGORIES), *([authors_table(beside, CATEGORIES)] if beside else []))
+    log.info("results in %s", folder)
+    return evaluation
+
+
+def _show(*tables: Any) -> None:
+    """Print tables. The numbers are written by now, so nothing that the terminal refuses ends the run."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)
-    console.print(results_table(evaluation, CATEGORIES))
-    if beside is not None:
-        console.print(authors_table(beside, CATEGORIES))
-    log.info("results in %s", folder)
-    return evaluation
+    try:
+        for table in tables:
+            console.print(table)
+    except (OSError, ValueError) as error:  # closed, full, or without some character
+        log.warning("the table cannot be shown here (%s); it stands in results.md", error)
 
 
 @contextmanager

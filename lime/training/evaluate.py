@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 import lime.tuner
+from lime import interrupts
 from lime.atomic import remove_leftovers, write_json
 from lime.config.reuse import read_run, with_run_config
 from lime.config.schema import EvalConfig
@@ -20,7 +21,7 @@ from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import read_predictions, rescore
 from lime.evaluation.report import stored_allowed_answers
-from lime.experiments.folders import claim_run_folder
+from lime.experiments.lock import run_lock
 from lime.integrations.hub import adapter_folder
 from lime.models.loading import Backbone, load_backbone
 from lime.training import processes
@@ -30,6 +31,7 @@ from lime.training.launch import in_processes, started_from_outside
 from lime.training.record import RunStatus, environment, write_config
 from lime.training.setup import (
     device_of,
+    lock_of_run,
     media_errors_as_input_errors,
     open_data,
     prepare_process,
@@ -53,7 +55,8 @@ def evaluate(config: EvalConfig, output_dir: Path, overrides: Sequence[str] = ()
             what to do.
     """
     if config.predictions is None and config.devices != 1 and not started_from_outside():
-        return in_processes(processes_here(config.devices, "auto"), _evaluate, config, output_dir, list(overrides))
+        with run_lock(output_dir):
+            return in_processes(processes_here(config.devices, "auto"), _evaluate, config, output_dir, list(overrides))
     return _evaluate(config, output_dir, overrides)
 
 
@@ -61,9 +64,8 @@ def _evaluate(config: EvalConfig, output_dir: Path, overrides: Sequence[str]) ->
     """The part of one process."""
     with process_group(_count(config)), media_errors_as_input_errors():
         folder = processes.from_main(output_dir)
-        if processes.is_main():
-            claim_run_folder(folder, "evaluation")
-        with RunStatus(folder) if processes.is_main() else nullcontext():
+        status = RunStatus(folder) if processes.is_main() else nullcontext()
+        with lock_of_run(folder, "evaluation"), status, interrupts.blamed():
             if config.predictions is not None:
                 return _score_again(config, Path(config.predictions), folder)
             return _evaluate_model(config, folder, overrides)

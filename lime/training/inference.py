@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
+from lime import interrupts
 from lime.data.rows import Row
 from lime.evaluation.config import EvaluationConfig
 from lime.training import processes
@@ -267,6 +268,7 @@ def _run(
         batch_size=None,
         shuffle=False,
         num_workers=num_workers,
+        worker_init_fn=interrupts.worker_process if num_workers else None,
         collate_fn=collator.prompt_batch,
         generator=torch.Generator(),  # leaves torch's global generator alone
     )
@@ -289,6 +291,7 @@ def _run(
                 results.update(found)
                 if journal is not None:
                     journal.add(found)
+                interrupts.check()
                 done += len(requested) * processes.world_size()
                 if progress is not None:
                     progress(min(done, len(rows)), len(rows))

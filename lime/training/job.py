@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import yaml
@@ -16,15 +16,17 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 import lime.tuner
+from lime import interrupts
 from lime.atomic import remove_leftovers, replacing_folder, write_json
 from lime.config.reuse import RUN_FILE
 from lime.config.schema import TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
-from lime.experiments.folders import claim_run_folder
+from lime.experiments.lock import run_lock
 from lime.experiments.records import Parameters
 from lime.models.loading import Backbone, load_backbone
+from lime.slurm import under_slurm
 from lime.training import processes
 from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
 from lime.training.callbacks import MetricsCallback, ProgressCallback, checkpoint_callback
@@ -33,11 +35,12 @@ from lime.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
 from lime.training.journal import FOLDER as PARTIAL
 from lime.training.launch import OWN, in_processes, started_from_outside
 from lime.training.module import AdaptationModule, check_optimizer
-from lime.training.preemption import PreemptionCallback, under_slurm
+from lime.training.preemption import InterruptCallback
 from lime.training.preflight import preflight_of_run
 from lime.training.record import RunRecord, environment, plain, write_config
 from lime.training.setup import (
     device_of,
+    lock_of_run,
     media_errors_as_input_errors,
     open_data,
     prepare_process,
@@ -65,7 +68,8 @@ def train(config: TrainConfig, output_dir: Path, overrides: Sequence[str] = ()) 
     check_optimizer(config.optim)
     here = processes_here(config.trainer.devices, config.trainer.accelerator)
     if here > 1 and config.trainer.num_nodes == 1 and not started_from_outside():
-        return in_processes(here, _train, config, output_dir, list(overrides))
+        with run_lock(output_dir):
+            return in_processes(here, _train, config, output_dir, list(overrides))
     return _train(config, output_dir, overrides)
 
 
@@ -74,15 +78,20 @@ def _train(config: TrainConfig, output_dir: Path, overrides: Sequence[str]) -> E
     here = processes_here(config.trainer.devices, config.trainer.accelerator)
     with process_group(here * config.trainer.num_nodes), media_errors_as_input_errors():
         folder = processes.from_main(output_dir)
-        if processes.is_main():
-            claim_run_folder(folder, "run")
         settings = dataclasses.asdict(config)
-        with (RunRecord if processes.is_main() else _NoRecord)(folder, settings, overrides) as record:
+        record = (RunRecord if processes.is_main() else _NoRecord)(folder, settings, overrides)
+        with lock_of_run(folder, "run"), record, interrupts.blamed():
             return _Run(config, folder, overrides, settings, record).run()
 
 
 class _NoRecord(RunRecord):
     """The record in the processes that write no files."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
 
     def environment(self, info: dict[str, Any], data_fingerprint: str) -> None:
         return
@@ -172,8 +181,7 @@ class _Run:
             callbacks.append(ProgressCallback())
         if self.config.callbacks.checkpoint:
             callbacks.append(checkpoint_callback(self.folder, self.config.callbacks))
-        if under_slurm():
-            callbacks.append(PreemptionCallback(self.folder))
+        callbacks.append(InterruptCallback(self.folder))
         on_gpu = self.device.type == "cuda"
         validates = options.validate_every_n_epochs is not None
         trainer = pl.Trainer(
@@ -200,9 +208,20 @@ class _Run:
             default_root_dir=self.folder,
         )
         trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
-        if module.grad_norm is not None and not module.last_loss.isfinite():  # a step was made, and failed
-            log.warning("training diverged: the last step's loss is %s; see metrics.csv", module.last_loss.item())
+        self._tell_divergence(module)
         return metrics
+
+    def _tell_divergence(self, module: AdaptationModule) -> None:
+        """A run that ends with numbers that are not finite is told so, and reported all the same."""
+        if module.grad_norm is None:  # no step was made
+            return
+        broken = [name for name, p in module.trainable_parameters().items() if not p.isfinite().all()]
+        if not module.last_loss.isfinite():
+            log.warning("training diverged: the last step's loss is %s; see metrics.csv", module.last_loss.item())
+        elif broken:
+            log.warning("training diverged: %d parameters hold numbers that are not finite", len(broken))
+        if processes.largest(int(bool(broken) or not module.last_loss.isfinite())):
+            self.record.diverged()
 
     def _whole_model(self) -> Any:
         """The adapted model again, whole in every process, from the saved adapter."""

@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from torch import multiprocessing
 
+from lime import interrupts
 from lime.atomic import write_bytes, write_text
+from lime.limits import explained
+from lime.slurm import under_slurm
 
 T = TypeVar("T")
 
@@ -29,11 +29,14 @@ log = logging.getLogger(__name__)
 
 OWN = "LIME_PROCESSES"
 """Set in the environment of processes that :func:`in_processes` started."""
+SECONDS_TO_END = 60.0
+"""How long the processes may take to end after the first of them was stopped by a signal."""
+_STOPPED = {128 + number for number in interrupts.NUMBERS}
 
 
 def started_from_outside() -> bool:
     """Whether torchrun or SLURM started this process as one of several (or a parent of ours did)."""
-    return "LOCAL_RANK" in os.environ or (SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1)
+    return "LOCAL_RANK" in os.environ or (under_slurm() and int(os.environ["SLURM_NTASKS"]) > 1)
 
 
 def in_processes(count: int, function: Callable[..., T], *arguments: Any) -> T:
@@ -41,9 +44,10 @@ def in_processes(count: int, function: Callable[..., T], *arguments: Any) -> T:
 
     Each finds its place in the environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and makes the
     process group itself. The first process logs as this one does, the others only warnings. When one fails, the others
-    are ended. When this process dies, however it dies, they end too.
+    are ended. When this process dies, however it dies, they end too. A signal is passed on to them, and they end by it.
 
     Raises:
+        Interrupted: this process was told to stop.
         ValueError, OSError: what a process raised, with its message.
         RuntimeError: a process failed otherwise, or was killed; the message holds its traceback.
     """
@@ -64,33 +68,18 @@ def in_processes(count: int, function: Callable[..., T], *arguments: Any) -> T:
         ]
         for worker in workers:
             worker.start()
-        with _passing_on(signal.SIGUSR1, workers):
+        with interrupts.passed_on(lambda number: _pass_on(number, workers)):
             try:
                 _wait(workers, Path(scratch))
             finally:
                 _end(workers)
-        if not (Path(scratch) / "result").is_file():
-            raise SystemExit(0)  # they ended early and said why: taken away by SLURM
         return pickle.loads((Path(scratch) / "result").read_bytes())  # written by our own process
 
 
-@contextmanager
-def _passing_on(number: signal.Signals, workers: Sequence[Any]) -> Iterator[None]:
-    """Pass a signal, by which SLURM announces that it takes the machine away, on to the processes."""
-    if threading.current_thread() is not threading.main_thread() or not SLURMEnvironment.detect():
-        yield
-        return
-
-    def pass_on(*_: object) -> None:
-        for worker in workers:
-            if worker.is_alive():
-                os.kill(worker.pid, number)
-
-    before = signal.signal(number, pass_on)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
+def _pass_on(number: int, workers: Sequence[Any]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            os.kill(worker.pid, number)
 
 
 def _end(workers: Sequence[Any]) -> None:
@@ -105,14 +94,20 @@ def _end(workers: Sequence[Any]) -> None:
 
 
 def _wait(workers: Sequence[Any], scratch: Path) -> None:
+    patience = SECONDS_TO_END
     while True:
         codes = [worker.exitcode for worker in workers]
         if all(code == 0 for code in codes):
             return
         failed = [number for number, code in enumerate(codes) if code not in (None, 0)]
-        if failed:
+        if failed and (interrupts.received() is None or None not in codes or patience < 0):
             break
+        patience -= 0.05 if failed else 0.0  # told to stop, each still has its files to write
         time.sleep(0.05)
+    interrupts.check()
+    stopped = [code - 128 for code in codes if code in _STOPPED]
+    if stopped:  # a signal that reached the processes alone
+        raise interrupts.Interrupted(stopped[0])
     errors = sorted(scratch.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
     for path in errors:
         kind, message = path.read_text(encoding="utf-8").split("\n", 1)
@@ -141,22 +136,24 @@ def _work(
     os.environ.update(place, RANK=str(number), LOCAL_RANK=str(number), NODE_RANK="0")
     sys.argv = argv
     _log(number, level, logs)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    interrupts.take()
+    threading.Thread(target=interrupts.end_with, args=(parent,), daemon=True).start()
     folder = Path(scratch)
     try:
         result = function(*arguments)
         if number == 0:
             write_bytes(folder / "result", pickle.dumps(result))
-    except (ValueError, OSError) as error:
-        _tell(folder, number, "user", str(error))
-        os._exit(2)
+    except interrupts.Interrupted as stop:
+        interrupts.end_children()
+        os._exit(128 + stop.signal)
     except SystemExit as stop:
         if stop.code:
             _tell(folder, number, "other", f"ended with code {stop.code}")
         os._exit(1 if stop.code else 0)
-    except (Exception, KeyboardInterrupt):  # noqa: BLE001  # the end of a process: its parent tells, with the traceback
-        _tell(folder, number, "other", traceback.format_exc())
-        os._exit(1)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the end of a process: its parent tells
+        said = explained(error)
+        _tell(folder, number, "other" if said is None else "user", said or traceback.format_exc())
+        os._exit(1 if said is None else 2)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -173,13 +170,6 @@ def _log(number: int, level: int, logs: Sequence[Path]) -> None:
     logging.basicConfig(
         level=level if number == 0 else logging.WARNING, format=form, datefmt="%H:%M:%S", handlers=handlers, force=True
     )
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent has died."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _free_port() -> int:

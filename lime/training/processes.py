@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import distributed
 
 T = TypeVar("T")
@@ -43,6 +44,15 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def largest(value: int) -> int:
+    """The largest value of any process."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(value)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return int(found)
 
 
 def from_main(value: T) -> T:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ from typing import Any, Self
 import torch
 import yaml
 
+from lime import interrupts
 from lime.atomic import write_json, write_text
 from lime.config.identity import config_hash
 from lime.evaluation.aggregation import Evaluation
@@ -47,6 +50,10 @@ PACKAGES = (
     "wandb",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
+RESERVED = 2**17
+"""Bytes kept free for the record of a run's end."""
+
+log = logging.getLogger(__name__)
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
@@ -100,25 +107,52 @@ def _git(*arguments: str) -> str:
 
 
 class RunStatus:
-    """``status.json`` of a run: ``running``, then ``finished``, ``interrupted`` or ``failed`` with the error."""
+    """``status.json`` of a run: ``running``, then ``finished``, ``diverged``, ``interrupted`` or ``failed``.
+
+    With the error, or the signal. Some room on the disk is kept for it, so that a full one leaves a status too.
+    """
 
     def __init__(self, folder: Path):
         self._path = folder / "status.json"
+        self._reserve = folder / ".reserve"
         self._started = time.time()
+        self._outcome = "finished"
+
+    def diverged(self) -> None:
+        """The run will have ended with a loss or parameters that are not finite."""
+        self._outcome = "diverged"
 
     def __enter__(self) -> Self:
         self._write("running")
+        with suppress(OSError):
+            self._reserve.write_bytes(os.urandom(RESERVED))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with interrupts.deferred():
+            with suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
+            try:
+                self._write_end(kind, error, trace)
+            except OSError as other:
+                log.error("%s: the end of the run could not be written: %s", self._path, other)
+                if kind is None:
+                    with suppress(OSError):
+                        self._write("failed", {"type": "OSError", "message": str(other), "traceback": ""})
+                    raise
+
+    def _write_end(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
-            self._write("finished")
+            self._write(self._outcome)
             return
         said = "".join(traceback.format_exception(kind, error, trace))
         status = "interrupted" if issubclass(kind, (KeyboardInterrupt, SystemExit)) else "failed"
-        self._write(status, {"type": kind.__name__, "message": str(error), "traceback": said})
+        name = error.signal.name if isinstance(error, interrupts.Interrupted) else kind.__name__
+        self._write(status, {"type": name, "message": str(error), "traceback": said})
 
     def _write(self, status: str, error: dict[str, str] | None = None) -> None:
         now = time.time()
@@ -182,13 +216,13 @@ class RunRecord(RunStatus):
         self._record.rows_left_out = left_out
 
     def _write(self, status: str, error: dict[str, str] | None = None) -> None:
-        super()._write(status, error)
         self._record.status = status  # type: ignore[assignment]
         self._record.started = _iso(self._started)
         if status != "running":
             now = time.time()
             self._record.ended, self._record.seconds = _iso(now), round(now - self._started, 3)
         self._record.error = RunError(**error) if error else None
+        super()._write(status, error)
         write_record(self._folder, self._record)
 
 

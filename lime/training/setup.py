@@ -7,10 +7,10 @@ import os
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -21,6 +21,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.media import MediaError
+from lime.experiments.folders import claim_run_folder
+from lime.experiments.lock import run_lock
 from lime.models.config import OTHER
 from lime.models.loading import Backbone
 from lime.training import processes
@@ -119,6 +121,27 @@ def process_group(count: int) -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def lock_of_run(folder: Path, kind: Literal["run", "evaluation"]) -> Iterator[None]:
+    """The folder's lock, held by the main process for all of them, and its mark.
+
+    Raises:
+        BusyError, FileExistsError: in every process, where another run is at work there, or it is not a run's.
+    """
+    with ExitStack() as stack:
+        refused = None
+        if processes.is_main():
+            try:
+                stack.enter_context(run_lock(folder))
+                claim_run_folder(folder, kind)
+            except (ValueError, OSError) as error:
+                refused = error
+        refused = processes.from_main(refused)
+        if refused is not None:
+            raise refused
+        yield
 
 
 def device_of_rank() -> int:

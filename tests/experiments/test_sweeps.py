@@ -23,6 +23,7 @@ from lime.config.schema import TrainConfig
 from lime.config.sweeps import make_plan, read_plan
 from lime.experiments.code import code_version
 from lime.experiments.collection import read_sweep
+from lime.experiments.lock import LOCK_FILE
 from lime.experiments.records import read_record
 from tests.data import tiny
 from tests.training.parts import data_root, values
@@ -139,7 +140,7 @@ def test_a_run_in_other_hands_is_left_alone(sweep: Sweep, tmp_path: Path, monkey
     folder.mkdir(parents=True)
     holder = subprocess.Popen(
         [sys.executable, "-c", "import sys, filelock; l = filelock.FileLock(sys.argv[1]); l.acquire(); print(); "
-         "sys.stdout.flush(); sys.stdin.read()", str(folder / resume.LOCK_FILE)],
+         "sys.stdout.flush(); sys.stdin.read()", str(folder / LOCK_FILE)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     try:

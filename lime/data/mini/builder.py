@@ -24,6 +24,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from lime import interrupts
 from lime.atomic import remove, write_json
 from lime.data.mini.items import MiniTask, Part
 from lime.data.mini.media import write_image, write_video
@@ -211,8 +212,12 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[_Made]:
         yield from map(_make, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_make, jobs)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=interrupts.worker_process) as pool:
+        try:
+            yield from pool.map(_make, jobs)
+        except BaseException:
+            interrupts.end_children()  # the pool would finish what it began
+            raise
 
 
 def _make(job: _Job) -> _Made:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from lime import interrupts
 from lime.data.layout import SplitFiles, find_splits, is_utf8
 from lime.data.rows import COLUMNS, TRAIN
 from lime.data.tasks import MODALITIES, TASKS
@@ -244,7 +245,12 @@ def _checked(root: str, work: list[tuple[str, str]], workers: int) -> Iterator[t
             yield (start, len(part)), check_chunk(root, part)
         return
     # Spawned, not forked: the caller may hold threads. Starting costs under a second.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=interrupts.worker_process) as pool:
         results = pool.map(check_chunk, [root] * len(chunks), [part for _, part in chunks])
-        for (start, part), found in zip(chunks, results, strict=True):
-            yield (start, len(part)), found
+        try:
+            for (start, part), found in zip(chunks, results, strict=True):
+                yield (start, len(part)), found
+        except BaseException:
+            interrupts.end_children()  # the pool would finish what it began
+            raise

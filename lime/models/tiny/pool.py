@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lime import interrupts
 from lime.atomic import write_json
 from lime.data.mini import scenes
 from lime.models.tiny.architecture import FRAMES, IMAGE_SIZE, QWEN_FRAME_SIZE
@@ -81,7 +82,7 @@ def build_pool(folder: Path, *, images: int, videos: int, seed: int, workers: in
         return
     folder.mkdir(parents=True, exist_ok=True)
     items: dict[str, list[dict[str, Any]]] = {"images": [], "videos": []}
-    with ProcessPoolExecutor(workers) as executor:
+    with ProcessPoolExecutor(workers, initializer=interrupts.worker_process) as executor:
         count = images // CHUNK
         native = np.lib.format.open_memmap(folder / "images_64.npy", "w+", np.uint8, (count * CHUNK, 64, 64, 3))
         small = np.lib.format.open_memmap(

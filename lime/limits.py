@@ -1,0 +1,78 @@
+"""What the machine refuses (room on a disk, permissions, memory, open files), in a sentence with what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some room, or take a folder on another disk (hydra.run.dir=FOLDER)",
+    errno.EDQUOT: "your quota is used up: free some room, or take a folder elsewhere (hydra.run.dir=FOLDER)",
+    errno.EFBIG: "the file may not grow any larger: raise `ulimit -f`",
+    errno.EROFS: "the disk can only be read: take a folder that can be written",
+    errno.EACCES: "you may not write or read there: change its permissions, or take another folder",
+    errno.EPERM: "you may not write or read there: change its permissions, or take another folder",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: take another folder",
+    errno.EEXIST: "a file stands where a folder is wanted: take another name",
+    errno.ENAMETOOLONG: "the name is too long for this disk: take a shorter one",
+}  # fmt: skip
+_MEMORY = re.compile(
+    r"can't allocate memory|Cannot allocate memory|not enough memory|out of memory|failed to map segment|"
+    r"can't start new thread|Insufficient memory|bad_alloc", re.IGNORECASE
+)  # fmt: skip
+_FILES = re.compile(r"Too many open files|received 0 items of ancdata", re.IGNORECASE)
+
+
+def explained(error: BaseException) -> str | None:
+    """What the user has to know of an error of theirs, or of the machine's; None for a fault of the program."""
+    for one in _chain(error):
+        text = str(one)
+        number = one.errno if isinstance(one, OSError) else None
+        if number in (errno.EMFILE, errno.ENFILE) or _FILES.search(text):
+            return f"{_first_line(text)}; {_files_advice()}"
+        if number == errno.ENOMEM or isinstance(one, MemoryError) or _MEMORY.search(text):
+            return f"the machine gave no more memory ({_first_line(text) or type(one).__name__}); {_memory_advice()}"
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {_ADVICE[error.errno]}"
+    if isinstance(error, OSError) and error.errno is not None and error.filename and Path(str(error.filename)).is_dir():
+        return f"{error.filename}: {error.strerror}; expected a file"
+    return str(error) if isinstance(error, (ValueError, OSError)) else None
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__
+    return found
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0][:300]
+
+
+def _limit(kind: str) -> int | None:
+    """The soft limit of this process, where there is one."""
+    if resource is None:
+        return None
+    found = resource.getrlimit(getattr(resource, kind))[0]
+    return None if found == resource.RLIM_INFINITY else found
+
+
+def _memory_advice() -> str:
+    limit = _limit("RLIMIT_AS")
+    said = f"this process may take {limit / 2**20:,.0f} MB (`ulimit -v`): raise that, or " if limit is not None else ""
+    return f"{said}lower trainer.batch_size, evaluation.batch_size, data.num_workers or data.cache_mb"
+
+
+def _files_advice() -> str:
+    limit = _limit("RLIMIT_NOFILE")
+    said = f" (now {limit})" if limit is not None else ""
+    return f"raise the number of files that this process may open, `ulimit -n 4096`{said}, or lower data.num_workers"
