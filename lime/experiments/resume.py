@@ -70,7 +70,7 @@ class ResumingSweep:
             if not _resumable(folder, config):
                 _clear(folder)
             started = time.monotonic()
-            log.info("%s%s", where, folder)
+            log.info("%s%s", where, folder.name)
             with warnings_alone():
                 task()
             self._seconds.append(time.monotonic() - started)
@@ -85,7 +85,7 @@ class ResumingSweep:
             log.info("%sskipped: finished before in %s; its record is copied", where, found)
 
     def _place(self, folder: Path) -> str:
-        """``run 3 of 50 (about 12 min left): seed=1, ``; the time counts the runs from this one on, one after another."""
+        """``run 3 of 50 (about 12 min left): seed=1, ``; the time is that of this and the later runs, one by one."""
         plan = read_plan(folder.parent)
         points = {planned.run: planned.point for planned in plan.runs} if plan is not None else {}
         if folder.name not in points:
