@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from lime.registration import register_with_peft
 
 if TYPE_CHECKING:
+    from lime import quickstart as quickstart
     from lime import tuner as tuner
     from lime.tuner import ApplyReport, LimeConfig, LimeSettings, apply, load, parameter_groups, record
 
 __all__ = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "parameter_groups", "record"]
 
-_MODULES = ("tuner",)
+_MODULES = ("quickstart", "tuner")
 
 register_with_peft()
 
