@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> int:
             command.add_argument("--revision", nargs="+", default=[], metavar="PART=COMMIT", help="pin a part")
         if name == "verify":
             command.add_argument("--workers", type=int, help="processes that decode (all cores)")
+            command.add_argument("--max-pixels", type=int, help="as data.max_pixels of train.py")
+            command.add_argument("--max-seconds", type=float, help="as data.max_seconds of train.py")
             command.add_argument("--show", type=int, default=50, help="faults to print (50)")
         if name in ("verify", "stats"):
             command.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
@@ -89,10 +91,12 @@ def _prepare(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     """Decode every file that a row names and name every fault; exit code 1 if there is one."""
     from lime.atomic import write_json
+    from lime.data.files import BOUNDS, Bounds
     from lime.data.tools.verify import verify
 
     _check_json(options)
-    report = verify(options.folder, options.workers, progress=sys.stderr.isatty())
+    bounds = Bounds(options.max_pixels or BOUNDS.pixels, options.max_seconds or BOUNDS.seconds)
+    report = verify(options.folder, options.workers, progress=sys.stderr.isatty(), bounds=bounds)
     print(report.table())
     if report.absent:
         print(f"absent test splits: {', '.join(report.absent)}")
@@ -102,6 +106,8 @@ def _verify(options: argparse.Namespace) -> int:
         print(fault)
     if len(report.faults) > options.show:
         print(f"… and {len(report.faults) - options.show:,} more (--show, --json)")
+    for note in report.notes[: options.show]:
+        print(note)
     if options.json:
         write_json(options.json, {"schema": "lime-verify/1", **report.to_dict()}, indent=1)
     speed = report.speed

@@ -9,6 +9,7 @@ padded right, prompts left.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import ProcessorMixin
 
 from lime.data.cache import FrameCache
 from lime.data.conversation import Conversation, expand
-from lime.data.media import MediaError, image_size, load_image, load_video, video_size
+from lime.data.media import BOUNDS, Bounds, MediaError, image_size, load_image, load_video, media_file, video_size
 from lime.data.rows import Row
 from lime.models.visual import Visual, VisualEncoder
 
@@ -46,6 +47,16 @@ class BatchRows:
         return self._rows[index]
 
 
+@contextmanager
+def refusals(path: Path, row: Row) -> Iterator[None]:
+    """Turns what a processor says of a picture whose size or shape it does not take into a MediaError."""
+    try:
+        yield
+    except (ValueError, ZeroDivisionError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise MediaError(path, f"the model's processor refuses it ({said})", row.id) from error
+
+
 def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
     """The batch without what the model does not take."""
     return {key: value for key, value in batch.items() if key != "rows"}
@@ -71,10 +82,11 @@ class Collator:
         system_prompt: str | None = None,
         video_backend: str = "pyav",
         cache_mb: int = 512,
+        bounds: Bounds = BOUNDS,
         frame_cache: FrameCache | None = None,
     ) -> None:
         self.processor, self.family, self.root = processor, family, Path(root)
-        self.max_length, self.video_backend = max_length, video_backend
+        self.max_length, self.video_backend, self.bounds = max_length, video_backend, bounds
         self.conversation = Conversation(processor, system_prompt)
         self.visual = VisualEncoder(processor)
         self.end_token_id = self.conversation.end_token_id
@@ -85,7 +97,7 @@ class Collator:
         self._answers: dict[tuple[str, str], np.ndarray] = {}
         self._media: dict[str, Visual] = {}
         self._frames = frame_cache
-        self._sampling = f"{video_backend} {self.visual.video_sampling()}"
+        self._sampling = f"{video_backend} {bounds} {self.visual.video_sampling()}"
         self._room = cache_mb * 2**20
 
     # Batches
@@ -153,14 +165,12 @@ class Collator:
         key = f"{row.source_type}:{row.media_path}"
         if (kept := self._media.get(key)) is not None:
             return kept
-        path = self.root / row.media_path
-        try:
+        path = media_file(self.root, row.media_path, row.id)
+        with refusals(path, row):
             if row.source_type == "image":
-                made = self.visual.encode_image(load_image(path, row.id))
+                made = self.visual.encode_image(load_image(path, row.id, self.bounds))
             else:
                 made = self._clip(path, row)
-        except ValueError as error:  # the processor refuses its size or shape
-            raise MediaError(path, str(error), row.id) from error
         if made.values.nbytes <= self._room:
             self._room -= made.values.nbytes
             self._media[key] = made
@@ -169,20 +179,22 @@ class Collator:
     def _clip(self, path: Path, row: Row) -> Visual:
         """A row's clip, resized: from the disk if it is kept there, else decoded (and then kept)."""
         if self._frames is None:
-            return self.visual.encode_video(load_video(path, self.visual.num_frames, self.video_backend, row.id))
+            return self._decoded(path, row)
         try:
             key = self._frames.key(path, self._sampling)
-        except FileNotFoundError as error:
-            raise MediaError(path, "no such file", row.id) from error
         except OSError as error:
-            raise MediaError(path, f"not readable ({error})", row.id) from error
+            raise MediaError(path, f"not readable ({error.strerror})", row.id, "unreadable") from error
         kept = self._frames.get(key)
         if kept is not None:
             values, notes = kept
             return self.visual.restored_video(values, notes["size"], notes["grid"])
-        made = self.visual.encode_video(load_video(path, self.visual.num_frames, self.video_backend, row.id))
+        made = self._decoded(path, row)
         self._frames.put(key, made.values, {"size": made.size, "grid": made.grid})
         return made
+
+    def _decoded(self, path: Path, row: Row) -> Visual:
+        frames = load_video(path, self.visual.num_frames, self.video_backend, row.id, self.bounds)
+        return self.visual.encode_video(frames)
 
     def _own_answers(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Tokens of the rows' answers, each tokenised once."""
@@ -207,12 +219,13 @@ class Collator:
         kept = self._media.get(f"{row.source_type}:{row.media_path}")
         if kept is not None:
             return kept.tokens
-        path = self.root / row.media_path
-        if row.source_type == "image":
-            return self.visual.image_tokens(*image_size(path, row.id))
-        if not self.visual.patched:  # LLaVA-OneVision pools every clip to the same number of tokens
-            return self.visual.video_tokens(1, 1)
-        return self.visual.video_tokens(*video_size(path, row.id))
+        if row.source_type == "video" and not self.visual.patched:
+            return self.visual.video_tokens(1, 1)  # LLaVA-OneVision pools every clip to the same number of tokens
+        path = media_file(self.root, row.media_path, row.id)
+        with refusals(path, row):
+            if row.source_type == "image":
+                return self.visual.image_tokens(*image_size(path, row.id, self.bounds))
+            return self.visual.video_tokens(*video_size(path, row.id, self.bounds))
 
     def _expanded(self, rows: Sequence[Row], visuals: Sequence[Visual | None]) -> list[np.ndarray]:
         placeholders = self.conversation.placeholders

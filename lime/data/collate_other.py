@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from lime.data.collate import IGNORED, Batch, BatchRows, OverlongError, overlong_message
+from lime.data.collate import IGNORED, Batch, BatchRows, OverlongError, overlong_message, refusals
 from lime.data.conversation import Conversation
-from lime.data.media import MediaError, image_size, load_image, load_video, video_size
+from lime.data.media import BOUNDS, Bounds, MediaError, image_size, load_image, load_video, media_file, video_size
 from lime.data.rows import Row
 from lime.models.other import check_images
 
@@ -58,10 +58,11 @@ class ProcessorCollator:
         system_prompt: str | None = None,
         video_backend: str = "pyav",
         cache_mb: int = 512,
+        bounds: Bounds = BOUNDS,
     ) -> None:
         self.processor: Any = processor
         self.family, self.root = family, Path(root)
-        self.max_length, self.video_backend = max_length, video_backend
+        self.max_length, self.video_backend, self.bounds = max_length, video_backend, bounds
         self.num_frames = int(self.processor.video_processor.num_frames)
         self.conversation = ImagesConversation(processor, system_prompt, self.num_frames)
         self.end_token_id = self.conversation.end_token_id
@@ -89,16 +90,16 @@ class ProcessorCollator:
 
     def prompt_length(self, row: Row) -> int:
         """Tokens of a row's prompt with its pictures. Reads at most the header of its media."""
-        return len(self._text_tokens([row])[0]) + self._visual_tokens(row)
+        return len(self._text_tokens([row])[0]) + self.visual_tokens(row)
 
     def lengths(self, rows: Sequence[Row]) -> list[int]:
         """Tokens of each row with its answer and pictures. Reads at most the headers of media."""
         parts = zip(self._text_tokens(rows), self.conversation.answers(rows), rows, strict=True)
-        return [len(text) + len(answer) + self._visual_tokens(row) for text, answer, row in parts]
+        return [len(text) + len(answer) + self.visual_tokens(row) for text, answer, row in parts]
 
     def parts(self, row: Row) -> tuple[int, int, int]:
         """Tokens of a row with its answer, and of these those that its pictures add and the answer's."""
-        visual, answer = self._visual_tokens(row), len(self.conversation.answers([row])[0])
+        visual, answer = self.visual_tokens(row), len(self.conversation.answers([row])[0])
         return len(self._text_tokens([row])[0]) + visual + answer, visual, answer
 
     def media_growth(self, rows: Sequence[Row]) -> int:
@@ -121,11 +122,11 @@ class ProcessorCollator:
         key = f"{row.source_type}:{row.media_path}"
         if (kept := self._pictures.get(key)) is not None:
             return kept
-        path = self.root / row.media_path
+        path = media_file(self.root, row.media_path, row.id)
         if row.source_type == "image":
-            pictures = [load_image(path, row.id)]
+            pictures = [load_image(path, row.id, self.bounds)]
         else:
-            frames = load_video(path, self.num_frames, self.video_backend, row.id)
+            frames = load_video(path, self.num_frames, self.video_backend, row.id, self.bounds)
             pictures = [Image.fromarray(frame) for frame in frames]
         size = sum(3 * picture.width * picture.height for picture in pictures)
         if size <= self._room:
@@ -140,17 +141,18 @@ class ProcessorCollator:
         before, after = self.conversation._frames[kind]
         return f"{before}?{after}"
 
-    def _visual_tokens(self, row: Row) -> int:
+    def visual_tokens(self, row: Row) -> int:
         """Tokens that the row's pictures add to those of its text; found by trying a blank one of the same size."""
         if row.source_type == "text":
             return 0
-        path = self.root / row.media_path
-        height, width = (image_size if row.source_type == "image" else video_size)(path, row.id)
+        path = media_file(self.root, row.media_path, row.id)
+        height, width = (image_size if row.source_type == "image" else video_size)(path, row.id, self.bounds)
         key = (row.source_type, height, width)
         if key not in self._visual:
             text = self._probe(row.source_type)
             blank = [Image.new("RGB", (width, height))] * (1 if row.source_type == "image" else self.num_frames)
-            ids = self._process([text], [blank])["input_ids"][0]
+            with refusals(path, row):
+                ids = self._process([text], [blank])["input_ids"][0]
             self._visual[key] = len(ids) - len(self.conversation._encode([text])[0])
         return self._visual[key]
 
@@ -165,11 +167,15 @@ class ProcessorCollator:
         if len(kinds) != 1:
             raise ValueError(f"a batch of {', '.join(sorted(kinds))} rows; this model takes one modality at a time")
         pictures = [self.media(row) or [] for row in rows] if kinds != {"text"} else None
+        prompts = [self.conversation.prompt(row) for row in rows]
         try:
-            made = self._process([self.conversation.prompt(row) for row in rows], pictures)
+            made = self._process(prompts, pictures)
         except ValueError as error:
+            for row, prompt, own in zip(rows, prompts, pictures or [], strict=False):  # which of them is it?
+                with refusals(self.root / row.media_path, row):
+                    self._process([prompt], [own])
             path = self.root / rows[0].media_path
-            raise MediaError(path, f"the processor refuses it or one of its batch: {error}", rows[0].id) from error
+            raise MediaError(path, f"the model's processor refuses it beside others: {error}", rows[0].id) from error
         mask = made.pop("attention_mask").bool()
         shape = mask.shape
         per_token = {key: value for key, value in made.items() if value.shape == shape}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+from lime.data.files import BOUNDS, Bounds
 
 DATASETS = ("mmt47_mini", "mmt47")
 VIDEO_BACKENDS = ("pyav", "decord")
@@ -39,6 +42,8 @@ class DataConfig:
     whose media are missing or damaged, `on_overlong=drop` rows that are too long; both are counted and
     logged. `cache_mb` bounds the resized media kept in memory, `frame_cache` keeps those of clips on disk. With
     `num_workers` 0 the batches are made ahead by a thread, else by so many processes, each `prefetch` batches ahead.
+    `max_pixels` (of a picture, or of one frame of a clip) and `max_seconds` (of a clip) bound what one file may cost;
+    what exceeds them counts as damaged.
     """
 
     name: str = "mmt47_mini"
@@ -51,11 +56,18 @@ class DataConfig:
     on_missing_media: str = "error"
     on_overlong: str = "error"
     video_backend: str = "pyav"
+    max_pixels: int = BOUNDS.pixels
+    max_seconds: float = BOUNDS.seconds
     num_workers: int = 0
     prefetch: int = 2
     cache_mb: int = 512
     frame_cache: FrameCacheConfig = field(default_factory=FrameCacheConfig)
     mini: MiniConfig = field(default_factory=MiniConfig)
+
+    @property
+    def bounds(self) -> Bounds:
+        """What one media file may cost."""
+        return Bounds(self.max_pixels, self.max_seconds)
 
     def errors(self) -> list[str]:
         """Everything wrong with this configuration, one sentence each, beginning with the full key."""
@@ -73,6 +85,10 @@ class DataConfig:
             found.append(f"data.validation_fraction: expected a number in [0, 1), got {self.validation_fraction}")
         if self.max_length < 8:
             found.append(f"data.max_length: expected at least 8 tokens, got {self.max_length}")
+        if self.max_pixels < 1:
+            found.append(f"data.max_pixels: expected at least 1, got {self.max_pixels}")
+        if not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
+            found.append(f"data.max_seconds: expected a number above 0, got {self.max_seconds}")
         for key in ("num_workers", "cache_mb"):
             if getattr(self, key) < 0:
                 found.append(f"data.{key}: expected 0 or more, got {getattr(self, key)}")

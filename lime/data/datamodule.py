@@ -20,7 +20,7 @@ from lime.data.cache import FrameCache
 from lime.data.collate import Collator, OverlongError, overlong_message
 from lime.data.collate_other import ProcessorCollator
 from lime.data.config import DataConfig
-from lime.data.media import MediaError
+from lime.data.media import MediaError, media_file
 from lime.data.rows import DataError, MMTDataset, Row, Rows, content_hash
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
 from lime.models.processing import FrameProcessor
@@ -54,6 +54,7 @@ def make_collator(data: DataConfig, processor: ProcessorMixin, family: str) -> A
         "system_prompt": data.system_prompt,
         "video_backend": data.video_backend,
         "cache_mb": data.cache_mb // max(data.num_workers, 1),
+        "bounds": data.bounds,
     }
     if isinstance(processor.video_processor, FrameProcessor):
         cache = FrameCache(frames.dir, frames.size_mb) if frames.dir is not None else None
@@ -215,6 +216,8 @@ class MMTDataModule(LightningDataModule):
         else:
             with ThreadPoolExecutor() as pool:
                 problems = list(pool.map(self._unreadable, rows))
+            if isinstance(self.collator, ProcessorCollator):  # has its processor see a picture only when it counts
+                problems = [problem or self._refused(row) for problem, row in zip(problems, rows, strict=True)]
         bad = {row.id: problem for row, problem in zip(rows, problems, strict=True) if problem is not None}
         if bad and self.config.on_missing_media == "error":
             first = next(iter(bad.values()))
@@ -230,14 +233,23 @@ class MMTDataModule(LightningDataModule):
         return [row for row in rows if row.id not in bad]
 
     def _absent(self, row: Row) -> MediaError | None:
-        path = self.dataset.root / row.media_path
-        if row.source_type == "text" or path.is_file():
-            return None
-        return MediaError(path, "no such file", row.id)
+        try:
+            if row.source_type != "text":
+                media_file(self.dataset.root, row.media_path, row.id)
+        except MediaError as error:
+            return error
+        return None
 
     def _unreadable(self, row: Row) -> MediaError | None:
         try:
             self.collator.media(row)
+        except MediaError as error:
+            return error
+        return None
+
+    def _refused(self, row: Row) -> MediaError | None:
+        try:
+            self.collator.visual_tokens(row)
         except MediaError as error:
             return error
         return None

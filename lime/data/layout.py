@@ -4,8 +4,11 @@ lays them out.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,8 +80,14 @@ class SplitFiles:
         if self._opened is None:
             from datasets import Dataset
 
+            assert self.folder is not None
+            _check_arrow(self.folder, self.split)
             self._opened = Dataset.load_from_disk(str(self.folder))
         return self._opened
+
+
+class _RefusedError(ValueError):
+    """What is wrong with a split's files, already in full."""
 
 
 @contextmanager
@@ -86,7 +95,7 @@ def _reading(place: Path) -> Iterator[None]:
     """Turns what Arrow says of damaged files into a ValueError that names the place."""
     try:
         yield
-    except PermissionError:
+    except (PermissionError, _RefusedError):
         raise  # says all
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
@@ -110,6 +119,14 @@ def is_utf8(value: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(c) for c in range(0xFE00, 0xFE10)}
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: spaces of every kind, controls, zero-width characters and fillers."""
+    return all(c.isspace() or c in _FILLERS or unicodedata.category(c) in ("Cc", "Cf") for c in text)
 
 
 def _bytes(column: pa.ChunkedArray) -> list[Any]:
@@ -154,16 +171,57 @@ def _arrow_splits(place: Path) -> dict[str, SplitFiles]:
 def _parquet_splits(place: Path) -> dict[str, SplitFiles]:
     found: dict[str, SplitFiles] = {}
     announced: dict[str, int] = {}
+    parts: dict[tuple[str, int], Path] = {}
     for path in sorted(place.glob("*.parquet")):
         match = _SHARD.match(path.name)
         assert match is not None
-        split = match["split"]
+        split, part = match["split"], int(match["part"] or 0)
+        if (other := parts.setdefault((split, part), path)) != path:
+            _twice(place, split, other, path)
         found.setdefault(split, SplitFiles(split)).shards.append(path)
-        announced[split] = int(match["parts"] or 1)
+        total = int(match["parts"] or 1)
+        if announced.setdefault(split, total) != total:
+            raise ValueError(
+                f"{place}: split '{split}' has shards of {announced[split]} and of {total}: two sets; remove one"
+            )
     for split, files in found.items():
         if len(files.shards) != announced[split]:
             raise FileNotFoundError(
                 f"{place}: split '{split}' has {len(files.shards)} of {announced[split]} parquet shards; "
                 "fetch the others"
             )
+        _check_copies(place, split, files.shards)
     return found
+
+
+def _check_arrow(folder: Path, split: str) -> None:
+    """Refuses Arrow files of which one is there twice, or was cut between two of its batches: Arrow reads both."""
+    with _reading(folder):
+        names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+    paths = [folder / name for name in names]
+    for path, name in zip(paths, names, strict=True):
+        if names.count(name) > 1:
+            _twice(folder, split, path, path)
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 6))
+            end = stream.read()
+        if end[-4:] != bytes(4) and end != b"ARROW1":
+            text = f"{folder}: damaged or incomplete ({path.name} was cut: its end mark is lacking)"
+            raise _RefusedError(f"{text}; fetch it again")
+    _check_copies(folder, split, paths)
+
+
+def _check_copies(place: Path, split: str, shards: Sequence[Path]) -> None:
+    """Refuses two shards of one split with the same bytes."""
+    seen: dict[tuple[int, str], Path] = {}
+    sizes = [path.stat().st_size for path in shards]
+    for path, size in zip(shards, sizes, strict=True):
+        if sizes.count(size) > 1:
+            with path.open("rb") as stream:
+                key = (size, hashlib.file_digest(stream, "sha256").hexdigest())
+            if (other := seen.setdefault(key, path)) != path:
+                _twice(place, split, other, path)
+
+
+def _twice(place: Path, split: str, one: Path, other: Path) -> None:
+    raise _RefusedError(f"{place}: split '{split}': a shard is there twice ({one.name} and {other.name}); remove one")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from lime.data.layout import SplitFiles, find_splits
+from lime.data.layout import SplitFiles, find_splits, is_blank
 from lime.data.tasks import MODALITIES, TASKS
 
 log = logging.getLogger(__name__)
@@ -157,10 +157,13 @@ def read_manifest(root: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8
         raise DataError(f"{path}: not valid JSON ({error}); delete it or generate the data set again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    allowed = content.get("allowed_answers", {})
+    if not isinstance(allowed, dict) or not all(isinstance(answers, list) for answers in allowed.values()):
+        raise DataError(f"{path}: allowed_answers: expected {{split: [answer, …]}}; correct it")
     return content
 
 
@@ -193,12 +196,12 @@ def _problem(kind: object, media: object, question: object, answer: object) -> s
             return f"{name} is {value!r}; expected text"
     if kind not in MODALITIES:
         return f"source_type is {kind!r}; expected one of {', '.join(MODALITIES)}"
-    if not str(answer).strip():
-        return "its answer is empty; every row needs one (correct or remove the row)"
-    if not str(question).strip():
-        return "its question is empty; every row needs one (correct or remove the row)"
+    if is_blank(str(answer)):
+        return "its answer is empty or blank; every row needs one (correct or remove the row)"
+    if is_blank(str(question)):
+        return "its question is empty or blank; every row needs one (correct or remove the row)"
     path = Path(str(media))
-    if kind != "text" and not str(media).strip():
+    if kind != "text" and is_blank(str(media)):
         return f"a {kind} row without a media_path"
     if media and (path.is_absolute() or ".." in path.parts):
         return f"media_path {media!r} leaves the data root; expected a path relative to it"

@@ -16,7 +16,7 @@ from PIL import Image
 from lime.analysis.usage import usage_figure
 from lime.config.sweeps import read_plan
 from lime.data.datamodule import MMTDataModule
-from lime.data.media import load_image, load_video
+from lime.data.media import MediaError, load_image, load_video, media_file
 from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
@@ -155,14 +155,16 @@ def picture(prediction: Prediction, data: MMTDataModule) -> Image.Image | None:
     """The picture of a row, the frames of its video side by side, or None for text and for unreadable media."""
     if prediction.raw is None or not prediction.media_path:
         return None
-    path, modality = data.dataset.root / prediction.media_path, TASKS[prediction.split].modality
-    if modality == "image":
-        return load_image(path, prediction.id)
-    return (
-        side_by_side(load_video(path, FRAMES, data.config.video_backend, prediction.id))
-        if modality == "video"
-        else None
-    )
+    modality, config = TASKS[prediction.split].modality, data.config
+    try:
+        path = media_file(data.dataset.root, prediction.media_path, prediction.id)
+        if modality == "image":
+            return load_image(path, prediction.id, config.bounds)
+        if modality == "video":
+            return side_by_side(load_video(path, FRAMES, config.video_backend, prediction.id, config.bounds))
+    except MediaError as error:
+        log.warning("not shown: %s", error)
+    return None
 
 
 def resolve_mode(mode: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lime.data.files import BOUNDS, Bounds
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.authors import AuthorsScores
@@ -93,7 +94,9 @@ def read_run_folder(folder: Path, samples_per_task: int = 2, data_root: Path | N
     if samples_per_task and (folder / "predictions.jsonl").is_file():
         data = config.get("data") or info.get("config", {}).get("data") or {}
         root = data_root or Path(data.get("root", "."))
-        samples = _samples(read_predictions(folder), samples_per_task, root, data.get("video_backend", "pyav"))
+        bounds = Bounds(data.get("max_pixels", BOUNDS.pixels), data.get("max_seconds", BOUNDS.seconds))
+        reading = (data.get("video_backend", "pyav"), bounds)
+        samples = _samples(read_predictions(folder), samples_per_task, root, reading)
     return RunData(
         folder=folder,
         status=_json(folder / "status.json"),
@@ -108,7 +111,9 @@ def read_run_folder(folder: Path, samples_per_task: int = 2, data_root: Path | N
     )
 
 
-def _samples(predictions: Sequence[Prediction], per_task: int, root: Path, backend: str) -> dict[str, list[Sample]]:
+def _samples(
+    predictions: Sequence[Prediction], per_task: int, root: Path, reading: tuple[str, Bounds]
+) -> dict[str, list[Sample]]:
     by_split: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_split.setdefault(prediction.split, []).append(prediction)
@@ -120,7 +125,7 @@ def _samples(predictions: Sequence[Prediction], per_task: int, root: Path, backe
         for record in turns:
             found: tuple[list[str], str] = ([], "")
             if record.media_path and task.modality != "text":
-                found = pictures(root / record.media_path, task.modality, backend)
+                found = pictures(root, record.media_path, task.modality, *reading)
             shown.setdefault(split, []).append(Sample(record, *found))
     return shown
 

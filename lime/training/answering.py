@@ -143,6 +143,19 @@ def journal_of(
     return Journal(folder, "answers", hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest())
 
 
+_REASONS = {"missing_media": "media missing or unreadable", "overlong": "more tokens than data.max_length"}
+
+
+def left_out_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What to say of rows that were left out, by reason and part (see `LeftOut.counts`)."""
+    return [
+        f"Rows left out, {_REASONS.get(reason, reason)}: {sum(parts.values())} "
+        f"({', '.join(f'{part} {number}' for part, number in parts.items())})."
+        for reason, parts in counts.items()
+        if parts
+    ]
+
+
 def report(
     predictions: Sequence[Prediction],
     allowed: Mapping[str, Sequence[str] | None],
@@ -164,7 +177,8 @@ def report(
     if not writes:
         return evaluation
     write_report(folder, evaluation, predictions, allowed=allowed, info=info)
-    summary = "\n".join(f"- {line.removeprefix('* ')}" for line in summary_lines(evaluation)[1:])
+    lines = [*summary_lines(evaluation)[1:], *left_out_lines(info.get("rows_left_out", {}))]
+    summary = "\n".join(f"- {line.removeprefix('* ')}" for line in lines)
     text = f"{markdown_table(evaluation, CATEGORIES)}\n{summary}\n"
     beside = None
     if config.evaluation.scorer == "authors":

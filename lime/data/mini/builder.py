@@ -30,6 +30,7 @@ from lime.data.mini.items import MiniTask, Part
 from lime.data.mini.media import write_image, write_video
 from lime.data.mini.tasks import MINI_TASKS
 from lime.data.mini.tasks_video import FPS
+from lime.data.rows import COLUMNS, Rows
 from lime.ownership import MARKER, kind_of, mark
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,6 @@ FORMAT = 1
 NAME = "mmt47_mini"
 FOLDER = "MMT_47"
 MANIFEST = "manifest.json"
-COLUMNS = ("source_type", "media_path", "question", "answer")
 _DOMAIN = 0x4D4D5434  # sets these random streams apart from those of any other user of the renderers
 _TRIES = 2_000
 _OWN = re.compile(
@@ -200,11 +200,16 @@ def _build(root: Path, settings: Settings, workers: int) -> None:
         "format": FORMAT,
         **asdict(settings),
         "rows": {split: len(rows) for split, rows in tables.items()},
+        "digests": {split: _digest(split, rows) for split, rows in tables.items()},
         "media": sum(1 for rows in tables.values() for row in rows if row["media_path"]),
         "allowed_answers": {split: list(task.answers) for split, task in MINI_TASKS.items()},
         "checksum": total.hexdigest(),
     }
     write_json(root / MANIFEST, manifest, indent=1)
+
+
+def _digest(split: str, rows: list[dict[str, str]]) -> str:
+    return Rows(split, {name: [row[name] for row in rows] for name in COLUMNS}).digest()
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[_Made]:

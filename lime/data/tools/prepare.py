@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from lime.atomic import move, remove, write_text
+from lime.data.files import MediaError, media_file
 from lime.data.layout import find_splits
 from lime.data.rows import MANIFEST, MMTDataset, read_manifest
 from lime.data.tools.archives import ArchiveError, extract, is_archive, list_members
@@ -177,7 +178,7 @@ def _splits(dataset: MMTDataset) -> dict[str, Any]:
 
 
 def _manifest(root: Path, dataset: MMTDataset, named: Sequence[str]) -> dict[str, Any]:
-    present = [path for path in named if (root / path).is_file()]
+    present = [path for path in named if _is_usable(root, path)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
         digests = list(pool.map(lambda path: _sha256(root / path), present))
     if (root / CHECKSUMS).exists() and "prepared" not in read_manifest(root):
@@ -189,6 +190,7 @@ def _manifest(root: Path, dataset: MMTDataset, named: Sequence[str]) -> dict[str
     }
     return {
         "splits": splits,
+        "digests": {name: rows.digest() for name, rows in _splits(dataset).items()},
         "absent": dataset.absent,
         "rows_fingerprint": dataset.fingerprint,
         "media": {
@@ -199,6 +201,14 @@ def _manifest(root: Path, dataset: MMTDataset, named: Sequence[str]) -> dict[str
             "checksum": hashlib.sha256(listing.encode()).hexdigest(),
         },
     }
+
+
+def _is_usable(root: Path, media_path: str) -> bool:
+    try:
+        media_file(root, media_path)
+    except MediaError:
+        return False
+    return True
 
 
 def _sha256(path: Path) -> str:

@@ -15,16 +15,19 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lime import interrupts
-from lime.data.layout import SplitFiles, find_splits, is_utf8
-from lime.data.rows import COLUMNS, TRAIN
+from lime.data.files import BOUNDS, MEDIA_KINDS, Bounds
+from lime.data.layout import SplitFiles, find_splits, is_blank, is_utf8
+from lime.data.rows import COLUMNS, MANIFEST, TRAIN
 from lime.data.tasks import MODALITIES, TASKS
-from lime.data.tools.media_check import MEDIA_KINDS, Checked, Problem, check_chunk
+from lime.data.tools.media_check import Checked, Problem, check_chunk
 from lime.data.tools.output import table
+from lime.data.tools.root_check import Expected
 
 ROW_KINDS = (
     "unreadable_split", "missing_column", "missing_value", "not_utf8", "unknown_source_type", "empty_question",
-    "empty_answer", "no_media_path", "duplicate",
+    "empty_answer", "no_media_path", "duplicate", "bad_manifest", "other_rows", "answer_not_allowed",
 )  # fmt: skip
+NOTE = "note"
 KINDS = (*ROW_KINDS, *MEDIA_KINDS)
 """Kinds of faults. `outside_root` is both a path that leaves the root and a link that does."""
 
@@ -34,7 +37,10 @@ _SERIAL = 200  # fewer files are checked faster than processes start
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `row` is the index in the split's file, None for a fault of the split; `file` the medium or table."""
+    """One fault. `row` is the index in the split's file, None for a fault of the split; `file` the medium or table.
+
+    `split` is "" for a fault of the root.
+    """
 
     kind: str
     split: str
@@ -43,8 +49,9 @@ class Fault:
     problem: str
 
     def __str__(self) -> str:
-        place = self.split if self.row is None else f"{self.split}/{self.row}"
-        return f"{self.kind}: row {place}: {self.file}: {self.problem}"
+        place = f"split {self.split}: " if self.row is None else f"row {self.split}/{self.row}: "
+        text = f"{self.kind}: {place if self.split else ''}{self.file}: {self.problem}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 @dataclass
@@ -63,7 +70,10 @@ class Speed:
 
 @dataclass
 class Report:
-    """What `verify` found: rows of each split, media files decoded, every fault, and how fast it was."""
+    """What `verify` found: rows of each split, media files decoded, every fault, and how fast it was.
+
+    `notes` are of files that can be used, such as a clip whose frames change their size.
+    """
 
     root: str
     rows: dict[str, int] = field(default_factory=dict)
@@ -71,6 +81,7 @@ class Report:
     unknown: list[str] = field(default_factory=list)
     media: int = 0
     faults: list[Fault] = field(default_factory=list)
+    notes: list[Fault] = field(default_factory=list)
     speed: Speed = field(default_factory=Speed, compare=False)
 
     @property
@@ -103,31 +114,43 @@ class Report:
         return table(["split", "rows", *groups, "other"], lines)
 
 
-def verify(root: str | Path, workers: int | None = None, progress: bool = False) -> Report:
+def verify(root: str | Path, workers: int | None = None, progress: bool = False, bounds: Bounds = BOUNDS) -> Report:
     """Checks every row of every split, and decodes every file that a row names, each once.
 
     Args:
         root: the data root.
         workers: processes that decode; None for as many as this process may use cores.
         progress: show a bar.
+        bounds: what one file may cost, as in training.
 
-    Raises FileNotFoundError where there is no split at all, or a shard of one is absent. Everything else is a fault in
-    the report.
+    Raises FileNotFoundError where there is no split at all, or a shard of one is absent, ValueError where one is there
+    twice. Everything else is a fault in the report.
     """
     root = Path(root)
     files = find_splits(root)
     names = [name for name in (TRAIN, *TASKS) if name in files]
     report = Report(str(root), unknown=sorted(set(files) - set(names)), absent=[n for n in TASKS if n not in files])
     users: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
+    expected = Expected(root)
+    if expected.problem:
+        report.faults.append(Fault("bad_manifest", "", None, MANIFEST, expected.problem))
+    for name in expected.absent(list(files)):
+        report.faults.append(
+            Fault("other_rows", name, None, MANIFEST, "the manifest names this split, it is not there")
+        )
     for name in [*names, *report.unknown]:
         report.rows[name] = 0
-        for index, media, kind in _check_rows(root, files[name], report):
+        for index, media, kind in _check_rows(root, files[name], report, expected):
             users[media, kind].append((name, index))
     report.media = len(users)
-    for (media, _), rows, problem in _check_files(root, users, workers or _cores(), progress, report.speed):
-        report.faults += [Fault(problem[0], split, row, media, problem[1]) for split, row in rows]
+    for (media, _), rows, (kind, text) in _check_files(
+        root, users, workers or _cores(), progress, bounds, report.speed
+    ):
+        found = report.faults if kind != NOTE else report.notes
+        found += [Fault(kind, split, row, media, text) for split, row in rows]
     order = {name: i for i, name in enumerate(report.rows)}
-    report.faults.sort(key=lambda fault: (order[fault.split], -1 if fault.row is None else fault.row))
+    for found in (report.faults, report.notes):
+        found.sort(key=lambda one: (order.get(one.split, -1), -1 if one.row is None else one.row))
     return report
 
 
@@ -135,7 +158,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_rows(root: Path, files: SplitFiles, report: Report) -> Iterator[tuple[int, str, str]]:
+def _check_rows(root: Path, files: SplitFiles, report: Report, expected: Expected) -> Iterator[tuple[int, str, str]]:
     """Adds the faults of a split's rows; (index, media path, kind) of every row with a medium to open."""
     file = str(files.place.relative_to(root))
     try:
@@ -150,27 +173,37 @@ def _check_rows(root: Path, files: SplitFiles, report: Report) -> Iterator[tuple
         report.faults.append(Fault("unreadable_split", files.split, None, file, problem))
         return
     report.rows[files.split] = len(columns["answer"])
+    if problem := expected.rows_problem(files.split, len(columns["answer"]), columns):
+        report.faults.append(Fault("other_rows", files.split, None, file, problem))
     seen: dict[tuple[Any, ...], int] = {}
     for index, values in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True)):
-        first = seen.setdefault(values, index)
+        first = seen.setdefault(_hashable(values), index)
         media = _shown(values[1]) if values[1] else file
         if first != index:
             problem = f"the same row as {files.split}/{first}"
             report.faults.append(Fault("duplicate", files.split, index, media, problem))
             continue
         problems, usable = _row_problems(values)
+        if not problems and (problem := expected.answer_problem(files.split, _shown(values[3]))):
+            problems.append(("answer_not_allowed", problem))
         report.faults += [Fault(kind, files.split, index, media, text) for kind, text in problems]
         if usable:
             yield index, media, values[0].decode()
+
+
+def _hashable(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`values`, nested ones as text."""
+    return tuple(v if isinstance(v, bytes | str | None) else repr(v) for v in values)
 
 
 def _row_problems(values: tuple[Any, ...]) -> tuple[list[Problem], bool]:
     """A row's problems, and whether it names a medium that can be opened."""
     try:  # most rows have none
         kind, media, question, answer = (value.decode() for value in values)
-        if kind == "text" and question.strip() and answer.strip():
+        seen = not is_blank(question) and not is_blank(answer)
+        if kind == "text" and seen:
             return [], False
-        if kind in MODALITIES and question.strip() and answer.strip() and media.strip() and not _leaves(media):
+        if kind in MODALITIES and seen and not is_blank(media) and not _leaves(media):
             return [], True
     except (AttributeError, UnicodeDecodeError):  # a null, a number, or not UTF-8
         pass
@@ -187,14 +220,13 @@ def _named_problems(values: tuple[Any, ...]) -> tuple[list[Problem], bool]:
         if value is None and name != "media_path":
             problems.append(("missing_value", f"its {name} is null"))
         elif value is not None and not isinstance(value, bytes):
-            problems.append(("missing_value", f"its {name} is {value!r}; expected text"))
+            problems.append(("missing_value", f"its {name} is {str(value)[:80]!r}; expected text"))
         elif value is not None and not is_utf8(value):
             problems.append(("not_utf8", f"its {name} is not UTF-8 text ({value[:40]!r})"))
     said, media, question, answer = (value if isinstance(value, bytes) else None for value in values)
-    if question is not None and not question.strip():
-        problems.append(("empty_question", "its question is empty"))
-    if answer is not None and not answer.strip():
-        problems.append(("empty_answer", "its answer is empty"))
+    for name, text in (("question", question), ("answer", answer)):
+        if text is not None and is_blank(text.decode(errors="replace")):
+            problems.append((f"empty_{name}", f"its {name} is {'blank' if text.strip() else 'empty'}"))
     kind = said.decode(errors="replace") if said is not None else None
     if kind is not None and is_utf8(said or b"") and kind not in MODALITIES:
         problems.append(
@@ -202,7 +234,7 @@ def _named_problems(values: tuple[Any, ...]) -> tuple[list[Problem], bool]:
         )
     if kind not in ("image", "video"):
         return problems, False
-    if not (media or b"").strip():
+    if is_blank((media or b"").decode(errors="replace")):
         problems.append(("no_media_path", f"a row of kind {kind} without a media_path"))
         return problems, False
     assert media is not None
@@ -218,18 +250,23 @@ def _shown(value: object) -> str:
 
 
 def _check_files(
-    root: Path, users: dict[tuple[str, str], list[tuple[str, int]]], workers: int, progress: bool, speed: Speed
+    root: Path,
+    users: dict[tuple[str, str], list[tuple[str, int]]],
+    workers: int,
+    progress: bool,
+    bounds: Bounds,
+    speed: Speed,
 ) -> Iterator[tuple[tuple[str, str], list[tuple[str, int]], Problem]]:
-    """Every file with a problem, the rows that name it, and the problem."""
+    """Every file with a problem or a note, the rows that name it, and the problem."""
     work = list(users)
     done = tqdm(total=len(work), desc="media", unit="file", disable=not progress)
     speed.processes = workers if len(work) >= _SERIAL else 1
     started = time.perf_counter()
-    for (start, size), checked in _checked(str(root), work, speed.processes):
+    for (start, size), checked in _checked(str(root), work, speed.processes, bounds):
         done.update(size)
         speed.decoding += checked.decoding
         speed.seconds = time.perf_counter() - started
-        for offset, problem in checked.problems:
+        for offset, problem in [*checked.problems, *((offset, (NOTE, note)) for offset, note in checked.notes)]:
             key = work[start + offset]
             yield key, users[key], problem
     done.close()
@@ -238,16 +275,16 @@ def _check_files(
 Span = tuple[int, int]
 
 
-def _checked(root: str, work: list[tuple[str, str]], workers: int) -> Iterator[tuple[Span, Checked]]:
+def _checked(root: str, work: list[tuple[str, str]], workers: int, bounds: Bounds) -> Iterator[tuple[Span, Checked]]:
     chunks = [(start, work[start : start + _CHUNK]) for start in range(0, len(work), _CHUNK)]
     if workers == 1:
         for start, part in chunks:
-            yield (start, len(part)), check_chunk(root, part)
+            yield (start, len(part)), check_chunk(root, part, bounds)
         return
     # Spawned, not forked: the caller may hold threads. Starting costs under a second.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=interrupts.worker_process) as pool:
-        results = pool.map(check_chunk, [root] * len(chunks), [part for _, part in chunks])
+        results = pool.map(check_chunk, [root] * len(chunks), [part for _, part in chunks], [bounds] * len(chunks))
         try:
             for (start, part), found in zip(chunks, results, strict=True):
                 yield (start, len(part)), found
