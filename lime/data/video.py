@@ -158,7 +158,7 @@ def _straight(matrix: tuple[int, ...]) -> bool:
 def matrix_of(frame: Any) -> tuple[int, ...]:
     """(a, b, c, d) of a frame's display matrix, () where it has none."""
     for data in frame.side_data:
-        if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+        if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
             return a, b, c, d
     return ()

@@ -173,8 +173,8 @@ def _check_rows(root: Path, files: SplitFiles, report: Report, expected: Expecte
         report.faults.append(Fault("unreadable_split", files.split, None, file, problem))
         return
     report.rows[files.split] = len(columns["answer"])
-    if problem := expected.rows_problem(files.split, len(columns["answer"]), columns):
-        report.faults.append(Fault("other_rows", files.split, None, file, problem))
+    if other := expected.rows_problem(files.split, len(columns["answer"]), columns):
+        report.faults.append(Fault("other_rows", files.split, None, file, other))
     seen: dict[tuple[Any, ...], int] = {}
     for index, values in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True)):
         first = seen.setdefault(_hashable(values), index)
@@ -184,8 +184,8 @@ def _check_rows(root: Path, files: SplitFiles, report: Report, expected: Expecte
             report.faults.append(Fault("duplicate", files.split, index, media, problem))
             continue
         problems, usable = _row_problems(values)
-        if not problems and (problem := expected.answer_problem(files.split, _shown(values[3]))):
-            problems.append(("answer_not_allowed", problem))
+        if not problems and (never := expected.answer_problem(files.split, _shown(values[3]))):
+            problems.append(("answer_not_allowed", never))
         report.faults += [Fault(kind, files.split, index, media, text) for kind, text in problems]
         if usable:
             yield index, media, values[0].decode()
