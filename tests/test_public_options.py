@@ -93,7 +93,7 @@ def test_mixtures() -> None:
 def test_config_fields_of_an_adapter() -> None:
     peft_s = {f.name for f in dataclasses.fields(lime.LimeConfig.__mro__[2])}
     own = {f.name for f in dataclasses.fields(lime.LimeConfig)} - peft_s - OPTIONS.keys()
-    assert own == {"modules_to_save", "init_weights", "format_version"}
+    assert own == {"modules_to_save", "init_weights", "scale_bias", "format_version"}
 
 
 def test_names() -> None:

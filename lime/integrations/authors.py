@@ -9,7 +9,14 @@ Their state dict holds, for each adapted layer,
 
 and may hold the frozen `<module>.weight` and `<module>.bias` besides, and any other weights of the model. What the file
 does not say (alpha, temperature, window, selection, …) is given as options over the `authors` preset; with the options
-of the training the outputs are theirs.
+of the training the outputs are theirs, of DoRA over layers with a bias too (their magnitude scales it: `scale_bias` in
+the adapter's configuration). What stays apart is in `docs/method.md`: padding, which their layers route and modulate
+unless a mask is handed to each, and windows, which they count from column 0.
+
+A LoRA-FA adapter holds the same tensors as a LoRA's. It is known by its A, which lies within its initial bound
+`1 / sqrt(d_in)` in every layer, as that of a trained LoRA does not; or say so, peft="lora_fa" (A initialised in another
+way). Refused as what they are: SliceFine adapters, prompts, embeddings, and layers outside the language model and the
+vision tower (`lm_head`).
 
     model, report = load_authors_adapter(base, "adapter.pt", alpha=16, n_gram=1, auto_topk_threshold=0.5)
     model.save_pretrained("adapter")
@@ -40,6 +47,11 @@ from lime.tuner.towers import find_towers
 
 log = logging.getLogger(__name__)
 
+OTHER_TYPES = {
+    "part_T": "a SliceFine adapter, whose trained slice and bias replace the frozen ones and route by themselves",
+    "prompt_delta": "a prompt, whose length and conditioning the training decides",
+}
+"""A tensor that only another type of theirs has, and what that is."""
 PARTS = ("A", "B", "m", "LiMEs", "LiME_shared", "gamma")
 FROZEN = ("weight", "bias")
 RENAMES: tuple[tuple[str, str], ...] = (
@@ -103,7 +115,7 @@ def load_authors_adapter(
     }
     settings = preset_settings(
         preset,
-        **{"peft": "dora" if _same("DoRA's magnitude m", found, lambda parts: "m" in parts) else "lora"}
+        **{"peft": _type_of(found)}
         | options
         | {
             "r": _same("the rank", found, lambda parts: parts["A"].shape[0]),
@@ -113,7 +125,8 @@ def load_authors_adapter(
             "scope": _scope(model, found),
         },
     )
-    adapted, _ = apply(model, LimeConfig.from_settings(settings), adapter_name=adapter_name)
+    config = LimeConfig.from_settings(settings, scale_bias=settings.peft == "dora")
+    adapted, _ = apply(model, config, adapter_name=adapter_name)
     _fill(adapted, found, adapter_name)
     if not is_trainable:
         adapted.requires_grad_(False)
@@ -137,6 +150,10 @@ def _read(source: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 def _layers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Tensors of each adapted layer, by its name in the file."""
+    for key in state:
+        what = OTHER_TYPES.get(key.rpartition(".")[2])
+        if what is not None:
+            raise ValueError(f"{key}: of {what}; LoRA, LoRA-FA and DoRA adapters can be read")
     modules = {key.rpartition(".")[0] for key in state if key.rpartition(".")[2] == "LiMEs"}
     layers: dict[str, dict[str, Tensor]] = {name: {} for name in sorted(modules)}
     others = 0
@@ -154,7 +171,10 @@ def _layers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         )
     for name, parts in layers.items():
         if missing := [part for part in ("A", "B") if part not in parts]:
-            raise ValueError(f"{name}: lacks {' and '.join(missing)}; LoRA, LoRA-FA and DoRA adapters can be read")
+            frozen = "; of LoRA-FA save the frozen A as well" if missing == ["A"] else ""
+            raise ValueError(
+                f"{name}: lacks {' and '.join(missing)}{frozen}; LoRA, LoRA-FA and DoRA adapters can be read"
+            )
         if ("LiME_shared" in parts) != ("gamma" in parts):
             raise ValueError(f"{name}: has one of LiME_shared and gamma; expected both or neither")
     if others:
@@ -165,12 +185,21 @@ def _layers(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def _find_modules(model: nn.Module, layers: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
     """Name in the model of each layer of the file."""
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    embeddings = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    towers = find_towers(model)
     names: dict[str, str] = {}
     for stored in layers:
         wanted = stored
         for pattern, replacement in rename.items():
             wanted = re.sub(pattern, replacement, wanted)
         match = next((name for name in _names(wanted) if name in linears), None)
+        if match is not None and not any(tower.holds(match) for tower in towers):
+            raise ValueError(
+                f"{stored}: lies outside the language model and the vision tower, where LiME knows no tokens' mask and "
+                "so adapts nothing; train without it (in the authors' code: name the targets)"
+            )
+        if match is None and any(name in embeddings for name in _names(wanted)):
+            raise ValueError(f"{stored}: is an embedding; LiME adapts linear layers, train without it")
         if match is None:
             leaf = stored.rpartition(".")[2]
             alike = next((name for name in sorted(linears) if name.endswith("." + leaf)), None)
@@ -234,6 +263,19 @@ def _orient(name: str, A: Tensor, B: Tensor, base: nn.Linear, transposed: bool |
     if fits:
         raise ValueError(f"{name}: {shapes} fit either way round; give transposed=True or transposed=False")
     raise ValueError(f"{name}: {shapes} do not fit a layer of {d_in} inputs and {d_out} outputs")
+
+
+def _type_of(layers: Mapping[str, dict[str, Tensor]]) -> str:
+    """`dora`, `lora`, or `lora_fa`: A as it was drawn, although B has been trained."""
+    if _same("DoRA's magnitude m", layers, lambda parts: "m" in parts):
+        return "dora"
+    for parts in layers.values():
+        A = parts["A"]
+        bound = A.shape[1] ** -0.5 * (1 + torch.finfo(A.dtype).eps)
+        if float(A.abs().max()) > bound or not parts["B"].any():
+            return "lora"
+    log.info("every A lies within its initial bound: read as LoRA-FA, whose A is frozen; else give peft='lora'")
+    return "lora_fa"
 
 
 def _same(what: str, layers: Mapping[str, dict[str, Tensor]], of: Any) -> Any:

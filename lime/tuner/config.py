@@ -25,6 +25,8 @@ class LimeConfig(LimeSettings, PeftConfig):
     Attributes:
         modules_to_save: further modules to train in full and save with the adapter, by name.
         init_weights: start at an update of zero (the method). `False` starts at a random one, for tests.
+        scale_bias: DoRA's magnitude multiplies the frozen bias too, `z' = mag (W0 x + b0)`, as in the authors' code;
+            set for adapters of theirs (`lime.integrations.authors`).
         format_version: version of the adapter format (`lime.tuner.format`); set by this package.
 
     Raises:
@@ -33,6 +35,7 @@ class LimeConfig(LimeSettings, PeftConfig):
 
     modules_to_save: list[str] | None = None
     init_weights: bool = True
+    scale_bias: bool = False
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -45,6 +48,8 @@ class LimeConfig(LimeSettings, PeftConfig):
             if value is not None and not isinstance(value, str):
                 setattr(self, option, sorted(value))
         self.check()
+        if self.scale_bias and (self.peft != "dora" or not self.enabled):
+            raise ValueError("scale_bias: has no effect without LiME over `peft: dora`; remove it or set that")
 
     @classmethod
     def from_settings(cls, settings: LimeSettings, **peft_fields: Any) -> LimeConfig:

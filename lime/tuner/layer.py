@@ -66,9 +66,18 @@ class LimeLinear(LimeLayer):
         self.decoding: Constants | None = None  # of the generation that is under way
 
     def update_layer(
-        self, name: str, settings: LimeSettings, *, init_weights: bool = True, inference_mode: bool = False
+        self,
+        name: str,
+        settings: LimeSettings,
+        *,
+        init_weights: bool = True,
+        inference_mode: bool = False,
+        scale_bias: bool = False,
     ) -> None:
         """Add the adapter `name`; its parameters are float32 (float64 over a float64 base).
+
+        Args:
+            scale_bias: DoRA's magnitude multiplies the frozen bias too.
 
         Raises:
             ValueError: more experts than output features, or a slice wider than the layer.
@@ -81,6 +90,8 @@ class LimeLinear(LimeLayer):
         if kind.reads_weight:
             options["weight"] = self._frozen_weight()
         self.lime_delta[name] = kind(base, dropout=settings.dropout, dtype=dtype, zero_init=init_weights, **options)
+        if scale_bias:
+            self.lime_delta[name].scale_bias = True  # type: ignore[assignment]
         self._add_modulators(name, settings, base, dtype)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -133,7 +144,7 @@ class LimeLinear(LimeLayer):
         gain = delta.gain(self._frozen_weight()) if delta.reads_weight else None
         change = None
         if gain is not None:  # z' - z, from z = W0 x + b0 and z' = gain (W0 x) + b0
-            bias = self.get_base_layer().bias
+            bias = None if delta.scale_bias else self.get_base_layer().bias
             product = z.to(gain.dtype) if bias is None else z.to(gain.dtype) - bias  # type: ignore[operator]
             change = product * (gain - 1)
         if not isinstance(delta, LowRankDelta) or path() == "literal":
@@ -166,7 +177,7 @@ class LimeLinear(LimeLayer):
         z_picked = router.pick(z) if part.z_picked is None else part.z_picked
         zhat_picked = zhat_picked.to(z_picked.dtype)
         if part.gain is not None:  # the frozen signal is z' + zhat
-            bias = self.get_base_layer().bias
+            bias = None if self.lime_delta[name].scale_bias else self.get_base_layer().bias
             product = z_picked if bias is None else z_picked - router.pick(bias)  # type: ignore[arg-type]
             z_picked = z_picked + product * (router.pick(part.gain) - 1) + zhat_picked
             if c.routing_norm == "token":

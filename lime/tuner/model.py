@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -116,6 +116,8 @@ class LimeModel(BaseTuner):
         options: dict[str, Any] = {"inference_mode": peft_config.inference_mode}
         if peft_config.peft != "any":
             options["init_weights"] = peft_config.init_weights
+        if peft_config.scale_bias:
+            options["scale_bias"] = True
         if peft_config.peft == "prompt_tuning":
             self._add_prompt(peft_config, adapter_name, target, options)
             return
@@ -300,8 +302,10 @@ def _repeated(model: nn.Module) -> set[str]:
 def embedding_keys(model: nn.Module) -> set[str]:
     """Names of the tensors of a model's input and output embeddings."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    getters = ("get_input_embeddings", "get_output_embeddings")
-    layers = [getattr(base, getter)() for getter in getters if hasattr(base, getter)]
+    layers = []
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        with suppress(AttributeError, NotImplementedError):  # of models without such a layer
+            layers.append(getattr(base, getter)())
     named = [(name, module) for name, module in model.named_modules() if any(module is layer for layer in layers)]
     return {f"{name}.{key}" for name, module in named for key in module.state_dict()}
 

@@ -70,6 +70,50 @@ def test_outputs_are_the_authors(name: str, transposed: bool, tensors: dict[str,
     assert report.layers == 1
 
 
+def literal(case: dict[str, Any], given: dict[str, Tensor], bias: Tensor | None) -> Tensor:
+    """Their DoRA layer with a soft automatic set, as written: the magnitude scales all of the frozen output."""
+    scale = case["alpha"] / given["lora_A"].shape[0]
+    change = scale * given["lora_B"] @ given["lora_A"]
+    mag = given["magnitude"] / (given["weight"] + change).norm(dim=1)
+    z = mag * nn.functional.linear(given["x"], given["weight"], bias)
+    zhat = mag * (given["x"] @ change.t())
+    E, g = given["experts"].shape[0], case["gamma_routing"]
+    picked = [(signal[..., :E] / signal[..., :E].abs().max().clamp_min(1e-6)) for signal in (z + zhat, zhat)]
+    w = (((1 - g) * picked[0] + g * picked[1]) / case["temperature"]).softmax(-1)
+    weights = w * torch.sigmoid((w - case["threshold"] * w.amax(-1, keepdim=True)) / 0.5)
+    weights = weights / (weights.sum(-1, keepdim=True) + 1e-9)
+    return z + zhat * (weights @ given["experts"] + given["shared_scale"] * given["shared"])
+
+
+@pytest.mark.parametrize("name", ["dora/auto", "dora/auto_t07", "dora/E2g0", "dora/g1"])
+def test_their_dora_scales_the_bias(name: str, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    case = CASES[name]
+    given = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+    torch.testing.assert_close(literal(case, given, None), given["out_eval"], atol=1e-9, rtol=1e-9)
+    bias = torch.randn(len(given["weight"]), dtype=given["weight"].dtype, generator=torch.Generator().manual_seed(0))
+    state = {
+        "layer.A": given["lora_A"], "layer.B": given["lora_B"], "layer.m": given["magnitude"],
+        "layer.LiMEs": given["experts"], "layer.LiME_shared": given["shared"], "layer.gamma": given["shared_scale"],
+    }  # fmt: skip
+    expected = literal(case, given, bias)
+    for trainable in (False, True):
+        base = Base(given["weight"], bias)
+        model, _ = load_authors_adapter(base, state, is_trainable=trainable, **options_of(case))  # type: ignore[arg-type]
+        model.eval()
+        torch.testing.assert_close(model(given["x"]), expected, atol=1e-9, rtol=1e-9)
+        with model.disable_adapter():
+            assert torch.equal(model(given["x"]), Base(given["weight"], bias)(given["x"])), "the base stays as it is"
+    model.save_pretrained(tmp_path)
+    again, _ = lime.load(Base(given["weight"], bias), tmp_path)  # type: ignore[arg-type]
+    torch.testing.assert_close(again(given["x"]), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_scaling_a_bias_is_for_dora_alone() -> None:
+    for options in ({}, {"peft": "dora", "enabled": False}):
+        with pytest.raises(ValueError, match="scale_bias: has no effect"):
+            lime.LimeConfig(scale_bias=True, **options)  # type: ignore[arg-type]
+
+
 # -- files, names, refusals ----------------------------------------------------------------------------------
 
 PREFIX = {
@@ -165,6 +209,44 @@ def test_what_does_not_fit(changes: dict[str, Any], message: str) -> None:
     _, state = exported("llava_onevision")
     with pytest.raises(ValueError, match=message):
         load_authors_adapter(small.build("llava_onevision"), changed(state, **changes))
+
+
+def test_lora_fa_is_known_by_its_frozen_a() -> None:
+    _, state = exported("llava_onevision")  # whose A is as it was drawn, and B not zero
+    model, report = load_authors_adapter(small.build("llava_onevision"), state, is_trainable=True)
+    assert model.peft_config["default"].peft == "lora_fa"
+    assert not any(name.endswith("default.A") and p.requires_grad for name, p in model.named_parameters())
+    model, _ = load_authors_adapter(small.build("llava_onevision"), state, peft="lora")
+    assert model.peft_config["default"].peft == "lora"
+    trained = {key: value * 1.5 if key.endswith("q_proj.A") else value for key, value in state.items()}
+    model, _ = load_authors_adapter(small.build("llava_onevision"), trained)
+    assert model.peft_config["default"].peft == "lora"
+    untrained = {key: value * 0 if key.endswith(".B") else value for key, value in state.items()}
+    model, _ = load_authors_adapter(small.build("llava_onevision"), untrained)
+    assert model.peft_config["default"].peft == "lora"
+    assert report.layers == 16
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"x.q_proj.part_T": (2, 8), "x.q_proj.part_F": (6, 8), "x.q_proj.LiMEs": (4, 8)},
+         r"x\.q_proj\.part_T: of a SliceFine adapter"),
+        ({"prompt_base": (5, 8), "prompt_delta": (5, 8), "LiMEs": (4, 8)}, "prompt_delta: of a prompt"),
+        ({"lm_head.A": (2, 32), "lm_head.B": (96, 2), "lm_head.LiMEs": (4, 96)},
+         "lm_head: lies outside the language model and the vision tower"),
+        ({"model.multi_modal_projector.linear_1.A": (2, 32), "model.multi_modal_projector.linear_1.B": (32, 2),
+          "model.multi_modal_projector.linear_1.LiMEs": (4, 32)}, r"linear_1: lies outside the language model"),
+        ({"model.language_model.embed_tokens.A": (2, 32), "model.language_model.embed_tokens.B": (32, 2),
+          "model.language_model.embed_tokens.LiMEs": (4, 32)}, "embed_tokens: is an embedding"),
+        ({f"{LAYER}.B": (32, 2), f"{LAYER}.LiMEs": (4, 32)}, "lacks A; of LoRA-FA save the frozen A as well"),
+    ],
+)  # fmt: skip
+def test_other_adapters_of_theirs_are_refused_as_what_they_are(state: dict[str, tuple[int, ...]], message: str) -> None:
+    base = small.build("llava_onevision")
+    with pytest.raises(ValueError, match=message):
+        load_authors_adapter(base, {key: torch.ones(shape) for key, shape in state.items()})
+    assert not small.lime_layers(base)
 
 
 def test_what_is_refused_of_the_whole(tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ class Delta(nn.Module):
         """The input with dropout, in training."""
         return F.dropout(x_BTI, self.dropout) if self.drops else x_BTI
 
+    scale_bias = False
+    """Whether `gain` multiplies the frozen bias too: `z' = mag * (W0 x + b0)`."""
+
     @property
     def drops(self) -> bool:
         """Whether dropout acts just now."""
