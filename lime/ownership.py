@@ -17,13 +17,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lime.signature import is_signed, signature
+
 PROGRAM = "lime-moe"
 MARKER = ".lime-made.json"
 MADE_BY = "Written by lime-moe"
 """In every table, figure and report that is written where the user says, so that it can be replaced. JSON has its
 schema, ``lime-…``, instead."""
 
-_WHOLE = 2**20  # bytes; larger files are known by their size
+_WHOLE = 2**30  # bytes; larger files are known by their size
 _NAMED = 3
 
 
@@ -32,6 +34,7 @@ def mark(folder: Path, kind: str, *, files: bool = False) -> None:
     content: dict[str, Any] = {"made_by": PROGRAM, "version": _version(), "kind": kind}
     if files:
         content["files"] = {name: _state(folder / name) for name in _files(folder)}
+        content["signature"] = signature(content)
     temporary = folder / f".lime-part.{os.getpid()}.{uuid.uuid4().hex}"
     try:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -97,6 +100,26 @@ def check_replaceable(folder: Path, kind: str | None, *, overwrite: bool = False
         )
 
 
+def check_unchanged(folder: Path, names: Iterable[str]) -> None:
+    """Raise ValueError where a file is not what the folder's mark says; a folder without a mark says nothing."""
+    listed = (_read(folder) or {}).get("files")
+    for name in names if isinstance(listed, dict) else ():
+        if listed.get(name) != _state(folder / name):
+            raise ValueError(
+                f"{folder / name}: is not what was saved: its checksum is not the one in {MARKER}; take the folder as "
+                "it was saved, or train again"
+            )
+
+
+def is_own(folder: Path, kind: str) -> bool:
+    """Whether a run of this user made the folder (see :mod:`lime.signature`) and all that is listed is unchanged."""
+    content = _read(folder) or {}
+    listed = content.get("files")
+    if content.get("kind") != kind or not isinstance(listed, dict) or not is_signed(content):
+        return False
+    return all(state == _state(folder / name) for name, state in listed.items())
+
+
 def check_output(path: Path, *, overwrite: bool = False) -> None:
     """Raise FileExistsError where ``path`` is a file that this program did not write. An empty file is nobody's.
 
@@ -145,7 +168,10 @@ def _state(path: Path) -> str:
     if path.is_symlink() or not path.is_file():
         return "link" if path.is_symlink() else "other"
     size = path.stat().st_size
-    return f"{size} bytes" if size > _WHOLE else hashlib.sha256(path.read_bytes()).hexdigest()
+    if size > _WHOLE:
+        return f"{size} bytes"
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _some(names: list[str]) -> str:

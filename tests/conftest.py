@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="lime-tests-home-")  # the key that signs adapters
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from lime.config.adapters import hub_name
 from lime.data.config import DataConfig
 from lime.data.tasks import TASKS
 from lime.evaluation.config import EvaluationConfig
@@ -173,8 +174,9 @@ class EvalConfig:
     Attributes:
         name: name of the evaluation; part of its folder's name.
         seed: seed (greedy evaluation draws nothing; kept so that the record is whole).
-        adapter: adapter folder of a run, or its name on the hub (ORG/NAME). Its run's configuration is used for what
-            the command line does not set.
+        adapter: adapter folder of a run, or its name on the hub (ORG/NAME, pinned by ORG/NAME@REVISION). Of a run of
+            one's own its configuration is used for what the command line does not set; of another adapter only what
+            `lime.config.reuse.TAKEN` lists.
         predictions: a predictions.jsonl to score again, without a model.
         devices: processes that divide the rows among them, with one GPU each where GPUs are used; -1 for every GPU.
             Answers do not depend on it.
@@ -195,7 +197,7 @@ class EvalConfig:
         found = _seed_errors(self.seed) + _name_errors(self.name)
         found += self.evaluation.errors(TASKS)
         found += _path_errors(
-            self.data, adapter=None if _on_hub(self.adapter) else self.adapter, predictions=self.predictions
+            self.data, adapter=None if self.adapter and hub_name(self.adapter) else self.adapter, predictions=self.predictions
         )
         if self.evaluation.mode == "none":
             found.append("evaluation.mode: none leaves nothing to do here; expected generate or likelihood")
@@ -224,11 +226,6 @@ def _path_errors(data: DataConfig, **paths: str | None) -> list[str]:
     if data.name != "mmt47_mini" and data.root and not Path(data.root).is_dir():
         found.append(f"data.root: {data.root}: no such folder; expected one that holds the data set")
     return found
-
-
-def _on_hub(adapter: str | None) -> bool:
-    """Whether an adapter is named as on the hub, ORG/NAME, and no folder ORG is here."""
-    return adapter is not None and adapter.count("/") == 1 and not Path(adapter).parent.exists() and adapter[0] != "/"
 
 
 def _name_errors(name: str) -> list[str]:

@@ -163,6 +163,7 @@ class Record:
     environment: dict[str, Any] | None = None
     parameters: Parameters | None = None
     adapter_bytes: int | None = None
+    adapter_sha256: str | None = None
     training: Training | None = None
     routing: dict[str, Any] = field(default_factory=dict)
     answering: Answering | None = None

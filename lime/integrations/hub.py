@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from lime.atomic import replacing_folder
+from lime.config.adapters import hub_name
 from lime.config.reuse import RUN_FILE, read_run
-from lime.ownership import check_replaceable
+from lime.ownership import MARKER, check_replaceable
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+log = logging.getLogger(__name__)
+
 KIND = "exported adapter"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -130,26 +132,32 @@ def model_card(
     )
 
 
-def is_hub_name(text: str) -> bool:
-    """Whether ``text`` is ORG/NAME and no folder here."""
-    return bool(_NAME.fullmatch(text)) and not Path(text).exists()
-
-
 def adapter_folder(name: str) -> Path:
-    """The folder of an adapter: a local one as it is; ORG/NAME is fetched from the hub, or taken from its cache.
+    """The folder of an adapter: a local one as it is; ORG/NAME[@REVISION] is fetched from the hub, or taken from its
+    cache.
 
     Raises:
         FileNotFoundError: it is neither here nor reachable.
     """
-    if not is_hub_name(name):
+    on_hub = hub_name(name)
+    if on_hub is None:
+        if not Path(name).is_dir():
+            raise FileNotFoundError(f"adapter: {name}: no such folder; expected the folder 'adapter' of a run")
         return Path(name)
+    repository, revision = on_hub
     try:
-        return Path(snapshot_download(name, allow_patterns=[*ADAPTER_FILES, RUN_FILE]))
+        folder = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=[*ADAPTER_FILES, RUN_FILE, MARKER])
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        pinned = f" --revision {revision}" if revision else ""
         raise FileNotFoundError(
             f"adapter: {name} is neither a folder nor reachable on the hub or in its cache. On a machine with access: "
-            f"`hf download {name} --local-dir FOLDER`, bring FOLDER here, and set adapter=FOLDER"
+            f"`hf download {repository}{pinned} --local-dir FOLDER`, bring FOLDER here, and set adapter=FOLDER"
         ) from error
+    if revision != folder.name:  # the snapshot's folder is named by its commit
+        log.info("adapter=%s@%s repeats this evaluation, whatever is uploaded there later", repository, folder.name)
+    return folder
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:

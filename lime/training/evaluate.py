@@ -15,20 +15,21 @@ from torch import nn
 import lime.tuner
 from lime import interrupts
 from lime.atomic import remove_leftovers, write_json
-from lime.config.reuse import read_run, with_run_config
+from lime.config.reuse import RUN_FILE, is_own_run, read_run, taken_from, with_run_config
 from lime.config.schema import EvalConfig
 from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import read_predictions, rescore
 from lime.evaluation.report import stored_allowed_answers
 from lime.experiments.lock import run_lock
+from lime.experiments.records import RECORD_FILE, read_record
 from lime.integrations.hub import adapter_folder
 from lime.models.loading import Backbone, load_backbone
 from lime.training import processes
 from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
 from lime.training.journal import FOLDER as PARTIAL
 from lime.training.launch import in_processes, started_from_outside
-from lime.training.record import RunStatus, environment, write_config
+from lime.training.record import RunStatus, adapter_digest, environment, write_config
 from lime.training.setup import (
     device_of,
     lock_of_run,
@@ -98,7 +99,10 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
             folder = adapter_folder(config.adapter)
         config = dataclasses.replace(config, adapter=str(folder))
         run = read_run(folder)
-        config = with_run_config(config, run["config"], overrides)
+        check_recorded(folder)
+        own = is_own_run(folder)
+        config = with_run_config(config, run["config"], overrides, own=own)
+        _tell_taken(folder, run, own)
     prepare_process(config.seed)
     settings = dataclasses.asdict(config)
     if processes.is_main():
@@ -134,10 +138,33 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
     return report(predictions, tests.allowed, config, output_dir, kept, writes=processes.is_main())
 
 
+def _tell_taken(folder: Path, run: dict[str, Any], own: bool) -> None:
+    if own:
+        log.info("%s is of a run of yours: its model, data and evaluation settings are taken", folder)
+        return
+    taken = ", ".join(f"{key}={str(value)[:60]!r}" for key, value in taken_from(run["config"]).items()) or "nothing"
+    log.info(
+        "%s is not marked as of a run of yours. Taken from its %s, where the command line does not set it: %s. Model, "
+        "data and all else are those of the command line; it says that it adapts %.60r",
+        folder, RUN_FILE, taken, run["backbone"]["name"],
+    )  # fmt: skip
+
+
+def check_recorded(adapter: Path) -> None:
+    """Raise ValueError where an adapter in its run's folder is not the one that the run recorded."""
+    path = adapter.parent / RECORD_FILE
+    if adapter.name != "adapter" or not path.is_file():
+        return
+    recorded = read_record(path).adapter_sha256
+    if recorded is not None and recorded != adapter_digest(adapter):
+        raise ValueError(f"adapter: {adapter} is not the one that the run recorded (adapter_sha256 in {path})")
+
+
 def check_backbone(adapter: str, saved: dict[str, str], backbone: Backbone) -> None:
     """Raise ValueError when an adapter belongs to another backbone."""
     if saved["fingerprint"] != backbone.fingerprint:
         raise ValueError(
-            f"adapter: {adapter} was trained on {saved['name']} ({saved['fingerprint'][:12]}), "
-            f"this is {backbone.name} ({backbone.fingerprint[:12]}); evaluate it on its own backbone"
+            f"adapter: {adapter} was trained on {saved['name'][:60]!r} ({saved['fingerprint'][:12]!r}), "
+            f"this is {backbone.name} ({backbone.fingerprint[:12]}); evaluate it on its own backbone (model=NAME, "
+            "or model.path)"
         )

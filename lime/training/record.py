@@ -27,6 +27,7 @@ import yaml
 from lime import interrupts
 from lime.atomic import write_json, write_text
 from lime.config.identity import config_hash
+from lime.config.reuse import RUN_FILE
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.clusters import source_media
 from lime.evaluation.predictions import Prediction
@@ -194,7 +195,8 @@ class RunRecord(RunStatus):
         self._record.routing = {name: dataclasses.asdict(layer) for name, layer in routing.items()}
 
     def saved(self, adapter: Path) -> None:
-        """Size of the saved adapter's tensors."""
+        """Size of the saved adapter's tensors, and the hash of its files."""
+        self._record.adapter_sha256 = adapter_digest(adapter)
         self._record.adapter_bytes = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
 
     @property
@@ -224,6 +226,15 @@ class RunRecord(RunStatus):
         self._record.error = RunError(**error) if error else None
         super()._write(status, error)
         write_record(self._folder, self._record)
+
+
+def adapter_digest(adapter: Path) -> str:
+    """SHA-256 over an adapter's files, as the record keeps it."""
+    total = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors", RUN_FILE):
+        with (adapter / name).open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
 
 
 def items_of(predictions: Sequence[Prediction], metric: str) -> Items:

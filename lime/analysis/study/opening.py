@@ -11,10 +11,12 @@ from typing import Any
 from torch import nn
 
 import lime.tuner
-from lime.config.reuse import read_run, with_run_config
+from lime.config.reuse import is_own_run, read_run, with_run_config
 from lime.config.schema import EvalConfig
+from lime.data.config import DataConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
+from lime.models.config import EMBEDDED, ModelConfig
 from lime.models.loading import Backbone, load_backbone
 from lime.training.answering import TestRows
 from lime.training.evaluate import check_backbone
@@ -116,8 +118,7 @@ def open_run(run: SavedRun, choice: Choice) -> Opened:
     changed: dict[str, Any] = {"rows_per_split": choice.rows}
     if choice.data_root is not None:
         changed["root"] = str(choice.data_root)
-    sections = {"model": run.config["model"], "data": run.config["data"] | changed, "seed": run.config["seed"]}
-    config = with_run_config(EvalConfig(), sections, [])
+    config = _own_settings(run, changed) if is_own_run(run.adapter) else _settings_of_another(run, changed)
     config = dataclasses.replace(config, adapter=str(run.adapter))
     backbone = load_backbone(config.model)
     check_backbone(str(run.adapter), run.backbone, backbone)
@@ -128,6 +129,24 @@ def open_run(run: SavedRun, choice: Choice) -> Opened:
     if config.model.device_map is None:
         model.to(next(backbone.model.parameters()).device)
     return Opened(run, backbone, model, data)
+
+
+def _own_settings(run: SavedRun, changed: dict[str, Any]) -> EvalConfig:
+    sections = {"model": run.config["model"], "data": run.config["data"] | changed, "seed": run.config["seed"]}
+    return with_run_config(EvalConfig(), sections, [], own=True)
+
+
+def _settings_of_another(run: SavedRun, changed: dict[str, Any]) -> EvalConfig:
+    """An embedded backbone and the named data alone: a stranger's run does not say what is fetched or read."""
+    name = run.backbone["name"]
+    if name not in EMBEDDED or changed.get("root") is None:
+        raise ValueError(
+            f"{run.adapter} is not marked as of a run of yours, so that its settings do not say which model and data "
+            f"are opened: expected an adapter of {' or '.join(EMBEDDED)}, and the data by --data-root"
+        )
+    base = EvalConfig(model=ModelConfig(name=name, family=EMBEDDED[name]))
+    data = DataConfig(**{"name": "mmt47", **changed})
+    return with_run_config(dataclasses.replace(base, data=data), run.config, [], own=False)
 
 
 def chosen_rows(opened: Opened, choice: Choice) -> list[Row]:
