@@ -103,7 +103,9 @@ def check_replaceable(folder: Path, kind: str | None, *, overwrite: bool = False
 def check_unchanged(folder: Path, names: Iterable[str]) -> None:
     """Raise ValueError where a file is not what the folder's mark says; a folder without a mark says nothing."""
     listed = (_read(folder) or {}).get("files")
-    for name in names if isinstance(listed, dict) else ():
+    if not isinstance(listed, dict):
+        return
+    for name in names:
         if listed.get(name) != _state(folder / name):
             raise ValueError(
                 f"{folder / name}: is not what was saved: its checksum is not the one in {MARKER}; take the folder as "

@@ -22,6 +22,7 @@ from lime.ownership import check_unchanged, is_own
 RUN_FILE = "run.yaml"
 """File in an adapter folder: the run's configuration and the backbone that the adapter belongs to."""
 
+CONFIG_FILE = "adapter_config.json"
 SECTIONS = ("model", "data", "evaluation")
 LARGEST_FILE = 2**20  # bytes
 
@@ -52,7 +53,7 @@ def read_run(adapter: Path) -> dict[str, Any]:
     path = adapter / RUN_FILE
     if not path.is_file():
         raise ValueError(f"adapter: {adapter} has no {RUN_FILE}; expected the folder 'adapter' of a run of train.py")
-    check_unchanged(adapter, (RUN_FILE,))
+    check_unchanged(adapter, (RUN_FILE, CONFIG_FILE))
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"adapter: {path} is larger than {LARGEST_FILE:,} bytes; expected what train.py saved")
     try:
@@ -66,7 +67,9 @@ def read_run(adapter: Path) -> dict[str, Any]:
     if not {"name", "fingerprint"} <= backbone.keys():
         raise ValueError(f"adapter: {path}: 'backbone' lacks its name or fingerprint; expected what train.py saved")
     if not all(isinstance(backbone[key], str) for key in ("name", "fingerprint")):
-        raise ValueError(f"adapter: {path}: the backbone's name and fingerprint must be texts; expected what train.py saved")
+        raise ValueError(
+            f"adapter: {path}: the backbone's name and fingerprint: expected texts, as train.py saves them"
+        )
     check_settings(adapter, parts["config"])
     return parts
 
@@ -81,13 +84,13 @@ def check_settings(adapter: Path, config: Mapping[str, Any]) -> None:
 
     Of an adapter that the `peft` library made itself, what both name is compared.
     """
-    path = adapter / "adapter_config.json"
+    path = adapter / CONFIG_FILE
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return  # told by the loader, which names the file
-    peft, lime = (config.get(name) if isinstance(config.get(name), Mapping) else {} for name in ("peft", "lime"))
-    if not isinstance(saved, dict) or not peft:
+    peft, lime = config.get("peft"), config.get("lime")
+    if not isinstance(saved, dict) or not isinstance(peft, Mapping) or not isinstance(lime, Mapping):
         return
     options = {option: (f"peft.{key}", peft[key]) for option, key in PEFT_OPTIONS.items() if key in peft}
     options |= {option: (f"lime.{option}", value) for option, value in lime.items()}
@@ -126,7 +129,7 @@ def taken_from(config: Mapping[str, Any]) -> dict[str, Any]:
         value: Any = config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        if value is None:
+        if value is None or (key, value) == ("evaluation.mode", "none"):  # of a search, which evaluated nothing
             continue
         good = isinstance(value, str) if largest is None else isinstance(value, int) and not isinstance(value, bool)
         if not good or (largest is not None and not 0 <= value <= largest):

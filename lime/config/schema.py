@@ -196,9 +196,8 @@ class EvalConfig:
     def errors(self) -> list[str]:
         found = _seed_errors(self.seed) + _name_errors(self.name)
         found += self.evaluation.errors(TASKS)
-        found += _path_errors(
-            self.data, adapter=None if self.adapter and hub_name(self.adapter) else self.adapter, predictions=self.predictions
-        )
+        local = None if self.adapter is None or hub_name(self.adapter) else self.adapter
+        found += _path_errors(self.data, adapter=local, predictions=self.predictions)
         if self.evaluation.mode == "none":
             found.append("evaluation.mode: none leaves nothing to do here; expected generate or likelihood")
         if self.adapter is not None and self.predictions is not None:

@@ -160,11 +160,16 @@ def check_recorded(adapter: Path) -> None:
         raise ValueError(f"adapter: {adapter} is not the one that the run recorded (adapter_sha256 in {path})")
 
 
+def shown(text: str) -> str:
+    """A stranger's text for a terminal or a log: its first 60 characters, without control characters."""
+    return repr(text[:60])[1:-1]
+
+
 def check_backbone(adapter: str, saved: dict[str, str], backbone: Backbone) -> None:
     """Raise ValueError when an adapter belongs to another backbone."""
     if saved["fingerprint"] != backbone.fingerprint:
         raise ValueError(
-            f"adapter: {adapter} was trained on {saved['name'][:60]!r} ({saved['fingerprint'][:12]!r}), "
+            f"adapter: {adapter} was trained on {shown(saved['name'])} ({shown(saved['fingerprint'][:12])}), "
             f"this is {backbone.name} ({backbone.fingerprint[:12]}); evaluate it on its own backbone (model=NAME, "
             "or model.path)"
         )

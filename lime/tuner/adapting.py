@@ -19,7 +19,6 @@ from peft import (
     get_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -32,6 +31,7 @@ from lime.tuner.over_injection import base_config, settings_of
 from lime.tuner.presets import preset_settings
 from lime.tuner.recorder import Recorder, recording
 from lime.tuner.reporting import ApplyReport, report
+from lime.tuner.saved import WEIGHTS_FILE, check_types, read_tensors
 from lime.tuner.settings import MIXTURES, OPTIONS_OF_TYPE, LimeSettings
 from lime.tuner.towers import resolve_targets
 
@@ -166,7 +166,8 @@ def load(
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
-        ValueError: the adapter is of another model: a layer is missing, or has another shape; or a damaged file.
+        ValueError: the adapter is of another model: a layer is missing, or has another shape; or a file that is
+            damaged, was changed since it was saved, or holds what no training saves (`lime.tuner.saved`).
     """
     folder = Path(path)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -174,17 +175,13 @@ def load(
             raise FileNotFoundError(
                 f"{folder / name}: not found; expected the folder of an adapter saved in peft's format"
             )
+    tensors = upgrade_keys(read_tensors(folder).items())
+    saved = {key: tuple(value.shape) for key, value in tensors.items()}
     config = _saved_config(folder)
     config.inference_mode = not is_trainable
-    try:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-            saved = upgrade_keys((key, tuple(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{folder / 'adapter_model.safetensors'}: not a whole safetensors file ({error})") from error
     adapted = _inject(model, config, adapter_name)
-    expected = {
-        key: tuple(value.shape) for key, value in get_peft_model_state_dict(adapted, adapter_name=adapter_name).items()
-    }
+    fitting = get_peft_model_state_dict(adapted, adapter_name=adapter_name)
+    expected = {key: tuple(value.shape) for key, value in fitting.items()}
     # peft saves embeddings too, where asked or where the vocabulary was resized; what loads them looks at their size
     expected |= {key: saved[key] for key in embedding_keys(adapted) & saved.keys()}
     if wrong := _difference(saved, expected):
@@ -192,6 +189,7 @@ def load(
             f"{folder}: the adapter does not fit {type(model).__name__}; {wrong}. "
             "Load it on the model it was trained on"
         )
+    check_types(folder / WEIGHTS_FILE, tensors, fitting)
     adapted.load_adapter(str(folder), adapter_name=adapter_name, is_trainable=is_trainable)
     if not is_trainable:
         adapted.requires_grad_(False)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lime.config.adapters import hub_name
 from lime.config.check import build
 from lime.config.schema import EvalConfig
-from lime.integrations.hub import adapter_folder, export_adapter, is_hub_name
+from lime.integrations.hub import adapter_folder, export_adapter
 from lime.ownership import MARKER
 from lime.training.evaluate import evaluate
 from lime.training.job import train
@@ -40,8 +41,8 @@ def test_exported_and_loaded_back(tmp_path: Path) -> None:
 def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="finished run"):
         export_adapter(tmp_path, tmp_path / "out")
-    assert is_hub_name("someone/adapter")
-    assert not is_hub_name("a/b/c")
+    assert hub_name("someone/an-adapter") == ("someone/an-adapter", None)
+    assert hub_name("a/b/c") is None
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"hf download someone/no-such-adapter"):
         adapter_folder("someone/no-such-adapter")

@@ -58,7 +58,7 @@ def test_an_adapter_comes_back_by_its_name(cache: Path, tmp_path: Path) -> None:
     assert f"`{NAME}`, revision {COMMIT}" in (shared / "README.md").read_text()
     put(cache, "someone/an-adapter", shared)
     assert adapter_folder("someone/an-adapter").name == COMMIT
-    settings = build(EvalConfig, {"data": values()["data"], "adapter": "someone/an-adapter"})
-    evaluate(settings, tmp_path / "again", [f"data.root={values()['data']['root']}"])
+    settings = build(EvalConfig, {"data": values()["data"], "model": model, "adapter": f"someone/an-adapter@{COMMIT}"})
+    evaluate(settings, tmp_path / "again")
     first, again = ((tmp_path / name / "predictions.jsonl").read_bytes() for name in ("run", "again"))
     assert first == again
