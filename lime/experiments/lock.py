@@ -1,6 +1,6 @@
 """One run folder, one run: a lock that the system releases however a process ends, and whose it is.
 
-``.lock`` is held for as long as the run lasts, ``.owner.json`` says by which process of which host. A process on
+``.lime-lock`` is held for as long as the run lasts, ``.lime-owner.json`` says by which process of which host. A process on
 another host may not see the lock (some shared file systems keep locks to one machine), so the owner also touches its
 file every few seconds: one that stands still is of a dead run, whatever host it names.
 """
@@ -22,11 +22,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lime.atomic import write_text
+from lime.atomic import remove, write_text
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
+LOCK_FILE, OWNER_FILE = ".lime-lock", ".lime-owner.json"
 HELD = "LIME_LOCKED"
 """Folders whose lock this process or one of its parents holds; processes of one run share it."""
 SECONDS_BETWEEN_BEATS = 5.0
@@ -67,7 +67,7 @@ def run_lock(folder: Path) -> Iterator[None]:
             os.environ[HELD] = os.pathsep.join(filter(None, held))
             ended.set()
             with suppress(OSError):
-                (folder / OWNER_FILE).unlink(missing_ok=True)
+                remove(folder / OWNER_FILE)
     finally:
         lock.release()
 

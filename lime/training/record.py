@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from lime import interrupts
-from lime.atomic import write_json, write_text
+from lime.atomic import remove, write_bytes, write_json, write_text
 from lime.config.identity import config_hash
 from lime.config.reuse import RUN_FILE
 from lime.evaluation.aggregation import Evaluation
@@ -115,7 +115,7 @@ class RunStatus:
 
     def __init__(self, folder: Path):
         self._path = folder / "status.json"
-        self._reserve = folder / ".reserve"
+        self._reserve = folder / ".lime-reserve"
         self._started = time.time()
         self._outcome = "finished"
 
@@ -126,7 +126,7 @@ class RunStatus:
     def __enter__(self) -> Self:
         self._write("running")
         with suppress(OSError):
-            self._reserve.write_bytes(os.urandom(RESERVED))
+            write_bytes(self._reserve, os.urandom(RESERVED))
         return self
 
     def __exit__(
@@ -134,7 +134,7 @@ class RunStatus:
     ) -> None:
         with interrupts.deferred():
             with suppress(OSError):
-                self._reserve.unlink(missing_ok=True)
+                remove(self._reserve)
             try:
                 self._write_end(kind, error, trace)
             except OSError as other:
