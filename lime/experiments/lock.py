@@ -1,7 +1,7 @@
 """One run folder, one run: a lock that the system releases however a process ends, and whose it is.
 
-``.lime-lock`` is held for as long as the run lasts, ``.lime-owner.json`` says by which process of which host. A process on
-another host may not see the lock (some shared file systems keep locks to one machine), so the owner also touches its
+``.lime-lock`` is held for as long as the run lasts, ``.lime-owner.json`` says by which process of which host. A process
+on another host may not see the lock (some shared file systems keep locks to one machine), so the owner also touches its
 file every few seconds: one that stands still is of a dead run, whatever host it names.
 """
 
