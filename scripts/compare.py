@@ -3,7 +3,7 @@
     python scripts/compare.py RUN_A RUN_B [--json FILE]
 
 RUN is the folder of a finished run, or its predictions.jsonl. Paired by test row: McNemar's test per task (by whole
-media where rows share them), Holm's correction over the tasks, a paired bootstrap for categories and the macro score.
+media where rows share them), Holm's correction over the tasks, paired intervals for categories and the macro score.
 Ends with status 1 and one line where the runs cannot be compared.
 """
 
@@ -29,8 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_a", type=Path)
     parser.add_argument("run_b", type=Path)
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (default 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     parser.add_argument("--json", type=Path, help="also write the comparison to this file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     args = parser.parse_args(arguments)
@@ -38,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.json is not None:
             check_output(args.json, overwrite=args.overwrite)
         runs = [read_predictions(path) for path in (args.run_a, args.run_b)]
-        found = compare(*runs, TASKS, resamples=args.resamples, seed=args.seed)
+        found = compare(*runs, TASKS)
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1

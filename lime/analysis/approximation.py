@@ -48,15 +48,18 @@ def fit_modulators(experts_EOI: np.ndarray, second_moment_II: np.ndarray | None 
         second_moment_II: C, symmetric and positive semi-definite, of the layer's inputs.
 
     Raises:
-        ValueError: experts of another shape than (E, O, I), or all zero (an untrained adapter).
+        ValueError: experts of another shape than (E, O, I), all zero (an untrained adapter) or not finite; a second
+            moment that is not finite, not symmetric or not positive semi-definite.
     """
     if experts_EOI.ndim != 3:
         raise ValueError(f"expected updates of shape (E, O, I), got {experts_EOI.shape}")
     experts = np.asarray(experts_EOI, dtype=np.float64)
+    if not np.isfinite(experts).all():
+        raise ValueError("the experts' updates hold a value that is not finite (NaN or infinite)")
     root = None
     if second_moment_II is not None:
-        values, vectors = np.linalg.eigh(np.asarray(second_moment_II, dtype=np.float64))
-        root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+        values, vectors = _spectrum(second_moment_II)
+        root = (vectors * np.sqrt(values)) @ vectors.T
         experts = experts @ root
     total = float((experts**2).sum())
     if total == 0.0:
@@ -69,6 +72,20 @@ def fit_modulators(experts_EOI: np.ndarray, second_moment_II: np.ndarray | None 
     if root is not None:
         shared = shared @ np.linalg.pinv(root)
     return Approximation(modulators, shared, (rest / total) ** 0.5, (mean / total) ** 0.5)
+
+
+def _spectrum(second_moment_II: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (none below 0) and eigenvectors of a second moment; it may be singular."""
+    moment_II = np.asarray(second_moment_II, dtype=np.float64)
+    if not np.isfinite(moment_II).all():
+        raise ValueError("the second moment of the inputs holds a value that is not finite (NaN or infinite)")
+    size = float(np.abs(moment_II).max(initial=0.0))
+    if moment_II.ndim != 2 or not np.allclose(moment_II, moment_II.T, atol=1e-6 * size):
+        raise ValueError(f"expected a symmetric second moment of the inputs, got one of shape {moment_II.shape}")
+    values, vectors = np.linalg.eigh(moment_II)
+    if values.min() < -1e-6 * size:
+        raise ValueError(f"expected a positive semi-definite second moment, got the eigenvalue {values.min():.3g}")
+    return np.clip(values, 0.0, None), vectors
 
 
 def whitened_experts(delta: MoELoRADelta, moment_PP: np.ndarray | None = None, always_on: bool = False) -> np.ndarray:
@@ -89,8 +106,8 @@ def whitened_experts(delta: MoELoRADelta, moment_PP: np.ndarray | None = None, a
     moment = a_PI @ a_PI.T if moment_PP is None else np.asarray(moment_PP, dtype=np.float64)
     if moment.shape != (len(a_PI), len(a_PI)):
         raise ValueError(f"expected a second moment of shape {(len(a_PI), len(a_PI))}, got {moment.shape}")
-    values, vectors = np.linalg.eigh(moment)
-    root_PP = vectors * np.sqrt(np.clip(values, 0.0, None))
+    values, vectors = _spectrum(moment)
+    root_PP = vectors * np.sqrt(values)
     all_EOP = delta.scale * np.stack(
         [b_OP[:, e * r : (e + 1) * r] @ root_PP[e * r : (e + 1) * r] for e in range(E + 1)]
     )

@@ -13,13 +13,18 @@ from __future__ import annotations
 import numpy as np
 
 
+class NoVariation(ValueError):
+    """A representation that does not vary over the samples: it has no CKA."""
+
+
 def linear_cka(x_ND: np.ndarray, y_NF: np.ndarray) -> float:
     """Unbiased linear CKA; 1 for a representation with itself, unchanged by rotation, shift and scale of either side.
 
     As its numerator is unbiased it may fall slightly below 0 for independent representations.
 
     Raises:
-        ValueError: other than two matrices with the same N of at least 4 rows, or a side without any variation.
+        ValueError: other than two matrices with the same N of at least 4 rows, or a value that is not finite.
+        NoVariation: a side that does not vary.
     """
     return _cka(*_grams(x_ND, y_NF))
 
@@ -38,13 +43,16 @@ def cka_replicates(x_ND: np.ndarray, y_NF: np.ndarray, groups_N: np.ndarray) -> 
 def _grams(x_ND: np.ndarray, y_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if x_ND.ndim != 2 or y_NF.ndim != 2 or len(x_ND) != len(y_NF) or len(x_ND) < 4:
         raise ValueError(f"expected two matrices of the same 4 or more rows, got {x_ND.shape} and {y_NF.shape}")
+    for side, values in (("first", x_ND), ("second", y_NF)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"the {side} representation holds a value that is not finite (NaN or infinite)")
     return _gram(x_ND), _gram(y_NF)
 
 
 def _cka(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
     own, other = unbiased_hsic(k_NN, k_NN), unbiased_hsic(l_NN, l_NN)
     if own <= 0 or other <= 0:
-        raise ValueError("a representation that does not vary over the samples has no CKA")
+        raise NoVariation("a representation that does not vary over the samples has no CKA")
     return unbiased_hsic(k_NN, l_NN) / float(np.sqrt(own * other))
 
 

@@ -16,9 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lime.evaluation.clusters import cluster_weights, weighted_means
-from lime.evaluation.statistics import Interval
-
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge penalties that are tried, in units of the number of training samples."""
 RESAMPLES = 1000
@@ -71,14 +68,6 @@ def probe(x_ND: np.ndarray, labels: Sequence[str], folds: Sequence[int], rows: S
     counts_R = np.bincount(row_N)
     correct_R = np.bincount(row_N, weights=right_N) / counts_R
     return Probed(correct_R, float(np.bincount(index_N).max() / len(index_N)))
-
-
-def mean_interval(values_R: np.ndarray, clusters: Sequence[str], seed: int = 0) -> Interval:
-    """95% interval of a mean over rows by a bootstrap of whole clusters; differences of two probes on the same rows are
-    paired so."""
-    means = weighted_means(values_R, cluster_weights(clusters, RESAMPLES, seed))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

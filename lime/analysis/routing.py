@@ -19,11 +19,13 @@ class RoutedRows:
     Attributes:
         probability_RE: routing probabilities before selection.
         active_RE: share of tokens in whose modulation an expert carries weight.
+        largest_RE: share of tokens whose largest probability is the expert's; rows sum to 1.
         entropy_R: entropy of the probabilities in nats.
     """
 
     probability_RE: np.ndarray
     active_RE: np.ndarray
+    largest_RE: np.ndarray
     entropy_R: np.ndarray
 
 
@@ -35,13 +37,18 @@ class Usage:
         usage: mean routing probability of each expert; sums to 1.
         entropy: mean entropy of a token's probabilities, nats; at most log E.
         experts_per_token: experts that carry weight for a token.
-        experts_realised: exponential of the entropy of `usage`, 1 to E: how many experts used alike would give it.
+        largest: share of tokens whose largest probability is the expert's; sums to 1.
+        busiest: the largest of these shares: near 1 the layer gives one expert every token, whatever `usage` says.
+        experts_realised: exponential of the entropy of `largest`, 1 to E: how many experts that win as many tokens each
+            would give it.
     """
 
     rows: int
     usage: tuple[float, ...]
     entropy: float
     experts_per_token: float
+    largest: tuple[float, ...]
+    busiest: float
     experts_realised: float
 
 
@@ -55,13 +62,15 @@ def usage_of(routed: RoutedRows, chosen_R: np.ndarray | None = None) -> Usage:
     probability_RE = routed.probability_RE[chosen]
     if not len(probability_RE):
         raise ValueError("no row to take the routing of")
-    usage_E = probability_RE.mean(axis=0)
+    largest_E = routed.largest_RE[chosen].mean(axis=0)
     return Usage(
         len(probability_RE),
-        tuple(float(share) for share in usage_E),
+        tuple(float(share) for share in probability_RE.mean(axis=0)),
         float(routed.entropy_R[chosen].mean()),
         float(routed.active_RE[chosen].sum(axis=1).mean()),
-        float(np.exp(special.entr(usage_E).sum())),
+        tuple(float(share) for share in largest_E),
+        float(largest_E.max()),
+        float(np.exp(special.entr(largest_E).sum())),
     )
 
 

@@ -11,11 +11,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lime.evaluation.clusters import cluster_weights, source_media, weighted_correlations, weighted_means
+from lime.evaluation.clusters import source_media
+from lime.evaluation.intervals import (
+    Sample,
+    correlation_sample,
+    difference,
+    difference_of_samples,
+    interval_text,
+    mean_sample,
+    sources_of,
+)
 from lime.evaluation.paired import holm, mcnemar, sign_flip, swap_correlations
 from lime.evaluation.predictions import Prediction
 from lime.evaluation.scoring import SplitAnswers, Task, number_columns
-from lime.evaluation.statistics import correlation, percentile_interval
 
 LEVEL = 0.05
 
@@ -24,8 +32,8 @@ LEVEL = 0.05
 class TaskDifference:
     """One task in both runs; scores and differences (B less A) in points, on the rows that both answered.
 
-    low, high: 95% paired bootstrap interval over rows, rows of one medium drawn together. only_a, only_b: rows that one
-    run alone answered rightly. p: of the test on the task alone; adjusted: by Holm over all tasks compared.
+    low, high: 95% interval of the difference, paired by row (`lime.evaluation.intervals`). only_a, only_b: rows that
+    one run alone answered rightly. p: of the test on the task alone; adjusted: by Holm over all tasks compared.
     """
 
     split: str
@@ -34,8 +42,8 @@ class TaskDifference:
     media: int
     a: float
     b: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     only_a: int
     only_b: int
     p: float
@@ -53,7 +61,7 @@ class TaskDifference:
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """Unweighted mean over tasks in both runs, in points; low, high: 95% paired bootstrap interval of the difference.
+    """Unweighted mean over tasks in both runs, in points; low, high: 95% interval of the difference, paired by row.
 
     clear: whether the interval excludes 0.
     """
@@ -62,8 +70,8 @@ class GroupDifference:
     tasks: int
     a: float
     b: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     @property
     def difference(self) -> float:
@@ -71,7 +79,7 @@ class GroupDifference:
 
     @property
     def clear(self) -> bool:
-        return self.low > 0 or self.high < 0
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -88,9 +96,6 @@ def compare(
     a: Sequence[Prediction],
     b: Sequence[Prediction],
     tasks: Mapping[str, Task],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Comparison:
     """Compare two runs row by row.
 
@@ -117,9 +122,9 @@ def compare(
     for split, task in tasks.items():
         if split in by_split:
             names = by_split[split]
-            one = _Pair(task, [ours[n] for n in names], [theirs[n] for n in names], resamples, seed)
-            found.append(one.difference())
-            samples.append(one.samples)
+            one, sample = _compare_task(task, [ours[n] for n in names], [theirs[n] for n in names])
+            found.append(one)
+            samples.append(sample)
     adjusted = holm([task.p for task in found])
     done = tuple(
         TaskDifference(**{**vars(task), "adjusted": value}) for task, value in zip(found, adjusted, strict=True)
@@ -133,47 +138,35 @@ def compare(
     return Comparison(done, tuple(categories), _group("macro", done, samples), left_out)
 
 
-class _Pair:
-    """One task in two runs."""
-
-    def __init__(self, task: Task, a: Sequence[Prediction], b: Sequence[Prediction], resamples: int, seed: int):
-        self._task, self._a, self._b, self._seed = task, a, b, seed
-        self._media = [source_media(record.media_path) or f"\0{record.id}" for record in a]
-        self._right = [np.array([float(record.correct) for record in side]) for side in (a, b)]
-        weights = cluster_weights(self._media, resamples, seed)
-        if task.metric == "correlation":
-            truths = [record.truth for record in a]
-            sides = [SplitAnswers(task, truths, [record.extracted for record in side]) for side in (a, b)]
-            columns = [number_columns(side, side.extracted) for side in sides]
-            self._columns, self._truth = [column[0] for column in columns], columns[0][1]
-            one, two = (weighted_correlations(column, self._truth, weights) for column in self._columns)
-            self.samples: np.ndarray = 100 * (two - one)
-        else:
-            self.samples = 100 * weighted_means(self._right[1] - self._right[0], weights)
-
-    def difference(self) -> TaskDifference:
-        one, two = self._right
-        only_a, only_b = int(((one == 1) & (two == 0)).sum()), int(((one == 0) & (two == 1)).sum())
-        if self._task.metric == "correlation":
-            a, b = (100 * (correlation(column, self._truth, "pearson") or 0.0) for column in self._columns)
-            rng = np.random.default_rng([self._seed, *self._task.split.encode()])
-            p = swap_correlations(self._columns[0], self._columns[1], self._truth, rng)
-        else:
-            a, b = 100 * one.mean(), 100 * two.mean()
-            alone = len(set(self._media)) == len(self._media)
-            p = mcnemar(only_a, only_b).p if alone else sign_flip(two - one, self._media)
-        low, high = percentile_interval(self.samples)
-        task = self._task
-        return TaskDifference(
-            split=task.split, category=task.category, n=len(one), media=len(set(self._media)), a=float(a), b=float(b),
-            low=low, high=high, only_a=only_a, only_b=only_b, p=p, adjusted=p,
-        )  # fmt: skip
+def _compare_task(task: Task, a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[TaskDifference, Sample]:
+    """One task in two runs, and what the intervals of its groups are made of."""
+    sources = sources_of([source_media(record.media_path) for record in a], task.split, len(a))
+    one, two = (np.array([float(record.correct) for record in side]) for side in (a, b))
+    only_a, only_b = int(((one == 1) & (two == 0)).sum()), int(((one == 0) & (two == 1)).sum())
+    if task.metric == "correlation":
+        truths = [record.truth for record in a]
+        sides = [SplitAnswers(task, truths, [record.extracted for record in side]) for side in (a, b)]
+        (x, truth, _), (y, _, _) = (number_columns(side, side.extracted) for side in sides)
+        first, second = correlation_sample(x, truth, sources), correlation_sample(y, truth, sources)
+        sample = difference_of_samples(second, first)
+        scores = [100 * first.value, 100 * second.value]
+        p = swap_correlations(x, y, truth, sources, np.random.default_rng([*task.split.encode()]))
+    else:
+        sample = mean_sample(two - one, sources)
+        scores = [100 * float(one.mean()), 100 * float(two.mean())]
+        alone = len(set(sources)) == len(sources)
+        p = mcnemar(only_a, only_b).p if alone else sign_flip(two - one, sources)
+    interval = difference([sample])
+    return TaskDifference(
+        split=task.split, category=task.category, n=len(one), media=len(set(sources)), a=scores[0], b=scores[1],
+        low=interval.low, high=interval.high, only_a=only_a, only_b=only_b, p=p, adjusted=p,
+    ), sample  # fmt: skip
 
 
-def _group(name: str, tasks: Sequence[TaskDifference], samples: Sequence[np.ndarray]) -> GroupDifference:
-    low, high = percentile_interval(np.mean(samples, axis=0))
+def _group(name: str, tasks: Sequence[TaskDifference], samples: Sequence[Sample]) -> GroupDifference:
+    interval = difference(samples)
     a, b = (float(np.mean([getattr(task, side) for task in tasks])) for side in "ab")
-    return GroupDifference(name, len(tasks), a, b, low, high)
+    return GroupDifference(name, len(tasks), a, b, interval.low, interval.high)
 
 
 def comparison_table(found: Comparison, names: Mapping[str, str] | None = None) -> RenderableType:
@@ -187,7 +180,7 @@ def comparison_table(found: Comparison, names: Mapping[str, str] | None = None) 
             if task.category == group.name:
                 table.add_row(
                     ("*" if task.clear else " ") + task.split, str(task.n), f"{task.a:.1f}", f"{task.b:.1f}",
-                    f"{task.difference:+.1f}", f"{task.low:+.1f}…{task.high:+.1f}", str(task.only_a), str(task.only_b),
+                    f"{task.difference:+.1f}", interval_text(task.low, task.high, "+", "…"), str(task.only_a), str(task.only_b),
                     _p(task.p), _p(task.adjusted), style="bold" if task.clear else "",
                 )  # fmt: skip
         table.add_row(*_cells(group, (names or {}).get(group.name, group.name)), style="cyan")
@@ -201,10 +194,10 @@ def reading(found: Comparison) -> list[str]:
     better = [task.split for task in found.tasks if task.clear and task.difference > 0]
     worse = [task.split for task in found.tasks if task.clear and task.difference < 0]
     macro = found.macro
-    size = f"{macro.difference:+.1f} points (95% interval {macro.low:+.1f} to {macro.high:+.1f})"
+    size = f"{macro.difference:+.1f} points (95% interval {interval_text(macro.low, macro.high, '+')})"
     verdict = "more than noise among test rows" if macro.clear else "no more than noise among test rows"
     lines = [
-        f"Macro, B less A: {size}: {verdict}.",
+        f"Macro score, B less A: {size}: {verdict}.",
         f"Tasks that differ beyond noise (Holm over {len(found.tasks)} tasks, 5%): B better in {len(better)}"
         f"{_list(better)}, A better in {len(worse)}{_list(worse)}.",
         "The rows are one source of chance; another training seed is another. Compare several seeds before you claim a "
@@ -220,7 +213,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _cells(group: GroupDifference, name: str) -> list[str]:
-    interval = f"{group.low:+.1f}…{group.high:+.1f}"
+    interval = interval_text(group.low, group.high, "+", "…")
     return [f" {name}", "", f"{group.a:.1f}", f"{group.b:.1f}", f"{group.difference:+.1f}", interval, "", "", "", ""]
 
 

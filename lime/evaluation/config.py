@@ -26,8 +26,6 @@ class EvaluationConfig:
     likelihood_normalisation: `mean` divides the log-likelihood of an answer by its number of tokens (end
         token included), `sum` does not, and so favours short answers.
     baseline_frozen: also score the frozen backbone (by likelihood) on the same rows.
-    resamples: bootstrap resamples behind the intervals of categories and of the macro score.
-    bootstrap_seed: seed of that bootstrap.
     """
 
     mode: str = "generate"
@@ -37,8 +35,6 @@ class EvaluationConfig:
     max_new_tokens: int = 50
     likelihood_normalisation: str = "mean"
     baseline_frozen: bool = True
-    resamples: int = 2000
-    bootstrap_seed: int = 0
 
     def errors(self, known_splits: Collection[str] = ()) -> list[str]:
         """Everything wrong with these settings, each message naming its key. `known_splits`: split names to
@@ -54,8 +50,6 @@ class EvaluationConfig:
         for key, number, least in (
             ("batch_size", self.batch_size, 1),
             ("max_new_tokens", self.max_new_tokens, 1),
-            ("resamples", self.resamples, 100),
-            ("bootstrap_seed", self.bootstrap_seed, 0),
         ):
             if number < least:
                 found.append(f"evaluation.{key}: expected an integer of at least {least}, got {number!r}")

@@ -70,9 +70,15 @@ def sign_flip(differences: Sequence[float] | np.ndarray, clusters: Sequence[str]
 
 
 def swap_correlations(
-    a: np.ndarray, b: np.ndarray, truth: np.ndarray, rng: np.random.Generator, resamples: int = 2000
+    a: np.ndarray,
+    b: np.ndarray,
+    truth: np.ndarray,
+    clusters: Sequence[str],
+    rng: np.random.Generator,
+    resamples: int = 2000,
 ) -> float:
-    """Two-sided p of a difference of Pearson correlations: the two runs' answers are swapped row by row at random.
+    """Two-sided p of a difference of Pearson correlations: the two runs' answers are swapped at random, those of a
+    cluster together.
 
     p = (1 + number of swaps at least as far apart) / (1 + resamples). Columns are brought to mean 0 and variance 1
     first, so that a mere change of scale is no difference.
@@ -91,7 +97,8 @@ def swap_correlations(
         norm = np.sqrt((centred**2).sum(axis=1)) * np.sqrt((truth**2).sum())
         return np.divide(centred @ truth, norm, out=np.zeros(len(columns)), where=norm > 1e-12)
 
-    swap = rng.random((resamples, len(a))) < 0.5
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    swap = (rng.random((resamples, len(names))) < 0.5)[:, index]
     first, second = np.where(swap, b, a), np.where(swap, a, b)
     observed = abs(float(np.diff(correlations(np.stack([a, b])))[0]))
     apart = np.abs(correlations(second) - correlations(first))

@@ -133,8 +133,6 @@ def score_predictions(
     allowed: Allowed,
     *,
     categories: Mapping[str, str] | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Evaluation:
     """Scores of these records; splits in the order of `tasks`, those of `tasks` without a record listed as
     absent.
@@ -170,7 +168,7 @@ def score_predictions(
             )
         )
     absent = [split for split in tasks if split not in by_split]
-    return evaluate(answers, categories=categories, absent=absent, resamples=resamples, seed=seed)
+    return evaluate(answers, categories=categories, absent=absent)
 
 
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> Path:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lime.atomic import replacing, write_text
-from lime.evaluation.aggregation import Estimate, Evaluation, GroupScore
+from lime.evaluation.aggregation import Evaluation, GroupScore
+from lime.evaluation.intervals import Estimate
 from lime.evaluation.predictions import PREDICTIONS_FILE, Allowed, Prediction, write_predictions
 from lime.evaluation.scoring import SplitScore
 
-SCHEMA = "lime-results/1"
+SCHEMA = "lime-results/2"
 RESULTS_JSON = "results.json"
 RESULTS_CSV = "results.csv"
 CSV_COLUMNS = (

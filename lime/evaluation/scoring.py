@@ -19,8 +19,10 @@ from typing import Protocol
 
 import numpy as np
 
+from lime.evaluation import intervals
 from lime.evaluation.extraction import Answer, extract
-from lime.evaluation.statistics import Interval, correlation, fisher_interval, wilson_interval
+from lime.evaluation.intervals import Estimate, Sample, correlation_sample, mean_sample
+from lime.evaluation.statistics import correlation
 from lime.evaluation.text import another_unit, key, number_literal, number_of, parse_number, same_number
 
 METRICS = ("accuracy", "correlation")
@@ -50,7 +52,7 @@ class SplitAnswers:
 
     extracted: what `extract` found in the model's output (None: no answer). frozen: the same of the frozen
     backbone on the same rows. allowed: the closed set of answers, where there is one. media: the medium each row was
-    made from ("" for text), which the bootstrap draws as a whole; None: every row stands for itself.
+    made from ("" for text), whose rows are not independent; None: every row stands for itself.
     """
 
     task: Task
@@ -75,8 +77,8 @@ class SplitAnswers:
 class SplitScore:
     """Scores of one split. Every score and interval is in points: per cent, or 100 times the correlation.
 
-    value: the split's metric (accuracy, or 100 x Pearson), `low` and `high` its 95% interval (Wilson, or
-    Fisher's z).
+    value: the split's metric (accuracy, or 100 x Pearson), `low` and `high` its 95% interval
+    (`lime.evaluation.intervals`), both None where the rows give none.
     exact_match: share of right answers, whatever the metric. pearson, spearman: -1 to 1, for correlation
     splits.
     chance: a uniform guess among the allowed answers (0 for a correlation; None for an open set). majority:
@@ -92,11 +94,11 @@ class SplitScore:
     metric: str
     n: int
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     exact_match: float
-    exact_low: float
-    exact_high: float
+    exact_low: float | None
+    exact_high: float | None
     majority_answer: str
     majority: float
     majority_exact: float
@@ -112,8 +114,8 @@ class SplitScore:
 
     @property
     def above_majority(self) -> bool:
-        """Whether the interval of the exact match lies above the majority answer's exact match."""
-        return self.exact_low > self.majority_exact
+        """Whether the interval of the score lies above the majority answer's score."""
+        return self.low is not None and self.low > self.majority
 
     @property
     def difference(self) -> float | None:
@@ -189,11 +191,43 @@ def number_columns(answers: SplitAnswers, given: Sequence[str | None]) -> tuple[
     return predictions, np.array(truths, dtype=float), len(values) - len(known)
 
 
-def score_split(answers: SplitAnswers) -> SplitScore:
-    """Score one split (see `SplitScore`)."""
+@dataclass(frozen=True)
+class SplitSamples:
+    """What intervals are made of: the split's score and exact match, and the score less both baselines' on the same
+    rows."""
+
+    score: Sample
+    exact: Sample
+    over_majority: Sample
+    over_frozen: Sample | None
+
+
+def split_samples(answers: SplitAnswers) -> SplitSamples:
+    """The samples behind the intervals of one split, and of the groups that it belongs to."""
     task, n = answers.task, len(answers.truths)
-    right = int(correct_rows(answers).sum())
-    exact_low, exact_high = _points(wilson_interval(right, n))
+    sources = intervals.sources_of(answers.media, task.split, n)
+    right = correct_rows(answers)
+    exact = mean_sample(right, sources)
+    if task.metric == "correlation":
+        predictions, truths, _ = number_columns(answers, answers.extracted)
+        score = correlation_sample(predictions, truths, sources)
+        frozen = None
+        if answers.frozen is not None:
+            frozen = correlation_sample(number_columns(answers, answers.frozen)[0], truths, sources)
+        # A constant answer has no correlation: the majority scores 0.
+        return SplitSamples(score, exact, score, frozen and intervals.difference_of_samples(score, frozen))
+    majority = correct_rows(answers, [majority_answer(answers.truths, task.answer_type)] * n)
+    over_frozen = None
+    if answers.frozen is not None:
+        over_frozen = mean_sample(right - correct_rows(answers, answers.frozen), sources)
+    return SplitSamples(exact, exact, mean_sample(right - majority, sources), over_frozen)
+
+
+def score_split(answers: SplitAnswers, samples: SplitSamples | None = None) -> SplitScore:
+    """Score one split (see `SplitScore`). samples: where `split_samples` of these answers are at hand already."""
+    task, n = answers.task, len(answers.truths)
+    samples = samples or split_samples(answers)
+    exact = intervals.share([samples.exact])
     majority = majority_answer(answers.truths, task.answer_type)
     majority_exact = 100 * float(correct_rows(answers, [majority] * n).mean())
     frozen_exact = None if answers.frozen is None else 100 * float(correct_rows(answers, answers.frozen).mean())
@@ -206,21 +240,21 @@ def score_split(answers: SplitAnswers) -> SplitScore:
         "category": task.category,
         "metric": task.metric,
         "n": n,
-        "exact_match": 100 * right / n,
-        "exact_low": exact_low,
-        "exact_high": exact_high,
+        "exact_match": exact.value,
+        "exact_low": exact.low,
+        "exact_high": exact.high,
         "majority_answer": majority,
         "majority_exact": majority_exact,
         "answered": answered,
         "frozen_exact": frozen_exact,
     }
     if task.metric == "correlation":
-        special = _correlation_scores(answers, notes)
+        special = _correlation_scores(answers, intervals.of_correlation(samples.score), notes)
     else:
         special = {
-            "value": 100 * right / n,
-            "low": exact_low,
-            "high": exact_high,
+            "value": exact.value,
+            "low": exact.low,
+            "high": exact.high,
             "majority": majority_exact,
             "chance": 100 / len(set(answers.allowed)) if answers.allowed else None,
             "frozen": frozen_exact,
@@ -228,7 +262,7 @@ def score_split(answers: SplitAnswers) -> SplitScore:
     return SplitScore(**common, **special, notes=tuple(notes))  # type: ignore[arg-type]
 
 
-def _correlation_scores(answers: SplitAnswers, notes: list[str]) -> dict[str, float | None]:
+def _correlation_scores(answers: SplitAnswers, score: Estimate, notes: list[str]) -> dict[str, float | None]:
     predictions, truths, missing = number_columns(answers, answers.extracted)
     pearson = correlation(predictions, truths, "pearson")
     spearman = correlation(predictions, truths, "spearman")
@@ -241,16 +275,16 @@ def _correlation_scores(answers: SplitAnswers, notes: list[str]) -> dict[str, fl
     if answers.frozen is not None:
         column, _, _ = number_columns(answers, answers.frozen)
         frozen = 100 * (correlation(column, truths, "pearson") or 0.0)
-    low, high = _points(fisher_interval(pearson, len(truths)))
-    spearman_low, spearman_high = fisher_interval(spearman, len(truths), "spearman")
+    sources = intervals.sources_of(answers.media, answers.task.split, len(truths))
+    ranked = intervals.of_correlation(correlation_sample(predictions, truths, sources, "spearman"))
     return {
         "value": 100 * pearson,
-        "low": low,
-        "high": high,
+        "low": score.low,
+        "high": score.high,
         "pearson": pearson,
         "spearman": spearman,
-        "spearman_low": spearman_low,
-        "spearman_high": spearman_high,
+        "spearman_low": None if ranked.low is None else ranked.low / 100,
+        "spearman_high": None if ranked.high is None else ranked.high / 100,
         "majority": 0.0,
         "chance": 0.0,
         "frozen": frozen,
@@ -271,7 +305,3 @@ def _notes(answers: SplitAnswers) -> list[str]:
             + (f" among {len(answers.allowed)} allowed answers" if answers.allowed else "")
         )
     return notes
-
-
-def _points(interval: Interval) -> Interval:
-    return (100 * interval[0], 100 * interval[1])

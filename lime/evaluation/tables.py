@@ -9,7 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lime.evaluation.aggregation import Estimate, Evaluation, GroupScore
+from lime.evaluation.aggregation import Evaluation, GroupScore
+from lime.evaluation.intervals import interval_text
 from lime.evaluation.scoring import SplitScore
 
 WORST = 8  # tasks named in the line on rows without an answer
@@ -20,8 +21,8 @@ def results_table(evaluation: Evaluation, categories: Mapping[str, str] | None =
     """The table of a run: splits grouped by category, a row per category, the macro row, and what to know
     about it.
 
-    `categories`: display names by category id. Scores in points; bold with a star: the interval of the exact
-    match lies above the majority answer.
+    `categories`: display names by category id. Scores in points; bold with a star: the interval of the score lies above
+    the majority answer's.
     """
     frozen = _has_frozen(evaluation)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
@@ -50,19 +51,16 @@ def print_results(
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
-    """The run in words: macro exact match, its distance to the baselines, counts, notes, absent splits."""
+    """The run in words: macro score, its distance to the baselines, exact match, counts, notes, absent splits."""
     macro = evaluation.macro
     baseline = "the frozen backbone's" if _has_frozen(evaluation) else "the majority answer's"
     lines = [
         f"Scores in points; diff.: score less {baseline}.",
-        f"* {macro.above_majority} of {macro.tasks} tasks: exact match interval above the majority answer.",
-        f"Exact match, macro over {macro.tasks} tasks, {macro.n} rows: {_with_interval(macro.exact_match)}; "
-        f"majority {macro.majority_exact:.1f}, difference {_with_interval(macro.over_majority, '+')}"
-        + (
-            f"; frozen {macro.frozen_exact:.1f}, difference {_with_interval(macro.over_frozen, '+')}."
-            if macro.over_frozen is not None
-            else "."
-        ),
+        f"* {macro.above_majority} of {macro.tasks} tasks: interval of the score above the majority answer's.",
+        f"Score (accuracy; 100 x Pearson for STS-B), macro over {macro.tasks} tasks, {macro.n} rows: {macro.score.text()}; "
+        f"majority {macro.majority:.1f}, difference {macro.over_majority.text('+')}"
+        + (f"; frozen {macro.frozen:.1f}, difference {macro.over_frozen.text('+')}" if macro.over_frozen else "")
+        + f". Exact match in all tasks: {macro.exact_match.text()}.",
     ]
     for score in evaluation.splits:
         if score.pearson is not None and score.spearman is not None:
@@ -83,28 +81,29 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
 
 
 def markdown_table(evaluation: Evaluation, categories: Mapping[str, str] | None = None) -> str:
-    """Exact match per category and over all tasks as a Markdown table."""
-    frozen = evaluation.macro.frozen_exact is not None
-    heads = ["Category", "tasks", "rows", "exact match", "95% interval", "majority", "above majority"]
+    """Scores per category and over all tasks as a Markdown table, exact match beside them."""
+    frozen = evaluation.macro.over_frozen is not None
+    heads = ["Category", "tasks", "rows", "score", "95% interval", "exact match", "majority", "above majority"]
     if frozen:
         heads += ["frozen", "over frozen"]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for group in (*evaluation.categories, evaluation.macro):
         last = group is evaluation.macro
         name = "**All tasks (macro)**" if last else (categories or {}).get(group.name, group.name)
-        value = f"{group.exact_match.value:.1f}"
+        value = f"{group.score.value:.1f}"
         cells = [
             name,
             str(group.tasks),
             str(group.n),
             f"**{value}**" if last else value,
-            _interval(group.exact_match),
-            f"{group.majority_exact:.1f}",
+            interval_text(group.score.low, group.score.high),
+            f"{group.exact_match.value:.1f}",
+            f"{group.majority:.1f}",
             f"{group.over_majority.value:+.1f}",
         ]
         if frozen:
             over = group.over_frozen
-            cells += [_number(group.frozen_exact), _NONE if over is None else f"{over.value:+.1f}"]
+            cells += [_number(group.frozen), _NONE if over is None else f"{over.value:+.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -123,7 +122,7 @@ def _split_cells(score: SplitScore, frozen: bool) -> list[str | Text]:
         Text.assemble(("*" if score.above_majority else " ", bold), (score.name, bold)),
         str(score.n),
         Text(f"{score.value:.1f}", style=bold),
-        f"{score.low:.1f}–{score.high:.1f}",
+        interval_text(score.low, score.high, to="–"),
         _number(score.chance),
         _number(score.majority),
         *([_number(score.frozen)] if frozen else []),
@@ -136,7 +135,7 @@ def _group_cells(group: GroupScore, name: str, frozen: bool) -> list[str | Text]
         f" {name}",
         str(group.n),
         f"{group.score.value:.1f}",
-        f"{group.score.low:.1f}–{group.score.high:.1f}",
+        interval_text(group.score.low, group.score.high, to="–"),
         _number(group.chance),
         _number(group.majority),
         *([_number(group.frozen)] if frozen else []),
@@ -150,11 +149,3 @@ def _number(value: float | None) -> str:
 
 def _difference(value: float, baseline: float | None) -> str:
     return _NONE if baseline is None else f"{value - baseline:+.1f}"
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.low:.1f} to {estimate.high:.1f}"
-
-
-def _with_interval(estimate: Estimate, sign: str = "") -> str:
-    return f"{estimate.value:{sign}.1f} ({estimate.low:{sign}.1f} to {estimate.high:{sign}.1f})"

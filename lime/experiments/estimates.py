@@ -1,26 +1,29 @@
 """Means over seeds and paired differences, from the per-item results of records.
 
-Two kinds of uncertainty are kept apart. The interval of a mean or a difference comes from resampling the test items
-(whole clusters that share a medium) within each task, with each item's result averaged over the seeds; it says what
-other test rows would have given. The standard deviation over seeds says what other seeds would have given.
+Two kinds of uncertainty are kept apart. The interval of a mean or a difference is that of `lime.evaluation.intervals`
+over the test items, with each item's result averaged over the seeds; it says what other test rows would have given. The standard deviation over seeds says what other seeds would have given.
 """
 
 from __future__ import annotations
 
-import functools
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lime.data.tasks import TASKS
-from lime.evaluation.clusters import cluster_weights, weighted_correlations, weighted_means
-from lime.evaluation.statistics import bootstrap_correlations, bootstrap_means, correlation, percentile_interval
+from lime.evaluation import intervals
+from lime.evaluation.intervals import (
+    Sample,
+    correlation_sample,
+    difference_of_samples,
+    mean_of_samples,
+    mean_sample,
+    sources_of,
+)
 from lime.experiments.records import Items, Record
 
 MACRO = "macro"
-RESAMPLES = 2000
 METRICS = ("score", "exact_match")
 
 
@@ -30,8 +33,8 @@ class SeedMean:
     for one seed)."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     deviation: float | None
     by_seed: tuple[float, ...]
 
@@ -41,14 +44,14 @@ class Difference:
     """Mean paired difference in points over the seeds that both sides have, with its 95% interval over test items."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seeds: tuple[int, ...]
 
     @property
     def clear(self) -> bool:
         """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 class CannotCompare(ValueError):
@@ -80,11 +83,13 @@ def seed_mean(records: Sequence[Record], group: str, metric: str = "score") -> S
         return None
     _same_items(records)
     items = [record.split_items() for record in records]
-    by_seed = [float(np.mean([_value(one[split], split, metric) for split in splits])) for one in items]
-    samples = np.mean([_samples(split, [one[split] for one in items], None, metric) for split in splits], axis=0)
-    low, high = percentile_interval(samples)
+    by_seed = [100 * float(np.mean([_sample(split, [one[split]], metric).value for split in splits])) for one in items]
+    of_group = intervals.mixed if any(_correlates(split, metric) for split in splits) else intervals.share
+    found = of_group([_sample(split, [one[split] for one in items], metric) for split in splits])
+    if len(splits) == 1 and _correlates(splits[0], metric):
+        found = intervals.of_correlation(_sample(splits[0], [one[splits[0]] for one in items], metric))
     deviation = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
-    return SeedMean(float(np.mean(by_seed)), low, high, deviation, tuple(by_seed))
+    return SeedMean(float(np.mean(by_seed)), found.low, found.high, deviation, tuple(by_seed))
 
 
 def difference(
@@ -98,56 +103,42 @@ def difference(
         return None
     _same_items(pairs)
     left, right = ([side[seed].split_items() for seed in seeds] for side in (a, b))
-    values, samples = [], []
-    for split in splits:
-        mine, other = [one[split] for one in left], [one[split] for one in right]
-        means = [np.mean([_value(items, split, metric) for items in side]) for side in (mine, other)]
-        values.append(means[0] - means[1])
-        samples.append(_samples(split, mine, other, metric))
-    low, high = percentile_interval(np.mean(samples, axis=0))
-    return Difference(float(np.mean(values)), low, high, tuple(seeds))
+    found = intervals.difference(
+        [
+            _sample_of_difference(split, [one[split] for one in left], [one[split] for one in right], metric)
+            for split in splits
+        ]
+    )
+    return Difference(found.value, found.low, found.high, tuple(seeds))
 
 
 def _correlates(split: str, metric: str) -> bool:
     return metric == "score" and TASKS[split].metric == "correlation"
 
 
-def _value(items: Items, split: str, metric: str) -> float:
-    if not _correlates(split, metric):
-        return 100.0 * items.correct.count("1") / len(items.correct)
-    given, truths = _numbers(items)
-    return 100.0 * (correlation(given, truths, "pearson") or 0.0)
-
-
-def _samples(split: str, ours: Sequence[Items], theirs: Sequence[Items] | None, metric: str) -> np.ndarray:
-    """Bootstrap samples of one task's mean (or mean difference) over seeds, in points.
-
-    The draws depend on the rows and their media alone, so an estimate does not depend on which others are made.
-    """
-    sides = [ours] if theirs is None else [ours, theirs]
-    clusters = ours[0].clusters
-    weights = None if clusters is None else _weights(tuple(clusters))
-    rng = np.random.default_rng(zlib.crc32(split.encode()))
+def _sample(split: str, items: Sequence[Items], metric: str) -> Sample:
+    """One task's mean over seeds, for `lime.evaluation.intervals`."""
+    sources = _sources(split, items[0])
     if _correlates(split, metric):
-        columns = [[_numbers(items)[0] for items in side] for side in sides]
-        truths = _numbers(ours[0])[1]
-        if weights is None:
-            flat = [column for side in columns for column in side]
-            drawn = list(bootstrap_correlations(flat, truths, RESAMPLES, rng))
-        else:
-            drawn = [weighted_correlations(column, truths, weights) for side in columns for column in side]
-        means = [np.mean(drawn[: len(ours)], axis=0), *([np.mean(drawn[len(ours) :], axis=0)] if theirs else [])]
-        return 100.0 * (means[0] - means[1] if theirs else means[0])
-    rights = [np.mean([[float(mark) for mark in items.correct] for items in side], axis=0) for side in sides]
-    values = rights[0] - rights[1] if theirs is not None else rights[0]
-    if weights is None:
-        return 100.0 * bootstrap_means(values, RESAMPLES, rng)
-    return 100.0 * weighted_means(values, weights)
+        return mean_of_samples([correlation_sample(*_numbers(one), sources) for one in items])
+    return mean_sample(_rights(items), sources)
 
 
-@functools.lru_cache(maxsize=64)
-def _weights(clusters: tuple[int, ...]) -> np.ndarray:
-    return cluster_weights([str(cluster) for cluster in clusters], RESAMPLES, seed=0)
+def _sample_of_difference(split: str, ours: Sequence[Items], theirs: Sequence[Items], metric: str) -> Sample:
+    if _correlates(split, metric):
+        return difference_of_samples(_sample(split, ours, metric), _sample(split, theirs, metric))
+    return mean_sample(_rights(ours) - _rights(theirs), _sources(split, ours[0]))
+
+
+def _rights(items: Sequence[Items]) -> np.ndarray:
+    """Share of the seeds that answered each row rightly, (R,)."""
+    rights: np.ndarray = np.mean([[float(mark) for mark in one.correct] for one in items], axis=0)
+    return rights
+
+
+def _sources(split: str, items: Items) -> list[str]:
+    names = None if items.clusters is None else [str(cluster) for cluster in items.clusters]
+    return sources_of(names, split, len(items.correct))
 
 
 def _numbers(items: Items) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ RUN, FINISHED = "run", (TrialState.COMPLETE, TrialState.FAIL)
 
 @dataclass
 class Space:
-    """What a search tries. ``validation_loss``: the last loss on the validation part; ``macro``: exact match over the
+    """What a search tries. ``validation_loss``: the last loss on the validation part; ``macro``: the macro score over the
     test rows of all tasks, which should then not be the rows that are reported."""
 
     objective: str = "validation_loss"
@@ -153,6 +153,6 @@ def objective(record: Record, name: str) -> float | None:
     """What a search looks at in a run's record; None where the run does not have it."""
     if name == "macro":
         scores = record.score("macro", "macro")
-        return None if scores is None else scores.exact_match
+        return None if scores is None else scores.score
     losses = record.training.validation if record.training is not None else []
     return losses[-1]["loss"] if losses else None

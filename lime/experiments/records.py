@@ -114,11 +114,11 @@ class Score:
     metric: str = ""
     n: int = 0
     score: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
+    low: float | None = None
+    high: float | None = None
     exact_match: float = 0.0
-    exact_low: float = 0.0
-    exact_high: float = 0.0
+    exact_low: float | None = None
+    exact_high: float | None = None
     chance: float | None = None
     majority: float | None = None
     majority_exact: float | None = None

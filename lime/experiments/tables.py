@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lime.data.tasks import CATEGORIES
+from lime.evaluation.intervals import interval_text
 from lime.experiments.collection import Point, Sweep, shown
 from lime.experiments.costs import COSTS, costs_of
 from lime.experiments.estimates import MACRO, Difference, SeedMean, difference, seed_mean
@@ -115,8 +116,8 @@ def markdown(table: SweepTable) -> str:
     elif table.baseline is not None:
         rows = [[r.label, *(_difference(r.differences[g]) for g in table.groups)] for r in table.rows]
         parts += [
-            f"Difference to {table.baseline} in points with its 95% interval (paired by seed and test item, items "
-            "resampled; not corrected for the number of comparisons). * the interval excludes 0: more than these test "
+            f"Difference to {table.baseline} in points with its 95% interval (paired by seed and test item; not "
+            "corrected for the number of comparisons). * the interval excludes 0: more than these test "
             "items' noise. What other seeds would give is not in it; see the deviations above.",
             _grid([_heading(table), *map(_name, table.groups)], [r for r in rows if r[0] != table.baseline]),
         ]
@@ -230,7 +231,8 @@ def _mean(mean: SeedMean | None) -> str:
 def _difference(compared: Difference | None) -> str:
     if compared is None:
         return NONE
-    return f"{compared.value:+.1f} ({compared.low:+.1f} to {compared.high:+.1f}){'*' if compared.clear else ''}"
+    interval = interval_text(compared.low, compared.high, "+")
+    return f"{compared.value:+.1f} ({interval}){'*' if compared.clear else ''}"
 
 
 def _points(value: float | None) -> str:

@@ -15,7 +15,7 @@ import wandb_workspaces.workspaces as ws
 
 from lime.data.tasks import CATEGORIES
 from lime.experiments.estimates import MACRO
-from lime.integrations.wandb_run import FROZEN, MAJORITY, PREDICTIONS, USAGE, exact_match
+from lime.integrations.wandb_run import FROZEN, MAJORITY, PREDICTIONS, USAGE, score_key
 
 METHOD = "method"
 COLUMNS = 3  # panels in a row of the report, which is 24 units wide
@@ -27,11 +27,11 @@ def panels() -> Panels:
     """The panels, by the name of their section; made anew at each call, since a panel belongs to one page."""
     return {
         "Runs by method": [
-            _bars("Exact match, all tasks (points)", exact_match(MACRO)),
+            _bars("Score, all tasks (points)", score_key(MACRO)),
             wr.ScatterPlot(
                 title="Exact match against trainable parameters",
                 x=wr.SummaryMetric("parameters/trainable"),
-                y=wr.SummaryMetric(exact_match(MACRO)),
+                y=wr.SummaryMetric(score_key(MACRO)),
                 log_x=True,
             ),
             _bars("Majority answer (points)", MAJORITY),
@@ -40,7 +40,7 @@ def panels() -> Panels:
             _lines("Validation loss per answer token (nats)", "val/loss"),
             _lines("Gradient norm", "grad_norm"),
         ],
-        "Categories": [_bars(f"{label} (points)", exact_match(name)) for name, label in CATEGORIES.items()],
+        "Categories": [_bars(f"{label} (points)", score_key(name)) for name, label in CATEGORIES.items()],
         "Routing": [
             _lines("Entropy of the routing weights (nats)", "routing/entropy"),
             _lines("Experts that carry weight, per token", "routing/experts_active"),

@@ -20,7 +20,6 @@ from lime.data.media import MediaError, load_image, load_video, media_file
 from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
-from lime.experiments.estimates import MACRO
 from lime.experiments.records import Parameters, Training
 from lime.training.config import WandbConfig
 
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS, USAGE = "predictions", "routing/usage_by_layer"
 """Keys of the table of predictions and of the heat map."""
-MAJORITY, FROZEN = "majority/macro", "frozen/macro"
+MAJORITY, FROZEN, EXACT_MATCH = "majority/macro", "frozen/macro", "exact_match/macro"
 COSTS = (
     "parameters/trainable", "parameters/total", "adapter_bytes", "training/seconds", "training/samples_per_second",
     "training/tokens_per_second", "training/peak_memory_mb",
@@ -90,10 +89,10 @@ class WandbRun:
     def log_run(self, predictions: Sequence[Prediction], evaluation: Evaluation, data: MMTDataModule) -> None:
         """What is known at the end of a run: scores (:func:`score_keys`), sample predictions with their pictures."""
         macro = evaluation.macro
-        scores = {exact_match(score.split): score.exact_match for score in evaluation.splits}
-        scores |= {exact_match(group.name): group.exact_match.value for group in evaluation.categories}
-        scores |= {exact_match(MACRO): macro.exact_match.value, MAJORITY: macro.majority_exact}
-        frozen = {} if macro.frozen_exact is None else {FROZEN: macro.frozen_exact}
+        scores = {score_key(score.split): score.value for score in evaluation.splits}
+        scores |= {score_key(group.name): group.score.value for group in (*evaluation.categories, macro)}
+        scores |= {MAJORITY: macro.majority, EXACT_MATCH: macro.exact_match.value}
+        frozen = {} if macro.frozen is None else {FROZEN: macro.frozen}
         self.log_results(scores | frozen)
         chosen = sample(predictions, self._config.samples)
         if chosen:
@@ -127,9 +126,9 @@ class WandbRun:
             os.environ.pop(DATA_DIR, None)
 
 
-def exact_match(name: str) -> str:
-    """Key of the summary for the exact match of a split, a category or ``macro``, in points."""
-    return f"exact_match/{name}"
+def score_key(name: str) -> str:
+    """Key of the summary for the score (accuracy; 100 x Pearson for STS-B) of a split, a category or ``macro``."""
+    return f"score/{name}"
 
 
 def point_of(folder: Path) -> tuple[str | None, str]:

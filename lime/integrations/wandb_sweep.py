@@ -14,7 +14,7 @@ from lime.config.overrides import check, force, register
 from lime.config.schema import TrainConfig
 from lime.config.sweeps import make_plan
 
-OBJECTIVE = "exact_match/macro"
+OBJECTIVE = "score/macro"
 
 
 def sweep_config(experiment: str, overrides: Sequence[str], project: str, root: Path) -> dict[str, Any]:

@@ -75,7 +75,9 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def interval_bar(value: float, low: float, high: float, marks: Sequence[tuple[str, float | None]] = ()) -> Markup:
+def interval_bar(
+    value: float, low: float | None, high: float | None, marks: Sequence[tuple[str, float | None]] = ()
+) -> Markup:
     """A score in points with its interval on an axis from 0 to 100; `marks` are (class, value) of baselines."""
 
     def place(points: float) -> float:
@@ -86,10 +88,13 @@ def interval_bar(value: float, low: float, high: float, marks: Sequence[tuple[st
         for name, mark in marks
         if mark is not None
     )
+    whisker = ""
+    if low is not None and high is not None:
+        whisker = f'<line class="whisker" x1="{place(low):.2f}" x2="{place(high):.2f}" y1="6" y2="6"/>'
     return Markup(
         '<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="track" width="100" height="12"/><rect class="fill" width="{place(value):.2f}" y="3" height="6"/>'
-        f'<line class="whisker" x1="{place(low):.2f}" x2="{place(high):.2f}" y1="6" y2="6"/>{drawn}</svg>'
+        f"{whisker}{drawn}</svg>"
     )
 
 

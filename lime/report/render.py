@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from lime.atomic import write_text
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.authors_report import CAUTION, rows
+from lime.evaluation.intervals import interval_text
 from lime.evaluation.tables import summary_lines
 from lime.experiments.collection import Sweep, read_sweep
 from lime.experiments.estimates import MACRO
@@ -152,7 +153,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(bar=interval_bar, categories=CATEGORIES, tasks=TASKS)
+    environment.globals.update(interval_text=interval_text, bar=interval_bar, categories=CATEGORIES, tasks=TASKS)
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template(template).render(made=made, made_by=MADE_BY, **values)
 

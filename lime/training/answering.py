@@ -166,14 +166,7 @@ def report(
 ) -> Evaluation:
     """Score, and where ``writes`` write results.json, .csv and .md and predictions.jsonl into ``folder`` and show the
     table."""
-    evaluation = score_predictions(
-        predictions,
-        TASKS,
-        allowed,
-        categories=CATEGORIES,
-        resamples=config.evaluation.resamples,
-        seed=config.evaluation.bootstrap_seed,
-    )
+    evaluation = score_predictions(predictions, TASKS, allowed, categories=CATEGORIES)
     if not writes:
         return evaluation
     write_report(folder, evaluation, predictions, allowed=allowed, info=info)

@@ -239,11 +239,10 @@ def adapter_digest(adapter: Path) -> str:
 
 def items_of(predictions: Sequence[Prediction], metric: str) -> Items:
     """Per-item results of one split, for the record."""
-    clusters = [_cluster(p.media_path) for p in predictions]
     items = Items(
         rows=[int(p.id.rpartition("/")[2]) for p in predictions],
         correct="".join("1" if p.correct else "0" for p in predictions),
-        clusters=[cluster for cluster in clusters if cluster is not None] if None not in clusters else None,
+        clusters=[_cluster(p) for p in predictions] if any(p.media_path for p in predictions) else None,
     )
     if metric == "correlation":
         items.values = [None if p.extracted is None else parse_number(p.extracted) for p in predictions]
@@ -251,10 +250,10 @@ def items_of(predictions: Sequence[Prediction], metric: str) -> Items:
     return items
 
 
-def _cluster(media_path: str) -> int | None:
-    """A number for the source medium of a row, the same in every split and run; None for text."""
-    name = source_media(media_path)
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") if name else None
+def _cluster(prediction: Prediction) -> int:
+    """A number for the source of a row, the same in every split and run: its medium, or itself where it has none."""
+    name = source_media(prediction.media_path) or f"\0{prediction.id}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
 def _iso(timestamp: float) -> str:

@@ -27,7 +27,6 @@ def base(tmp_path: Path) -> list[str]:
         "trainer.max_steps=2",
         "trainer.batch_size=8",
         "evaluation.max_new_tokens=3",
-        "evaluation.resamples=100",
         "cache_dir=null",
     ]
 
@@ -55,7 +54,7 @@ def test_good_input_ends_with_a_table(command: Command, base: list[str], tmp_pat
     again = command("eval.py", f"adapter={tmp_path / 'out' / 'adapter'}", out="again")
     assert again.code == 0, again.said
     assert (tmp_path / "again/results.csv").read_bytes() == (tmp_path / "out/results.csv").read_bytes()
-    scored = command("eval.py", f"predictions={tmp_path / 'out'}", "evaluation.resamples=100", out="scored")
+    scored = command("eval.py", f"predictions={tmp_path / 'out'}", out="scored")
     assert scored.code == 0, scored.said
     assert (tmp_path / "scored/results.csv").read_bytes() == (tmp_path / "out/results.csv").read_bytes()
 

@@ -20,7 +20,7 @@ NOT_HERE = ("download", "hf ", "ORG/NAME", "/tmp/pictures")
 """Parts of commands that need a network, and the one that measures speed."""
 SHORT = [
     "data.num_workers=0", "trainer.max_steps=2", "trainer.batch_size=4", "trainer.accelerator=cpu",
-    "data.rows_per_split=2", "evaluation.max_new_tokens=3", "evaluation.resamples=100", "cache_dir=null",
+    "data.rows_per_split=2", "evaluation.max_new_tokens=3", "cache_dir=null",
     "data.frame_cache.dir=frames",
 ]  # fmt: skip
 

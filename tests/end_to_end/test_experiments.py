@@ -60,7 +60,7 @@ def reduced(shared: Path) -> list[str]:
     """Three steps, two test rows a task."""
     return [
         "debug=fast", "data.mini.train_per_task=4", "data.mini.test_per_task=2", "data.mini.workers=1",
-        f"data.root={shared / 'data'}", f"cache_dir={shared / 'cache'}", "evaluation.resamples=100",
+        f"data.root={shared / 'data'}", f"cache_dir={shared / 'cache'}",
         "trainer.num_threads=1", "trainer.preflight=false", "callbacks.progress=false", "callbacks.checkpoint=false",
     ]  # fmt: skip
 

@@ -34,7 +34,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
         "trainer.batch_size=4", "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2",
         "trainer.log_every_n_steps=2", "peft.dropout=0.1", "lime.balance.every_n_steps=2", "cache_dir=null",
         "callbacks.checkpoint_every_n_steps=1", "evaluation.batch_size=2", "evaluation.max_new_tokens=4",
-        "evaluation.resamples=100", *more,
+        *more,
     ]  # fmt: skip
 
 

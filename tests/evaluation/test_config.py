@@ -22,8 +22,6 @@ def test_the_defaults_are_right() -> None:
         ({"likelihood_normalisation": "max"}, "evaluation.likelihood_normalisation: expected one of mean, sum"),
         ({"batch_size": 0}, "evaluation.batch_size: expected an integer of at least 1, got 0"),
         ({"max_new_tokens": 0}, "evaluation.max_new_tokens: expected an integer of at least 1"),
-        ({"resamples": 10}, "evaluation.resamples: expected an integer of at least 100"),
-        ({"bootstrap_seed": -1}, "evaluation.bootstrap_seed"),
         ({"splits": []}, "evaluation.splits: expected null (all splits) or at least one split name"),
         ({"splits": ["glue_test_sst2"] * 2}, "evaluation.splits: each split may be named once"),
         ({"splits": ["glue_test_sst"]}, "unknown split 'glue_test_sst'; did you mean 'glue_test_sst2'?"),

@@ -51,7 +51,7 @@ def records(frozen: bool = True) -> list[Prediction]:
 
 
 def evaluation(frozen: bool = True) -> Evaluation:
-    return score_predictions(records(frozen), small.TASKS, small.ALLOWED, resamples=200)
+    return score_predictions(records(frozen), small.TASKS, small.ALLOWED)
 
 
 def test_records_hold_what_was_said_found_and_right() -> None:
@@ -113,7 +113,7 @@ def test_scoring_again_needs_no_model(tmp_path: Path) -> None:
     assert allowed is not None
     again = rescore(read_predictions(path), small.TASKS, allowed)
     assert again == records()
-    assert score_predictions(again, small.TASKS, allowed, resamples=200) == evaluation()
+    assert score_predictions(again, small.TASKS, allowed) == evaluation()
     assert stored_allowed_answers(tmp_path / "elsewhere" / "predictions.jsonl") is None
 
 
@@ -178,7 +178,7 @@ def full(frozen: bool) -> Evaluation:
         raw += truths
     allowed = {split: task.labels for split, task in TASKS.items()}
     found = collect(rows, raw, TASKS, allowed, raw[::-1] if frozen else None)
-    return score_predictions(found, TASKS, allowed, categories=CATEGORIES, resamples=200)
+    return score_predictions(found, TASKS, allowed, categories=CATEGORIES)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -200,9 +200,7 @@ def test_the_table_fits_the_terminal(frozen: bool, width: int) -> None:
 
 
 def test_the_summary_tells_notes_and_absent_splits() -> None:
-    lines = "\n".join(
-        summary_lines(score_predictions(records(), {**TASKS, **small.TASKS}, small.ALLOWED, resamples=200))
-    )
+    lines = "\n".join(summary_lines(score_predictions(records(), {**TASKS, **small.TASKS}, small.ALLOWED)))
     assert "Not scored (44): " in lines
     assert "image_test_chartqa" in lines
     assert "Rows without an answer, counted as wrong: 4 (arc_easy 3, stsb 1)." in lines

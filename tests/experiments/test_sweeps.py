@@ -42,7 +42,6 @@ def base() -> list[str]:
         "trainer.max_steps=1",
         "trainer.batch_size=8",
         "evaluation.max_new_tokens=2",
-        "evaluation.resamples=100",
         "evaluation.baseline_frozen=false",
         "callbacks=default",
         "callbacks.progress=false",

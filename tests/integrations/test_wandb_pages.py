@@ -53,7 +53,7 @@ def test_workspace_becomes_what_is_sent() -> None:
     sections = sent["spec"]["section"]["panelBankConfig"]["sections"]
     bars = sections[0]["panels"][0]
     assert bars["viewType"] == "Bar Chart"
-    assert bars["config"]["metrics"] == ["summary_metrics.exact_match/macro"]
+    assert bars["config"]["metrics"] == ["summary_metrics.score/macro"]
     assert bars["config"]["groupBy"] == "method.value"
     assert [section["name"] for section in sections] == SECTIONS
 

@@ -37,7 +37,7 @@ def make_run(folder: Path, share: float, seed: int = 0) -> Path:
             given = truth if right else "other"
             records.append(Prediction(f"{split}/{i}", split, "What?", path, given, given, truth, right, "dog", False))
     allowed = {TEXT: ["positive", "negative"], IMAGE: None}
-    evaluation = score_predictions(records, TASKS, allowed, categories=CATEGORIES, resamples=200)
+    evaluation = score_predictions(records, TASKS, allowed, categories=CATEGORIES)
     write_report(folder, evaluation, records, allowed=allowed, info={"trainable_parameters": 1234})
     write_authors_scores(folder, score_as_authors(records, TASKS, {s.split: s.value for s in evaluation.splits}))
     config = {"name": "small", "seed": seed, "data": {"root": str(folder.parent), "name": "mini"}, "lime": {"n": 4}}

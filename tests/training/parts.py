@@ -35,7 +35,7 @@ def values(family: str = "llava_onevision", **changes: Any) -> dict[str, Any]:
         "data": {"name": "mmt47", "root": str(data_root()), "validation_fraction": 0.0},
         "trainer": {"batch_size": 4, "max_epochs": 2, "log_every_n_steps": 1, "accelerator": "cpu", "preflight": False},
         "optim": {"moe_lr": 1e-2, "peft_lr": 1e-2},
-        "evaluation": {"max_new_tokens": 4, "resamples": 100},
+        "evaluation": {"max_new_tokens": 4},
         "callbacks": {"progress": False, "checkpoint": False},
     }
     for key, value in changes.items():

@@ -127,10 +127,10 @@ def test_command_line_wins_over_the_runs_configuration(run: Path, tmp_path: Path
 
 
 def test_saved_predictions_score_the_same_without_a_model(run: Path, tmp_path: Path) -> None:
-    settings = {**DATA, "predictions": str(run / "predictions.jsonl"), "evaluation": {"resamples": 100}}
+    settings = {**DATA, "predictions": str(run / "predictions.jsonl")}
     evaluate(build(EvalConfig, settings), tmp_path)
     assert (tmp_path / "results.csv").read_bytes() == (run / "results.csv").read_bytes()
-    settings["evaluation"] = {"resamples": 100, "splits": ["glue_test_sst2"]}
+    settings["evaluation"] = {"splits": ["glue_test_sst2"]}
     found = evaluate(build(EvalConfig, settings), tmp_path / "part")
     assert [score.split for score in found.splits] == ["glue_test_sst2"]
     settings["evaluation"]["splits"] = ["glue_test_cola"]

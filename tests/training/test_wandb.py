@@ -20,7 +20,7 @@ from lime.evaluation.predictions import Prediction, read_predictions
 from lime.evaluation.report import read_results
 from lime.experiments.estimates import MACRO
 from lime.experiments.records import read_record
-from lime.integrations.wandb_run import PREDICTIONS, USAGE, WandbRun, exact_match, resolve_mode, sample
+from lime.integrations.wandb_run import EXACT_MATCH, PREDICTIONS, USAGE, WandbRun, resolve_mode, sample, score_key
 from lime.training.config import WandbConfig
 from lime.training.job import train
 from lime.training.metrics import COLUMNS
@@ -75,9 +75,10 @@ def test_summary_and_configuration_are_the_run_s(offline: Path, record: list[Any
     folder = offline.parents[1]
     summary, settings = merged(record, "summary"), merged(record, "config")
     evaluation, _ = read_results(folder)
-    assert summary[exact_match(MACRO)] == pytest.approx(evaluation.macro.exact_match.value)
+    assert summary[score_key(MACRO)] == pytest.approx(evaluation.macro.score.value)
+    assert summary[EXACT_MATCH] == pytest.approx(evaluation.macro.exact_match.value)
     for score in evaluation.splits:
-        assert summary[exact_match(score.split)] == pytest.approx(score.exact_match)
+        assert summary[score_key(score.split)] == pytest.approx(score.value)
     measured = read_record(folder)
     assert measured.parameters is not None
     assert measured.training is not None
@@ -128,11 +129,11 @@ def test_every_key_of_the_dashboard_is_logged(record: list[Any]) -> None:
 
     pages = [wandb_dashboard.workspace("e", "p"), wandb_dashboard.report("e", "p")]
     named = {key for page in pages for key in wandb_dashboard.keys(wandb_dashboard.spec(page))}
-    assert {exact_match(MACRO), "loss/task", "routing/entropy", "training/peak_memory_mb", USAGE, PREDICTIONS} <= named
+    assert {score_key(MACRO), "loss/task", "routing/entropy", "training/peak_memory_mb", USAGE, PREDICTIONS} <= named
     logged = {*merged(record, "history"), *merged(record, "summary")}
     absent = {key for key in named if key not in logged}
     # the run above has no validation part and rows of three of the seven categories
-    assert absent == {"val/loss", *(exact_match(name) for name in CATEGORIES)} - logged
+    assert absent == {"val/loss", *(score_key(name) for name in CATEGORIES)} - logged
     assert "val/loss" in COLUMNS
 
 

@@ -108,7 +108,7 @@ class _Pass:
         self.linear = {layer.key for layer in linear}
         self.mapped = {linear[index].key for index in dict.fromkeys(spread.tolist())}
         self.recorder = _EveryToken()
-        self.shares: dict[str, list[tuple[np.ndarray, np.ndarray, float]]] = {}
+        self.shares: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, float]]] = {}
         self.last: dict[str, list[np.ndarray]] = {}
         self.cloud: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         self.moments: dict[str, tuple[Tensor, int]] = {}
@@ -143,7 +143,8 @@ class _Pass:
             entropy = float(torch.special.entr(p_TE).sum(-1).mean())
             if key not in self.linear:
                 self.seen.setdefault(key, []).append(self.row)
-            share = (_numpy(p_TE.mean(0)), _numpy((w_TE > 0).float().mean(0)), entropy)
+            active_E, largest_E = (w_TE > 0).float().mean(0), _largest(p_TE)
+            share = (_numpy(p_TE.mean(0)), _numpy(active_E), _numpy(largest_E), entropy)
             self.shares.setdefault(key, []).append(share)
 
     @torch.no_grad()
@@ -210,8 +211,8 @@ def collect(
     if not found.rows:
         raise ValueError("no test row could be read: there is nothing to analyse")
     for key, shares in gathered.shares.items():
-        probabilities, active, entropy = zip(*shares, strict=True)
-        found.routing[key] = RoutedRows(np.stack(probabilities), np.stack(active), np.array(entropy))
+        *of_experts, entropy = zip(*shares, strict=True)
+        found.routing[key] = RoutedRows(*map(np.stack, of_experts), np.array(entropy))
     for key, parts in gathered.cloud.items():
         found.clouds[key] = Cloud(*(np.concatenate(side) for side in zip(*parts, strict=True)))
     found.seen = {key: np.array(rows) for key, rows in gathered.seen.items()}
@@ -223,6 +224,12 @@ def collect(
         found.window_rows = np.array([row for row, _ in windows])
         found.windows_LNnH = np.stack([part for _, part in windows], axis=1)
     return found
+
+
+def _largest(p_TE: Tensor) -> Tensor:
+    """Share of tokens whose largest probability is each expert's, (E,); experts that tie share the token."""
+    wins_TE = (p_TE == p_TE.amax(-1, keepdim=True)).float()
+    return (wins_TE / wins_TE.sum(-1, keepdim=True)).mean(0)
 
 
 def _windows(hidden: Sequence[Tensor], wanted: Wanted, draw: np.random.Generator) -> list[np.ndarray]:

@@ -21,12 +21,12 @@ _ROW = 0.19  # inches of a row of a tall figure
 
 
 def routing_figure(routing: Mapping[str, Any]) -> Figure:
-    """Usage of the experts by layer; entropy, and the number of experts, beside what is possible."""
+    """Usage of the experts by layer; entropy, number of experts and the busiest expert's share of the tokens."""
     layers = routing["layers"]
     labels, experts = short_names(list(layers)), max(len(one["usage"]) for one in layers.values())
     with styled():
-        figure = new_figure(9.4, 1.6 + _ROW * max(len(layers), 8))
-        heat, entropy, counts = figure.subplots(1, 3, sharey=True, width_ratios=(1.1, 1, 1))
+        figure = new_figure(11.2, 1.6 + _ROW * max(len(layers), 8))
+        heat, entropy, counts, won = figure.subplots(1, 4, sharey=True, width_ratios=(1.1, 1, 1, 1))
         shares = _filled([one["usage"] for one in layers.values()], experts)
         image = heat.imshow(shares, aspect="auto", cmap=HEAT, vmin=0)
         heat.set_xticks(range(experts), [str(expert) for expert in range(experts)])
@@ -40,10 +40,14 @@ def routing_figure(routing: Mapping[str, Any]) -> Figure:
         entropy.plot(most, places, color="#555555", linestyle=":", linewidth=1.2, label="most possible, log E")
         entropy.set(title="Entropy of routing", xlabel="nats", xlim=(0, max(*most, 0.1) * 1.06))
         counts.plot([one["experts_per_token"] for one in layers.values()], places, **_dots(0), label="for a token")
-        counts.plot([one["experts_realised"] for one in layers.values()], places, **_dots(1), label="realised by layer")
+        counts.plot([one["experts_realised"] for one in layers.values()], places, **_dots(1), label="realised")
         counts.set(title="Experts that take part", xlabel="number", xlim=(0.8, experts + 0.2))
         counts.set_xticks(range(1, experts + 1))
-        for axes in (entropy, counts):
+        won.plot([100 * one["busiest"] for one in layers.values()], places, **_dots(0), label="busiest expert")
+        won.plot([100 / len(one["usage"]) for one in layers.values()], places, color="#555555", linestyle=":",
+                 linewidth=1.2, label="all alike, 1 / E")  # fmt: skip
+        won.set(title="Tokens that one expert wins", xlabel="% of tokens", xlim=(0, 103))
+        for axes in (entropy, counts, won):
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45 / (_ROW * max(len(layers), 8))), ncols=1)
     return figure
 
@@ -106,7 +110,7 @@ def information_figure(information: Mapping[str, Any]) -> Figure:
             title="Mutual information with the expert of a token", xlabel=f"nats (at most {bound:.2f} for the task)"
         )
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        _note(figure, "Less what random assignments of rows give. Bars: 95% interval over rows (jackknife).")
+        _note(figure, "Corrected for the number of rows. Bars: 95% interval over rows.")
     return figure
 
 
@@ -225,15 +229,16 @@ def approximation_figure(approximation: Mapping[str, Any]) -> Figure:
     kinds = {
         "mean_only": "one update, no modulators",
         "of_rank": f"modulators over rank {rank}",
+        "unrelated_of_rank": f"rank {rank}, unrelated experts",
         "any_rank": "modulators over any rank",
-        "unrelated": "the same, unrelated experts",
+        "unrelated": "any rank, unrelated experts",
     }
     titles = {"alone": "Routed experts alone", "with_always_on": "With the always-on expert"}
     with styled():
         figure = new_figure(9.6, 1.5 + _ROW * max(len(layers), 8))
         for axes, (form, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
             for index, (kind, label) in enumerate(kinds.items()):
-                style = _dots(index) | ({"markerfacecolor": "none"} if kind == "unrelated" else {})
+                style = _dots(index) | ({"markerfacecolor": "none"} if kind.startswith("unrelated") else {})
                 axes.plot([one[form][kind] for one in layers.values()], range(len(layers)), **style, label=label)
             axes.set(title=title, xlabel="relative error on the layer's inputs", xlim=(0, 1))
         axes.set_ylim(len(layers) - 0.5, -0.5)
@@ -254,7 +259,8 @@ def experts_figure(sweep: Mapping[str, Any]) -> Figure:
                 members = [one for one in points if one["series"] == name and one[quantity] is not None]
                 at = [one["num_experts"] for one in members]
                 error = [
-                    [abs(one[quantity]["value"] - one[quantity][end]) for one in members] for end in ("low", "high")
+                    [abs(one[quantity]["value"] - (one[quantity][end] or one[quantity]["value"])) for one in members]
+                    for end in ("low", "high")
                 ]
                 values = [one[quantity]["value"] for one in members]
                 axes.errorbar(at, values, yerr=error, **look(index), markersize=5, capsize=2, label=name or None)
@@ -288,7 +294,9 @@ def _usage(of_task: Mapping[str, Any], key: str, layer: Mapping[str, Any]) -> Se
 
 
 def _interval(axes: Axes, one: Mapping[str, float], row: float, index: int, label: str | None) -> None:
-    error = [[max(0.0, one["value"] - one["low"])], [max(0.0, one["high"] - one["value"])]]
+    error = None
+    if one["low"] is not None:
+        error = [[max(0.0, one["value"] - one["low"])], [max(0.0, one["high"] - one["value"])]]
     style = {**look(index), "linestyle": ""}
     axes.errorbar(one["value"], row, xerr=error, **style, markersize=4, capsize=2, elinewidth=1, label=label)
 

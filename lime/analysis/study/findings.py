@@ -14,9 +14,9 @@ import numpy as np
 from torch import nn
 
 from lime.analysis.approximation import error_of_rank, fit_modulators, mixture_layers, scrambled, whitened_experts
-from lime.analysis.cka import cka_replicates, linear_cka
-from lime.analysis.information import expert_task_information, information_replicates
-from lime.analysis.probe import Probed, mean_interval, probe
+from lime.analysis.cka import NoVariation, cka_replicates, linear_cka
+from lime.analysis.information import Routing, chance_of_information, information, most_possible
+from lime.analysis.probe import Probed, probe
 from lime.analysis.projection import principal_components, separation
 from lime.analysis.resampling import balanced_groups, jackknife_interval
 from lime.analysis.routing import usage_by_group, usage_of
@@ -24,6 +24,7 @@ from lime.analysis.study.collecting import Collected
 from lime.data.rows import Row
 from lime.data.tasks import TASKS
 from lime.evaluation.clusters import source_media
+from lime.evaluation.intervals import Estimate, difference, mean_sample, share
 
 log = logging.getLogger(__name__)
 
@@ -78,27 +79,26 @@ def routing_found(collected: Collected, rows: Labelled) -> Found:
 def information_found(collected: Collected, rows: Labelled) -> Found:
     """Mutual information between the expert of a token and the task, category and modality of its row, by layer and in
     the mean over layers; and how well the task is read off the mean routing of all layers."""
-    groups_R = rows.folds(GROUPS)
-    layers: Found = {}
-    replicates: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
-    for key, routed in collected.routing.items():
-        layers[key] = {}
-        seen = collected.seen[key]
-        for name, labels in rows.of(seen).labels.items():
-            found = expert_task_information(routed.probability_RE, labels)
-            without_G = information_replicates(routed.probability_RE, labels, groups_R[seen], groups_R.max() + 1)
-            replicates[name].append(without_G)
-            low, high = jackknife_interval(found.value, without_G[np.unique(groups_R[seen])])
-            layers[key][name] = asdict(found) | {"low": low, "high": high}
+    layers: Found = {key: {} for key in collected.routing}
     mean: Found = {}
-    for name, parts in replicates.items():
-        of_mean_G = np.mean(parts, axis=0)
-        value = float(np.mean([layer[name]["value"] for layer in layers.values()]))
+    for name, labels in rows.labels.items():
+        for key, routing in zip(layers, routings(collected), strict=True):
+            seen = [labels[row] for row in routing.rows_R]
+            layers[key][name] = {
+                **asdict(information([routing], labels, rows.clusters)),
+                "bound": most_possible(routing.usage_RE.shape[1], seen),
+                "p": chance_of_information(routing, labels, rows.clusters),
+            }
+        of_mean = information(routings(collected, 1 / len(layers)), labels, rows.clusters)
         bound = float(np.mean([layer[name]["bound"] for layer in layers.values()]))
-        low, high = jackknife_interval(value, of_mean_G)
-        mean[name] = {"value": value, "low": low, "high": high, "bound": bound, "replicates": of_mean_G.tolist()}
+        mean[name] = {**asdict(of_mean), "bound": bound}
     read = task_from_profile(collected, rows)
     return {"layers": layers, "mean": mean, "task_from_profile": None if read is None else _accuracy(read, rows)}
+
+
+def routings(collected: Collected, weight: float = 1.0) -> list[Routing]:
+    """The routing of every layer, as a sum with this weight each."""
+    return [Routing(one.probability_RE, collected.seen[key], weight) for key, one in collected.routing.items()]
 
 
 def task_from_profile(collected: Collected, rows: Labelled) -> Probed | None:
@@ -150,12 +150,12 @@ def windows_found(collected: Collected, rows: Labelled, window: int) -> Found | 
             for position in range(window)
         ]
         gain_R = read[-1].correct - read[0].correct
-        low, high = mean_interval(gain_R, clusters)
+        gain = in_shares(difference([mean_sample(gain_R, clusters)]))
         blocks.append(
             {
                 "block": block,
                 "positions": [_accuracy(one, rows, clusters) for one in read],
-                "last_over_first": {"value": float(gain_R.mean()), "low": low, "high": high},
+                "last_over_first": gain,
             }
         )
     return {"window": window, "windows": len(index_N), "rows": len(kept_R), "blocks": blocks}
@@ -193,9 +193,9 @@ def cka_found(one: Collected, other: Collected, frozen: Collected, rows: Labelle
 def approximation_found(model: nn.Module, moments: dict[str, np.ndarray], rank: int) -> Found:
     """Relative error of modulators fitted to the experts of a MoE-LoRA on the inputs of the moments, by layer.
 
-    Over any shared update, over one of this rank, and without modulators (the experts' mean); and over experts of the
-    same sizes that are unrelated (their outputs scrambled). `alone`: the routed experts; `with_always_on`: each with
-    the always-on expert, as tokens see them.
+    Over any shared update, over one of this rank, and without modulators (the experts' mean); and the first two over
+    experts of the same sizes that are unrelated (their outputs scrambled): compare like with like. `alone`: the routed
+    experts; `with_always_on`: each with the always-on expert, as tokens see them.
 
     Raises:
         ValueError: the model has no MoE-LoRA layer.
@@ -206,12 +206,13 @@ def approximation_found(model: nn.Module, moments: dict[str, np.ndarray], rank: 
         layers[key] = {}
         for form, always_on in (("alone", False), ("with_always_on", True)):
             experts_EOP = whitened_experts(delta, moments.get(key), always_on)
-            fitted = fit_modulators(experts_EOP)
+            fitted, unrelated_EOP = fit_modulators(experts_EOP), scrambled(experts_EOP)
             layers[key][form] = {
                 "any_rank": fitted.error,
                 "of_rank": error_of_rank(experts_EOP, rank),
                 "mean_only": fitted.mean_error,
-                "unrelated": fit_modulators(scrambled(experts_EOP)).error,
+                "unrelated": fit_modulators(unrelated_EOP).error,
+                "unrelated_of_rank": error_of_rank(unrelated_EOP, rank),
             }
     return {"rank": rank, "layers": layers}
 
@@ -223,13 +224,17 @@ def _cka(x_RH: np.ndarray, y_RH: np.ndarray, groups_R: np.ndarray | None) -> Fou
         if groups_R is None:
             return {"value": value}
         low, high = jackknife_interval(value, cka_replicates(x_RH, y_RH, groups_R))
-    except ValueError as error:
-        if "does not vary" not in str(error):
-            raise
+    except NoVariation:
         return None
     return {"value": value, "low": low, "high": high}
 
 
 def _accuracy(read: Probed, rows: Labelled, clusters: Sequence[str] | None = None) -> Found:
-    low, high = mean_interval(read.correct, clusters or rows.clusters)
-    return {"value": read.accuracy, "low": low, "high": high, "chance": read.chance}
+    return in_shares(share([mean_sample(read.correct, clusters or rows.clusters)])) | {"chance": read.chance}
+
+
+def in_shares(estimate: Estimate) -> Found:
+    """An estimate in points as shares, for a record."""
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return {"value": estimate.value / 100, "low": estimate.low / 100, "high": estimate.high / 100}

@@ -13,8 +13,11 @@ from lime.experiments.figures.style import SUFFIXES
 from lime.ownership import MADE_BY
 from lime.training.record import environment
 
-SCHEMA = "lime-analysis/1"
+SCHEMA = "lime-analysis/2"
 """Name and version of the record's format; the version rises when a reader would have to change."""
+
+ONE_EXPERT = 0.9
+"""A layer in which one expert wins more than this share of the tokens is a mixture in name only."""
 
 _CAPTIONS = {
     "routing": "Mean routing probability, entropy and number of experts by layer",
@@ -78,21 +81,35 @@ def _routing(routing: Mapping[str, Any]) -> str:
     layers = routing["layers"]
     names = short_names(list(layers))
     table = _table(
-        ["layer", "usage by expert", "entropy (nats)", "experts per token", "experts realised"],
         [
-            [name, " ".join(f"{share:.2f}" for share in one["usage"]), f"{one['entropy']:.3f}"]
+            "layer",
+            "mean probability",
+            "tokens won",
+            "busiest expert",
+            "entropy (nats)",
+            "experts per token",
+            "realised",
+        ],
+        [
+            [name, *(" ".join(f"{share:.2f}" for share in one[key]) for key in ("usage", "largest"))]
+            + [f"{100 * one['busiest']:.0f}%", f"{one['entropy']:.3f}"]
             + [f"{one[key]:.2f}" for key in ("experts_per_token", "experts_realised")]
             for name, one in zip(names, layers.values(), strict=True)
         ],
     )
     groups = [
         [kind, group_name(group), str(next(iter(of.values()))["rows"])]
-        + [f"{_mean(of, key):.3f}" for key in ("entropy", "experts_per_token", "experts_realised")]
+        + [f"{_mean(of, key):.3f}" for key in ("entropy", "experts_per_token", "busiest", "experts_realised")]
         for kind in ("modality", "category", "task")
         for group, of in routing["by"][kind].items()
     ]
-    head = ["by", "group", "rows", "entropy (nats)", "experts per token", "experts realised"]
-    return f"## Routing\n\n{table}\n\nMeans over layers:\n\n{_table(head, groups)}"
+    head = ["by", "group", "rows", "entropy (nats)", "experts per token", "busiest expert", "realised"]
+    alone = [name for name, one in zip(names, layers.values(), strict=True) if one["busiest"] > ONE_EXPERT]
+    text = (
+        f"Layers in which one expert wins more than {100 * ONE_EXPERT:.0f}% of the tokens: {len(alone)} of {len(layers)}"
+        + (f" ({', '.join(alone)})." if alone else ".")
+    )
+    return f"## Routing\n\n{table}\n\n{text}\n\nMeans over layers:\n\n{_table(head, groups)}"
 
 
 def _information(information: Mapping[str, Any]) -> str:
@@ -146,14 +163,14 @@ def _cka(cka: Mapping[str, Any]) -> str:
 
 def _approximation(approximation: Mapping[str, Any]) -> str:
     layers, rank = approximation["layers"], approximation["rank"]
-    kinds = ("any_rank", "of_rank", "mean_only", "unrelated")
+    kinds = ("any_rank", "unrelated", "of_rank", "unrelated_of_rank", "mean_only")
     names = [*short_names(list(layers)), "mean"]
     mean = {form: {kind: _mean_of(layers, form, kind) for kind in kinds} for form in ("alone", "with_always_on")}
     rows = [
         [name, *(f"{one[form][kind]:.3f}" for form in ("alone", "with_always_on") for kind in kinds)]
         for name, one in zip(names, [*layers.values(), mean], strict=True)
     ]
-    titles = ("any rank", f"rank {rank}", "no modulators", "unrelated experts")
+    titles = ("any rank", "unrelated, any rank", f"rank {rank}", f"unrelated, rank {rank}", "no modulators")
     head = ["layer", *(f"{title} ({form})" for form in ("alone", "with always-on") for title in titles)]
     return f"## Relative error of modulators fitted to a MoE-LoRA\n\n{_table(head, rows)}"
 
@@ -181,6 +198,8 @@ def _mean_of(layers: Mapping[str, Any], form: str, kind: str) -> float:
 def _estimate(one: Mapping[str, float] | None, digits: int) -> str:
     if one is None:
         return "–"
+    if one["low"] is None:
+        return f"{one['value']:.{digits}f} (no interval)"
     return f"{one['value']:.{digits}f} ({one['low']:.{digits}f} to {one['high']:.{digits}f})"
 
 

@@ -3,6 +3,7 @@ never lose any)."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 import numpy as np
 
 import lime.tuner
-from lime.analysis.probe import mean_interval
-from lime.analysis.resampling import jackknife_interval
+from lime.analysis.information import Information, Routing, information
 from lime.analysis.study.collecting import Collected
 from lime.analysis.study.figures import experts_figure
-from lime.analysis.study.findings import Labelled, information_found, labelled, task_from_profile
+from lime.analysis.study.findings import Labelled, in_shares, information_found, labelled, routings, task_from_profile
 from lime.analysis.study.opening import SavedRun, saved_run
 from lime.analysis.study.record import rows_read, write_record
 from lime.analysis.study.run import Study, routing_alone
+from lime.evaluation.intervals import difference, mean_sample, share
 from lime.experiments.collection import Point, Run, read_sweep, shown
 from lime.experiments.figures.style import save
 from lime.training.setup import media_errors_as_input_errors, prepare_process
@@ -100,29 +101,29 @@ def _measured(runs: Sequence[tuple[Point, Run, SavedRun]], study: Study) -> tupl
 
 
 def _of_run(read: Collected, rows: Labelled) -> Found:
-    information = information_found(read, rows)
+    told = information_found(read, rows)
     probed = task_from_profile(read, rows)
     return {
-        "information": information["mean"]["task"],
-        "task_from_profile": information["task_from_profile"],
+        "information": told["mean"]["task"],
+        "task_from_profile": told["task_from_profile"],
         "correct": None if probed is None else probed.correct,
+        "routings": routings(read, 1 / len(read.routing)),
     }
 
 
 def _points(order: Sequence[Point], measured: Sequence[tuple[Point, Found]], rows: Labelled) -> list[Found]:
     """Means over the seeds of each point, and the difference to the next smaller number of experts on the same rows."""
     points: list[Found] = []
-    before: dict[str, tuple[np.ndarray, np.ndarray | None, Found]] = {}
+    before: dict[str, tuple[list[Routing], np.ndarray | None]] = {}
     for point in sorted(order, key=lambda one: int(one.settings[AXIS])):
         runs = [one for of, one in measured if of is point]
         others = {key: value for key, value in point.settings.items() if key != AXIS}
         series = ", ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in others.items())
-        replicates_G = np.mean([one["information"]["replicates"] for one in runs], axis=0)
-        value = float(np.mean([one["information"]["value"] for one in runs]))
+        routed = [_weighted(routing, 1 / len(runs)) for one in runs for routing in one["routings"]]
         here: Found = {
             "series": series,
             "num_experts": int(point.settings[AXIS]),
-            "information": _estimated(value, replicates_G) | {"bound": runs[0]["information"]["bound"]},
+            "information": _estimated(routed, rows) | {"bound": runs[0]["information"]["bound"]},
             "step": None,
             "task_from_profile": None,
             "profile_step": None,
@@ -130,23 +131,23 @@ def _points(order: Sequence[Point], measured: Sequence[tuple[Point, Found]], row
         correct_R = None
         if runs[0]["correct"] is not None:
             correct_R = np.mean([one["correct"] for one in runs], axis=0)
-            here["task_from_profile"] = _mean(correct_R, rows) | {"chance": runs[0]["task_from_profile"]["chance"]}
+            read = in_shares(share([mean_sample(correct_R, rows.clusters)]))
+            here["task_from_profile"] = read | {"chance": runs[0]["task_from_profile"]["chance"]}
         if series in before:
-            fewer_G, fewer_R, fewer = before[series]
-            here["step"] = _estimated(value - fewer["information"]["value"], replicates_G - fewer_G)
+            fewer, fewer_R = before[series]
+            here["step"] = _estimated([*routed, *(_weighted(one, -1.0) for one in fewer)], rows)
             if correct_R is not None and fewer_R is not None:
-                here["profile_step"] = _mean(correct_R - fewer_R, rows)
-        here["runs"] = [{key: entry for key, entry in one.items() if key != "correct"} for one in runs]
-        before[series] = replicates_G, correct_R, here
+                here["profile_step"] = in_shares(difference([mean_sample(correct_R - fewer_R, rows.clusters)]))
+        here["runs"] = [{key: one[key] for key in one if key not in ("correct", "routings")} for one in runs]
+        before[series] = routed, correct_R
         points.append(here)
     return points
 
 
-def _estimated(value: float, replicates_G: np.ndarray) -> Found:
-    low, high = jackknife_interval(value, replicates_G)
-    return {"value": value, "low": low, "high": high}
+def _weighted(routing: Routing, factor: float) -> Routing:
+    return dataclasses.replace(routing, weight=factor * routing.weight)
 
 
-def _mean(values_R: np.ndarray, rows: Labelled) -> Found:
-    low, high = mean_interval(values_R, rows.clusters)
-    return {"value": float(values_R.mean()), "low": low, "high": high}
+def _estimated(routed: Sequence[Routing], rows: Labelled) -> Found:
+    found: Information = information(routed, rows.labels["task"], rows.clusters)
+    return {"value": found.value, "low": found.low, "high": found.high}

@@ -125,7 +125,9 @@ def heat(sweep: Sweep, x: str, y: str, group: str = MACRO) -> Figure:
             texts[place] = point.unfinished or "–"
             if mean is not None:
                 values[place] = mean.value
-                texts[place] = f"{mean.value:.1f}\n±{(mean.high - mean.low) / 2:.1f}"
+                texts[place] = f"{mean.value:.1f}"
+                if mean.low is not None and mean.high is not None:
+                    texts[place] += f"\n±{(mean.high - mean.low) / 2:.1f}"
         figure = new_figure(1.9 + 0.95 * len(columns), 1.6 + 0.68 * len(rows))
         axes = figure.subplots()
         image = axes.imshow(values, cmap=HEAT, aspect="auto")
@@ -211,8 +213,9 @@ def _line(
 def _errorbar(
     axes: Axes, x: float, y: float, mean: SeedMean, style: dict[str, Any], name: str | None, horizontal: bool = False
 ) -> None:
-    error = [[mean.value - mean.low], [mean.high - mean.value]]
-    sides: dict[str, Any] = {"xerr": error} if horizontal else {"yerr": error}
+    sides: dict[str, Any] = {}
+    if mean.low is not None and mean.high is not None:
+        sides["xerr" if horizontal else "yerr"] = [[mean.value - mean.low], [mean.high - mean.value]]
     axes.errorbar(x, y, **sides, **style, markersize=5, capsize=2, elinewidth=1, label=name)
     if len(mean.by_seed) > 1:
         at = (mean.by_seed, [y] * len(mean.by_seed)) if horizontal else ([x] * len(mean.by_seed), mean.by_seed)
