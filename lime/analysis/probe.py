@@ -18,7 +18,6 @@ import numpy as np
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge penalties that are tried, in units of the number of training samples."""
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,15 @@ def probe(x_ND: np.ndarray, labels: Sequence[str], folds: Sequence[int], rows: S
         rows: the row of each sample, 0..R-1; a row each when absent.
 
     Raises:
-        ValueError: lengths that do not fit, fewer than three folds or two labels, or a row in two folds.
+        ValueError: lengths that do not fit, a feature that is not finite, fewer than three folds or two labels, or a
+            row in two folds.
     """
     x, fold_N = np.asarray(x_ND, dtype=np.float64), np.asarray(folds)
     row_N = np.arange(len(x)) if rows is None else np.asarray(rows)
     if x.ndim != 2 or not len(x) == len(labels) == len(fold_N) == len(row_N):
         raise ValueError(f"expected a label, a fold and a row for each of {len(x)} samples")
+    if not np.isfinite(x).all():
+        raise ValueError("the features to probe hold a value that is not finite (NaN or infinite)")
     names, index_N = np.unique(np.asarray(labels), return_inverse=True)
     used = np.unique(fold_N)
     if len(used) < 3 or len(names) < 2:

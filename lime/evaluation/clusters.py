@@ -1,4 +1,4 @@
-"""The picture or clip that a row was made from: rows of one source are not independent (`lime.evaluation.intervals`)."""
+"""The picture or clip that a row was made from: rows of one source are not independent."""
 
 from __future__ import annotations
 

@@ -180,8 +180,9 @@ def comparison_table(found: Comparison, names: Mapping[str, str] | None = None) 
             if task.category == group.name:
                 table.add_row(
                     ("*" if task.clear else " ") + task.split, str(task.n), f"{task.a:.1f}", f"{task.b:.1f}",
-                    f"{task.difference:+.1f}", interval_text(task.low, task.high, "+", "…"), str(task.only_a), str(task.only_b),
-                    _p(task.p), _p(task.adjusted), style="bold" if task.clear else "",
+                    f"{task.difference:+.1f}", interval_text(task.low, task.high, "+", "…"),
+                    str(task.only_a), str(task.only_b), _p(task.p), _p(task.adjusted),
+                    style="bold" if task.clear else "",
                 )  # fmt: skip
         table.add_row(*_cells(group, (names or {}).get(group.name, group.name)), style="cyan")
         table.add_section()

@@ -15,6 +15,7 @@ Intervals are at 95% and two-sided. A task whose rows come from one source has n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,7 +103,7 @@ def correlation_sample(x_R: np.ndarray, y_R: np.ndarray, sources: Sequence[str],
     """A Pearson or Spearman correlation; 0 where it is undefined.
 
     Without its source a correlation is worked out on the rows that stay (ranks stay those of all rows). The variance of
-    independent rows is that of normal ones: (1 - r^2)^2 / (n - 3), times 1 + r^2 / 2 for ranks (Bonett and Wright 2000).
+    independent rows is that of normal ones: (1 - r^2)^2 / (n - 3), for ranks times 1 + r^2 / 2 (Bonett, Wright 2000).
     """
     if kind == "spearman":
         x_R, y_R = stats.rankdata(x_R), stats.rankdata(y_R)
@@ -190,7 +191,7 @@ def difference(samples: Sequence[Sample]) -> Estimate:
     if any(len(one.sources_G) < 2 for one in samples):
         return Estimate(100 * value, None, None)
     doubt = 1 / (sum(one.alike for one in samples) + 2) ** 2
-    half = _quantile(samples) * np.sqrt(_variance(samples) + doubt)
+    half = _quantile(samples) * math.sqrt(_variance(samples) + doubt)
     return Estimate(100 * value, 100 * max(value - half, -2.0), 100 * min(value + half, 2.0))
 
 
@@ -202,7 +203,7 @@ def of_correlation(sample: Sample) -> Estimate:
     r = sample.value
     if len(sample.sources_G) <= 3 or abs(r) > 1 - 1e-12:
         return Estimate(100 * r, None, None)
-    half = _quantile([sample]) * np.sqrt(sample.variance) / (1 - r * r)
+    half = _quantile([sample]) * math.sqrt(sample.variance) / (1 - r * r)
     low, high = (float(np.tanh(np.arctanh(r) + sign * half)) for sign in (-1, 1))
     return Estimate(100 * r, 100 * low, 100 * high)
 
@@ -212,7 +213,7 @@ def mixed(samples: Sequence[Sample]) -> Estimate:
     value = float(np.mean([one.value for one in samples]))
     if any(len(one.sources_G) < 2 for one in samples):
         return Estimate(100 * value, None, None)
-    half = _quantile(samples) * np.sqrt(_variance(samples))
+    half = _quantile(samples) * math.sqrt(_variance(samples))
     return Estimate(100 * value, 100 * max(value - half, -1.0), 100 * min(value + half, 1.0))
 
 

@@ -57,7 +57,8 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     lines = [
         f"Scores in points; diff.: score less {baseline}.",
         f"* {macro.above_majority} of {macro.tasks} tasks: interval of the score above the majority answer's.",
-        f"Score (accuracy; 100 x Pearson for STS-B), macro over {macro.tasks} tasks, {macro.n} rows: {macro.score.text()}; "
+        f"Score (accuracy; 100 x Pearson for STS-B), macro over {macro.tasks} tasks, {macro.n} rows: "
+        f"{macro.score.text()}; "
         f"majority {macro.majority:.1f}, difference {macro.over_majority.text('+')}"
         + (f"; frozen {macro.frozen:.1f}, difference {macro.over_frozen.text('+')}" if macro.over_frozen else "")
         + f". Exact match in all tasks: {macro.exact_match.text()}.",

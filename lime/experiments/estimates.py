@@ -1,7 +1,8 @@
 """Means over seeds and paired differences, from the per-item results of records.
 
 Two kinds of uncertainty are kept apart. The interval of a mean or a difference is that of `lime.evaluation.intervals`
-over the test items, with each item's result averaged over the seeds; it says what other test rows would have given. The standard deviation over seeds says what other seeds would have given.
+over the test items, with each item's result averaged over the seeds; it says what other test rows would have given. The
+standard deviation over seeds says what other seeds would have given.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ RUN, FINISHED = "run", (TrialState.COMPLETE, TrialState.FAIL)
 
 @dataclass
 class Space:
-    """What a search tries. ``validation_loss``: the last loss on the validation part; ``macro``: the macro score over the
-    test rows of all tasks, which should then not be the rows that are reported."""
+    """What a search tries. ``validation_loss``: the last loss on the validation part; ``macro``: the macro score over
+    the test rows of all tasks, which should then not be the rows that are reported."""
 
     objective: str = "validation_loss"
     overrides: list[str] = field(default_factory=list)

@@ -20,6 +20,7 @@ from lime.data.media import MediaError, load_image, load_video, media_file
 from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
+from lime.experiments.estimates import MACRO
 from lime.experiments.records import Parameters, Training
 from lime.training.config import WandbConfig
 
@@ -90,7 +91,8 @@ class WandbRun:
         """What is known at the end of a run: scores (:func:`score_keys`), sample predictions with their pictures."""
         macro = evaluation.macro
         scores = {score_key(score.split): score.value for score in evaluation.splits}
-        scores |= {score_key(group.name): group.score.value for group in (*evaluation.categories, macro)}
+        scores |= {score_key(group.name): group.score.value for group in evaluation.categories}
+        scores |= {score_key(MACRO): macro.score.value}
         scores |= {MAJORITY: macro.majority, EXACT_MATCH: macro.exact_match.value}
         frozen = {} if macro.frozen is None else {FROZEN: macro.frozen}
         self.log_results(scores | frozen)

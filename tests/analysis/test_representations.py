@@ -16,7 +16,6 @@ from lime.analysis.approximation import (
     whitened_experts,
 )
 from lime.analysis.cka import cka_replicates, linear_cka
-from lime.analysis.information import expert_task_information, information_replicates
 from lime.method.deltas.moe_lora import MoELoRADelta
 
 
@@ -111,25 +110,26 @@ def test_separate_experts_leave_the_error_of_the_best_rank_one_fit() -> None:
         approximation_by_layer(nn.Linear(2, 2))
 
 
-def test_information_between_experts_and_tasks() -> None:
-    rng = np.random.default_rng(0)
-    tasks = [f"task{i % 4}" for i in range(80)]
-    own = np.eye(4)[np.arange(80) % 4]
-    certain = expert_task_information(own, tasks)
-    assert certain.plain == pytest.approx(np.log(4))
-    assert certain.bound == pytest.approx(np.log(4))
-    assert certain.p < 0.01
-    noise = [expert_task_information(rng.dirichlet(np.ones(4), 80), tasks, 100) for _ in range(20)]
-    assert np.mean([found.plain for found in noise]) > 0.01  # the bias
-    assert abs(np.mean([found.value for found in noise])) < 0.005
-    groups = np.arange(80) % 5
-    left = information_replicates(own, tasks, groups)
-    kept = [expert_task_information(own[groups != g], [t for t, k in zip(tasks, groups, strict=True) if k != g], 1)
-            for g in range(5)]  # fmt: skip
-    assert left == pytest.approx([one.plain for one in kept])
-    more = information_replicates(own, tasks, groups, 6)
-    assert more.tolist() == [*left, certain.plain]  # a group without rows leaves everything
-    with pytest.raises(ValueError, match="sum to 1"):
-        expert_task_information(np.ones((80, 4)), tasks)
-    with pytest.raises(ValueError, match="for 3 rows"):
-        expert_task_information(own, tasks[:3])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named(wrong: float) -> None:
+    good = np.random.default_rng(0).normal(size=(8, 3))
+    bad = good.copy()
+    bad[2, 1] = wrong
+    with pytest.raises(ValueError, match="first representation holds a value that is not finite"):
+        linear_cka(bad, good)
+    with pytest.raises(ValueError, match="second representation"):
+        linear_cka(good, bad)
+    with pytest.raises(ValueError, match="updates hold a value that is not finite"):
+        fit_modulators(bad[None])
+    with pytest.raises(ValueError, match="second moment of the inputs holds"):
+        fit_modulators(good[None], np.full((3, 3), wrong))
+
+
+def test_second_moments_that_are_none_are_named() -> None:
+    experts = np.random.default_rng(0).normal(size=(2, 4, 3))
+    with pytest.raises(ValueError, match="symmetric"):
+        fit_modulators(experts, np.triu(np.ones((3, 3))))
+    with pytest.raises(ValueError, match="positive semi-definite"):
+        fit_modulators(experts, np.diag([1.0, 1.0, -1.0]))
+    singular = np.diag([1.0, 1.0, 0.0])
+    assert fit_modulators(experts, singular).error == pytest.approx(fit_modulators(experts[:, :, :2]).error)

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from lime.analysis.probe import mean_interval, probe
+from lime.analysis.probe import probe
 from lime.analysis.projection import principal_components, separation
 from lime.analysis.resampling import balanced_groups, jackknife_interval
 from lime.analysis.routing import RoutedRows, usage_by_group, usage_of
+from lime.evaluation.intervals import mean_sample, share
 
 
 def test_groups_keep_sources_whole_and_tasks_spread() -> None:
@@ -44,8 +45,8 @@ def test_probe_reads_what_is_there_and_nothing_else() -> None:
     told[:, :3] += 12 * np.eye(3)[np.arange(300) % 3]
     assert probe(told, labels, folds).accuracy == 1.0
     blind = probe(noise, labels, folds)
-    low, high = mean_interval(blind.correct, [str(i) for i in range(300)])
-    assert low < 1 / 3 < high
+    found = share([mean_sample(blind.correct, [str(i) for i in range(300)])])
+    assert found.low < 100 / 3 < found.high
     assert blind.chance == pytest.approx(1 / 3)
     assert probe(np.ones((300, 2)), labels, folds).accuracy == pytest.approx(1 / 3)
     partly = probe(told, [label if rng.random() < 0.7 else "label0" for label in labels], folds).accuracy
@@ -62,6 +63,8 @@ def test_probe_never_tests_on_a_row_it_was_trained_on() -> None:
     assert by_row.correct.shape == (100,)
     assert by_row.accuracy < 0.65
     assert probe(features, labels, (np.arange(200) % 5).tolist()).accuracy > 0.95
+    with pytest.raises(ValueError, match="not finite"):
+        probe(np.where(features > 0.9, np.nan, features), labels, (rows % 5).tolist(), rows.tolist())
     with pytest.raises(ValueError, match="two folds"):
         probe(features, labels, (np.arange(200) % 5).tolist(), rows.tolist())
     with pytest.raises(ValueError, match="at least 3 folds"):
@@ -102,7 +105,7 @@ def test_separation_is_all_of_two_points_and_little_of_noise() -> None:
 
 
 def test_usage_of_rows_and_of_their_groups() -> None:
-    own = RoutedRows(np.eye(4)[[0, 1, 2, 3]], np.eye(4)[[0, 1, 2, 3]], np.zeros(4))
+    own = RoutedRows(*[np.eye(4)] * 3, np.zeros(4))
     every = usage_of(own)
     assert every.usage == (0.25, 0.25, 0.25, 0.25)
     assert every.experts_realised == pytest.approx(4.0)
@@ -112,8 +115,11 @@ def test_usage_of_rows_and_of_their_groups() -> None:
     assert by["a"].usage == (0.0, 0.0, 0.5, 0.5)
     assert by["a"].experts_realised == pytest.approx(2.0)
     assert by["a"].rows == 2
-    uniform = RoutedRows(np.full((3, 4), 0.25), np.ones((3, 4)), np.full(3, math.log(4)))
+    uniform = RoutedRows(np.full((3, 4), 0.25), np.ones((3, 4)), np.full((3, 4), 0.25), np.full(3, math.log(4)))
     assert usage_of(uniform).entropy == pytest.approx(math.log(4))
     assert usage_of(uniform).experts_per_token == 4.0
+    biased = RoutedRows(np.array([[0.4, 0.3, 0.3]]), np.ones((1, 3)), np.array([[0.95, 0.05, 0.0]]), np.ones(1))
+    assert usage_of(biased).busiest == pytest.approx(0.95)  # although mean probabilities look balanced
+    assert usage_of(biased).experts_realised < 1.25
     with pytest.raises(ValueError, match="no row"):
         usage_of(own, np.zeros(4, dtype=bool))

@@ -192,7 +192,7 @@ def test_the_command_on_short_runs(tmp_path: Path, capsys: pytest.CaptureFixture
         "analysis.json", "analysis.md", *(f"{name}.{kind}" for name in figures for kind in ("png", "pdf"))
     }  # fmt: skip
     found = json.loads((out / "analysis.json").read_text())
-    assert found["schema"] == "lime-analysis/1"
+    assert found["schema"] == "lime-analysis/2"
     assert found["rows"]["count"] == 12
     layers = found["routing"]["layers"]
     assert all(sum(layer["usage"]) == pytest.approx(1.0, abs=1e-5) for layer in layers.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lime.evaluation.clusters import cluster_weights, source_media, weighted_correlations, weighted_means
+from lime.evaluation.clusters import source_media
 from lime.evaluation.comparison import compare, reading
 from lime.evaluation.predictions import Prediction, write_predictions
 from scripts.compare import main
@@ -29,37 +29,6 @@ def test_source_media() -> None:
     assert source_media("v/clip7_rotate_2.mp4") == source_media("v/clip7_masking_2.mp4")
     assert source_media("images/original/1.jpg") == "images/original/1.jpg"  # only clips are tampered with
     assert source_media("") == ""
-
-
-def test_rows_of_one_medium_are_drawn_together_and_alike_in_every_split() -> None:
-    weights = cluster_weights(["a", "b", "a", "c"], 500, seed=0)
-    assert np.array_equal(weights[:, 0], weights[:, 2])
-    assert weights.mean(axis=0) == pytest.approx(1.0, abs=0.15)
-    other = cluster_weights(["z", "b"], 500, seed=0)
-    drawn = (weights.sum(1) > 0) & (other.sum(1) > 0)
-    assert (weights[drawn, 1] == other[drawn, 1]).mean() > 0.8  # the same draws, where no split drew nothing
-    assert not np.array_equal(weights, cluster_weights(["a", "b", "a", "c"], 500, seed=1))
-    assert (cluster_weights(["only"], 500, seed=0).sum(axis=1) > 0).all()
-
-
-def test_weighted_means_and_correlations() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=30), rng.normal(size=30)
-    counts = rng.poisson(1.0, size=(5, 30)).astype(np.float32)
-    for i, row in enumerate(counts.astype(int)):
-        picks = np.repeat(np.arange(30), row)
-        assert weighted_means(x, counts)[i] == pytest.approx(x[picks].mean())
-        assert weighted_correlations(x, y, counts)[i] == pytest.approx(np.corrcoef(x[picks], y[picks])[0, 1])
-    assert np.array_equal(weighted_correlations(x, np.full(30, 2.0), counts), np.zeros(5))
-
-
-def test_clusters_widen_the_interval_as_they_should() -> None:
-    """Ten clips of 20 rows, all alike: the standard error is that of ten values, not of 200."""
-    values = np.repeat([1.0, 0.0] * 5, 20)
-    clustered = weighted_means(values, cluster_weights([f"clip{i}" for i in range(10) for _ in range(20)], 4000, 0))
-    single = weighted_means(values, cluster_weights([f"row{i}" for i in range(200)], 4000, 0))
-    assert single.std() == pytest.approx(0.5 / np.sqrt(200), rel=0.1)
-    assert clustered.std() == pytest.approx(0.5 / np.sqrt(10), rel=0.15)
 
 
 def test_comparison_names_what_differs() -> None:

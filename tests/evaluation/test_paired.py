@@ -67,15 +67,16 @@ def test_rows_of_one_medium_do_not_multiply_the_evidence() -> None:
 def test_swapping_answers_keeps_its_level_and_sees_a_difference() -> None:
     rng = np.random.default_rng(0)
     rejected = []
+    names = [str(i) for i in range(200)]
     for _ in range(300):
         truth = rng.normal(size=40)
         one, two = (truth + rng.normal(size=40) for _ in range(2))
-        rejected.append(swap_correlations(one, two, truth, rng, 199) < 0.05)
+        rejected.append(swap_correlations(one, two, truth, names[:40], rng, 199) < 0.05)
     assert np.mean(rejected) <= 0.06 + 2 * np.sqrt(0.05 * 0.95 / 300)
     truth = rng.normal(size=200)
     good, bad = truth + 0.3 * rng.normal(size=200), truth + 3 * rng.normal(size=200)
-    assert swap_correlations(good, bad, truth, rng) < 0.01
-    assert swap_correlations(good, 5 + 100 * good, truth, rng) == 1.0  # another scale is no difference
+    assert swap_correlations(good, bad, truth, names, rng) < 0.01
+    assert swap_correlations(good, 5 + 100 * good, truth, names, rng) == 1.0  # another scale is no difference
 
 
 def test_holm_by_hand() -> None:

@@ -149,7 +149,7 @@ def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     for text, message in (
         ("{", "not JSON"),
-        ('{"schema": "lime-results/0"}', "expected 'lime-results/1'"),
+        ('{"schema": "lime-results/0"}', "expected 'lime-results/2'"),
         (f'{{"schema": "{SCHEMA}"}}', "not a complete"),
     ):
         path.write_text(text)

@@ -211,8 +211,8 @@ def collect(
     if not found.rows:
         raise ValueError("no test row could be read: there is nothing to analyse")
     for key, shares in gathered.shares.items():
-        *of_experts, entropy = zip(*shares, strict=True)
-        found.routing[key] = RoutedRows(*map(np.stack, of_experts), np.array(entropy))
+        probability, active, largest, entropy = zip(*shares, strict=True)
+        found.routing[key] = RoutedRows(np.stack(probability), np.stack(active), np.stack(largest), np.array(entropy))
     for key, parts in gathered.cloud.items():
         found.clouds[key] = Cloud(*(np.concatenate(side) for side in zip(*parts, strict=True)))
     found.seen = {key: np.array(rows) for key, rows in gathered.seen.items()}

@@ -106,7 +106,7 @@ def _routing(routing: Mapping[str, Any]) -> str:
     head = ["by", "group", "rows", "entropy (nats)", "experts per token", "busiest expert", "realised"]
     alone = [name for name, one in zip(names, layers.values(), strict=True) if one["busiest"] > ONE_EXPERT]
     text = (
-        f"Layers in which one expert wins more than {100 * ONE_EXPERT:.0f}% of the tokens: {len(alone)} of {len(layers)}"
+        f"Layers in which one expert wins over {100 * ONE_EXPERT:.0f}% of the tokens: {len(alone)} of {len(layers)}"
         + (f" ({', '.join(alone)})." if alone else ".")
     )
     return f"## Routing\n\n{table}\n\n{text}\n\nMeans over layers:\n\n{_table(head, groups)}"
