@@ -111,7 +111,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"schema": "lime-record/9"}, "schema: expected lime-record/1, got 'lime-record/9'"),
-        ({"status": "done"}, "status: expected one of running, finished, failed, interrupted"),
+        ({"status": "done"}, "status: expected one of running, finished, diverged, failed, interrupted"),
         ({"statos": 1}, "statos: unknown key; did you mean status?"),
         ({"training": None}, "training: lacking in a record of a finished run"),
         ({"training__steps": "5"}, "training.steps: expected a whole number, got '5'"),
