@@ -1,7 +1,7 @@
 """Will it fit, and how long will it take? Before a run, without a step: python scripts/preflight.py [KEY=VALUE …]
 
-Takes every option of train.py: resolves the configuration, loads model and data, counts parameters, runs forward and
-backward on the heaviest batch of each modality, and predicts peak memory and the time of an epoch.
+Takes every option of train.py: resolves the configuration, loads model and data, counts parameters, tries batches of
+training, of the frozen backbone's answers and of the evaluation, and predicts peak memory and time of each.
 python scripts/preflight.py --json FILE … writes all of it, with --overwrite whatever FILE is.
 Exit code 1 where it does not fit.
 """
@@ -51,6 +51,7 @@ def _try(config: TrainConfig, target: Path | None) -> int:
     import lime
     from lime.atomic import write_json
     from lime.models.loading import load_backbone
+    from lime.training.answering import TestRows, asks_frozen
     from lime.training.job import checkpoint_activations
     from lime.training.preflight import preflight_of_run
     from lime.training.setup import device_of, media_errors_as_input_errors, open_data, prepare_process
@@ -66,7 +67,9 @@ def _try(config: TrainConfig, target: Path | None) -> int:
         print(applied)
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(model)
-        found = preflight_of_run(config, model, data, device)
+        tests = TestRows(data, config.evaluation.splits) if config.evaluation.mode != "none" else None
+        to_ask = tests is not None and asks_frozen(backbone, data, tests, config)
+        found = preflight_of_run(config, model, data, device, tests=tests, answers_frozen=to_ask)
     if found is None:
         return 0
     if target is not None:

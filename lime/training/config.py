@@ -77,7 +77,7 @@ class TrainerConfig:
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
         deterministic: only deterministic kernels.
         num_threads: CPU threads of one process; null for all cores of the machine that this process may use.
-        preflight: try the heaviest batches before the first step, and say whether they fit and how long an epoch takes.
+        preflight: try batches of every phase before the first, and say whether the run fits and how long it takes.
         log_every_n_steps: optimiser steps between two rows of metrics.csv.
         validate_every_n_epochs: epochs between two validations on rows held out from training; null for none.
     """

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,27 @@ VERSION = 1  # raise when the way of answering changes
 _INPUT_KEYS = ("max_length", "system_prompt", "video_backend", "on_missing_media", "on_overlong")
 
 
-def frozen_answers(
+@dataclass(frozen=True)
+class FrozenCache:
+    """Where the frozen backbone's answers are kept, and what they depend on.
+
+    Attributes:
+        decisive: all that decides them: backbone, data, rows, processing and options.
+        key: hash of it.
+        path: the file; None without a cache.
+    """
+
+    decisive: dict[str, Any]
+    key: str
+    path: Path | None
+
+    @property
+    def known(self) -> bool:
+        return self.path is not None and self.path.is_file()
+
+
+def frozen_cache(
     backbone: Backbone,
-    collator: Any,
     rows: Sequence[Row],
     allowed: Mapping[str, Sequence[str] | None],
     *,
@@ -39,14 +58,8 @@ def frozen_answers(
     data_fingerprint: str,
     config: EvaluationConfig,
     cache_dir: Path | None,
-    progress: Progress | None = None,
-    folder: Path | None = None,
-) -> list[str | None]:
-    """The frozen backbone's answer to each row, by likelihood over the allowed answers where a task has a closed set.
-
-    Read from ``cache_dir`` when all that decides them is the same: backbone, data, rows, processing and options.
-    In ``folder``, the run's, answers are kept as they come.
-    """
+) -> FrozenCache:
+    """The place of these answers."""
     device = next(backbone.model.parameters()).device.type
     decisive = {
         "version": VERSION,
@@ -62,7 +75,26 @@ def frozen_answers(
     }
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     path = cache_dir / "frozen" / f"{backbone.name}-{key[:20]}.json" if cache_dir is not None else None
-    there = processes.from_main(path is not None and path.is_file())
+    return FrozenCache(decisive, key, path)
+
+
+def frozen_answers(
+    backbone: Backbone,
+    collator: Any,
+    rows: Sequence[Row],
+    allowed: Mapping[str, Sequence[str] | None],
+    config: EvaluationConfig,
+    cache: FrozenCache,
+    *,
+    progress: Progress | None = None,
+    folder: Path | None = None,
+) -> list[str | None]:
+    """The frozen backbone's answer to each row, by likelihood over the allowed answers where a task has a closed set.
+
+    Read from ``cache`` when it has them. In ``folder``, the run's, answers are kept as they come.
+    """
+    key, path = cache.key, cache.path
+    there = processes.from_main(cache.known)
     if path is not None and there:
         known = json.loads(path.read_text(encoding="utf-8"))["answers"]
         log.info("frozen backbone: %d answers from %s", len(known), path)
@@ -74,5 +106,5 @@ def frozen_answers(
         journal.close()
     if path is not None and processes.is_main():
         by_row = {row.id: answer for row, answer in zip(rows, answers, strict=True)}
-        write_json(path, {**decisive, "answers": by_row})
+        write_json(path, {**cache.decisive, "answers": by_row})
     return answers

@@ -133,7 +133,7 @@ def generate_answers(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         use_cache=True,
     )
-    batches = _batches(collator, rows, batch_size, lambda row: row.source_type)
+    batches = batches_of(collator, rows, batch_size, lambda row: row.source_type)
 
     def generate(kept: Sequence[Row], inputs: dict[str, Tensor]) -> list[str]:
         tokens_BT = model.generate(**inputs, generation_config=settings)  # type: ignore[operator]
@@ -205,7 +205,7 @@ def answer_likelihoods(
         )
     choices = {split: tuple(dict.fromkeys(answers)) for split, answers in allowed.items()}
     tokens = AnswerTokens(collator)
-    batches = _batches(collator, rows, batch_size, lambda row: (row.source_type, *choices[row.split]))
+    batches = batches_of(collator, rows, batch_size, lambda row: (row.source_type, *choices[row.split]))
 
     def score(kept: Sequence[Row], inputs: dict[str, Tensor]) -> list[dict[str, float]]:
         answers = choices[kept[0].split]
@@ -225,7 +225,7 @@ def end_tokens(model: nn.Module, collator: Collator) -> list[int]:
     return sorted({int(token) for token in (collator.end_token_id, *several) if token is not None})
 
 
-def _batches(
+def batches_of(
     collator: Collator, rows: Sequence[Row], batch_size: int, group: Callable[[Row], object]
 ) -> list[list[Row]]:
     """Batches within groups, longest prompts first: padding stays short, and a lack of memory shows at once."""

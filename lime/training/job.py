@@ -28,7 +28,7 @@ from lime.experiments.records import Parameters
 from lime.models.loading import Backbone, load_backbone
 from lime.slurm import under_slurm
 from lime.training import processes
-from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
+from lime.training.answering import TestRows, answer_adapted, answer_frozen, asks_frozen, journal_of, report
 from lime.training.callbacks import MetricsCallback, ProgressCallback, checkpoint_callback
 from lime.training.checkpoints import FOLDER as CHECKPOINTS
 from lime.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
@@ -134,15 +134,19 @@ class _Run:
         tests = TestRows(data, config.evaluation.splits) if answers else None
         self.info = self._record_environment(backbone, data)
         backbone.model.to(self.device)  # type: ignore[arg-type]
-        frozen = answer_frozen(backbone, data, tests, config, config.callbacks.progress, self.folder) if tests else None
+        model, applied = lime.tuner.apply(backbone.model, config.settings())
+        if config.trainer.gradient_checkpointing:
+            checkpoint_activations(model)
+        if config.trainer.preflight:  # before the first phase
+            to_ask = tests is not None and asks_frozen(backbone, data, tests, config)
+            preflight_of_run(config, model, data, self.device, self.folder, tests, answers_frozen=to_ask)
+        frozen = None
+        if tests is not None:
+            with model.disable_adapter():
+                frozen = answer_frozen(backbone, data, tests, config, config.callbacks.progress, self.folder)
         wandb_run = self._wandb()
         failed = True
         try:
-            model, applied = lime.tuner.apply(backbone.model, config.settings())
-            if config.trainer.gradient_checkpointing:
-                checkpoint_activations(model)
-            if config.trainer.preflight:
-                preflight_of_run(config, model, data, self.device, self.folder)
             metrics = self.fit(model, backbone, data, [wandb_run] if wandb_run else [])
             parameters = Parameters(applied.trainable, applied.total_parameters, applied.layers)
             self.record.trained(parameters, metrics.measured(), metrics.routing)

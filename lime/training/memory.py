@@ -49,11 +49,12 @@ def peak_resident_mb() -> float:
 
 
 def available_mb(device: torch.device) -> float | None:
-    """MB that this process may still take: of the GPU, else of the machine or its control group; None if unknown."""
+    """MB that this process may still take: of the GPU, else of the machine, its control group or the limits of the
+    process itself (`ulimit -v`, `ulimit -d`); None if unknown."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + cached) / MB
-    limits = [_machine_mb(), _group_mb()]
+    limits = [_machine_mb(), _group_mb(), _process_mb()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -79,6 +80,24 @@ def _group_mb() -> float | None:
         if total.isdigit() and int(total) < 2**60:
             return (int(total) - int(now)) / MB
     return None
+
+
+def _process_mb() -> float | None:
+    """What the limits of this process's address space and of its data leave; None without them."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    used = {
+        line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmSize:", "VmData:"))
+    }
+    limits = {"VmSize": resource.RLIMIT_AS, "VmData": resource.RLIMIT_DATA}
+    left = [
+        (limit - used[name]) / MB
+        for name, which in limits.items()
+        if name in used and (limit := resource.getrlimit(which)[0]) != resource.RLIM_INFINITY
+    ]
+    return max(0.0, min(left)) if left else None
 
 
 class Peak:

@@ -1,52 +1,46 @@
-"""Before the first real step: does the heaviest batch fit, and how long will an epoch take?
+"""Before a run's first phase: does every phase fit, and how long will it take?
 
-The trial runs forward and backward on the heaviest batches the data can give and, on the CPU, on a batch of every
-shape, without an optimiser step. Random states, gradients and the training mode are put back, so that the training
-that follows is the same to the last bit.
+Batches of each phase are tried (`lime.training.trials`) without an optimiser step. Random states, gradients and modes
+are put back, so that the run that follows is the same to the last bit.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import random
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
 from lime.atomic import write_json
+from lime.config.identity import config_hash
 from lime.config.schema import TrainConfig
 from lime.data.datamodule import MMTDataModule
-from lime.data.rows import Row
-from lime.data.sampler import LengthBucketSampler, read_ahead
-from lime.data.tasks import MODALITIES
 from lime.training import processes
-from lime.training.memory import MB, Peak, available_mb, resident_mb
+from lime.training.memory import MB, available_mb, resident_mb
 from lime.training.module import AdaptationModule
+from lime.training.phases import Phase, answering_phase, sampler, training_phase
 from lime.training.setup import resolved_precision
+from lime.training.trials import ADVICE, Trial, Trials, duration
 
 log = logging.getLogger(__name__)
 
-ORDINARY = 48  # shapes of batches tried after the heaviest, on the CPU
-ORDINARY_SECONDS = 20.0  # after which no more of them are tried
-HEAP = 1.25  # on the CPU: the heap after hundreds of batches of changing shapes over that after one of each; measured
 ADAM_BYTES = 8  # two float32 moments a trainable parameter
 
 
 @dataclass(frozen=True)
-class Trial:
-    """The heaviest batch of one modality: rows, padded tokens, and seconds and peak MB of forward and backward."""
+class PhaseVerdict:
+    """Predicted seconds and peak MB of one phase."""
 
-    modality: str
-    rows: int
-    tokens: int
+    name: str
     seconds: float
     peak_mb: float
 
@@ -60,13 +54,16 @@ class Preflight:
         parameters, trainable: of the adapted model.
         weights_mb, optimizer_mb: of all parameters, and of AdamW's moments.
         media_mb: what the resized media kept in memory will still grow by.
-        peak_mb: predicted peak of training: of the process on the CPU, of torch's allocator on a GPU.
+        phases: each phase of the run, in order.
+        peak_mb: the largest of their peaks: of the process on the CPU, of torch's allocator on a GPU.
         available_mb: what the device leaves to this process beyond what it holds now; None if unknown.
-        needed_mb: how much of that training takes.
+        needed_mb: how much of that the run takes.
         trials: the heaviest batches.
         steps_per_epoch: optimiser steps of one process.
         epoch_seconds: time of an epoch's forward and backward passes.
-        epochs_seconds: the same for the whole run.
+        epochs_seconds: the same for all epochs.
+        run_seconds: of all phases.
+        own_seconds: what the preflight itself took.
         sample: a row of the heaviest modality, with the tokens of its prompt and answer and those of its answer.
     """
 
@@ -76,6 +73,7 @@ class Preflight:
     weights_mb: float
     optimizer_mb: float
     media_mb: float
+    phases: list[PhaseVerdict]
     peak_mb: float
     available_mb: float | None
     needed_mb: float
@@ -83,11 +81,13 @@ class Preflight:
     steps_per_epoch: int
     epoch_seconds: float
     epochs_seconds: float
+    run_seconds: float
+    own_seconds: float
     sample: dict[str, Any]
 
     @property
     def fits(self) -> bool:
-        """Whether training needs no more than is there. True where the system does not say what is there."""
+        """Whether the run needs no more than is there. True where the system does not say what is there."""
         return self.available_mb is None or self.needed_mb <= self.available_mb
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,20 +96,21 @@ class Preflight:
     def lines(self) -> list[str]:
         """The verdict in words."""
         left = "unknown" if self.available_mb is None else f"{self.available_mb:,.0f} MB"
+        times = ", ".join(f"{phase.name} {duration(phase.seconds)}" for phase in self.phases)
+        memory = ", ".join(f"{phase.name} {phase.peak_mb:,.0f} MB" for phase in self.phases)
         return [
             f"{self.parameters:,} parameters ({self.weights_mb:,.1f} MB), {self.trainable:,} trainable, "
             f"{self.optimizer_mb:,.1f} MB for AdamW",
             *(
-                f"heaviest {one.modality} batch: {one.rows} rows of {one.tokens} tokens, {one.seconds:.2f} s, "
-                f"peak {one.peak_mb:,.0f} MB"
+                f"heaviest {one.modality} batch of {one.phase}: {one.rows} rows of {one.tokens} tokens, peak "
+                f"{one.peak_mb:,.0f} MB" + (f" (by {one.tried} of the rows)" if one.tried < one.rows else "")
                 for one in self.trials
             ),
             f"row {self.sample['row']}, for one, takes {self.sample['tokens']} tokens, "
             f"{self.sample['answer_tokens']} of them for its answer",
-            f"predicted peak {self.peak_mb:,.0f} MB on the {self.device}; {self.needed_mb:,.0f} MB more than now, "
-            f"available {left}: {'it fits' if self.fits else 'it does NOT fit'}",
-            f"an epoch of {self.steps_per_epoch:,} steps takes about {duration(self.epoch_seconds)}, "
-            f"training {duration(self.epochs_seconds)}",
+            f"predicted peak {self.peak_mb:,.0f} MB on the {self.device} ({memory}); {self.needed_mb:,.0f} MB more "
+            f"than now, available {left}: {'it fits' if self.fits else 'it does NOT fit'}",
+            f"the run takes about {duration(self.run_seconds)}: {times}; an epoch has {self.steps_per_epoch:,} steps",
         ]
 
 
@@ -122,8 +123,9 @@ def preflight(
     epochs: int = 1,
     max_steps: int | None = None,
     accumulate: int = 1,
+    others: Sequence[tuple[Phase, bool]] = (),
 ) -> Preflight:
-    """Tries the heaviest batch of each modality that the training rows have, and predicts peak memory and time.
+    """Tries batches of each phase, and predicts peak memory and time.
 
     Args:
         module: the model with its adapters, on `device`.
@@ -131,37 +133,31 @@ def preflight(
         device: where it runs.
         precision: Lightning's precision.
         epochs, max_steps, accumulate: as in the trainer.
+        others: phases of answers, and whether each comes before training.
 
     Raises:
-        ValueError: a GPU runs out of memory; the message says what to lower.
+        ValueError: a batch does not fit; the message says what to lower.
     """
+    steps = -(-sum(1 for _ in sampler(data).batches(0)) // accumulate)
+    share = epochs if max_steps is None else min(epochs, max_steps / steps)
+    training = training_phase(module, data, device, precision, share)
+    phases = [*(phase for phase, first in others if first), training, *(phase for phase, first in others if not first)]
+    trials = Trials(phases, device)
     with _untouched(module, device):
         before = resident_mb()
-        trials, pace = [], {}
-        for kind in MODALITIES:
-            rows = _of_kind(data, kind)
-            if not rows:
-                continue
-            heaviest = [row for _, row in rows[: data.batch_size]]
-            trials.append(_trial(module, data, heaviest, kind, device, precision, repeats=1))
-            middle = max(0, len(rows) // 2 - data.batch_size // 2)
-            usual = [row for _, row in rows[middle : middle + data.batch_size]]
-            timed = _trial(module, data, usual, kind, device, precision, repeats=2)
-            pace[kind] = timed.seconds / (timed.rows * timed.tokens)
-        ordinary = _ordinary(module, data, device, precision) if device.type == "cpu" else 0.0
+        trials.probe()
+        level = resident_mb()
+        trials.heaviest()
+        trials.usual()
+        if device.type == "cpu":
+            trials.ordinary(module, data, precision, training, math.ceil(share))
     parameters = list(module.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     optimizer = ADAM_BYTES * trainable / MB
     media = _media_growth(data) if device.type == "cpu" else 0.0
-    peak = max(ordinary, *(trial.peak_mb for trial in trials))
-    if device.type == "cpu":
-        held, peak = before, before + HEAP * (peak - before)
-    else:
-        held = torch.cuda.memory_allocated(device) / MB
-    peak += optimizer + media
-    steps, seconds = _epoch(data, pace)
-    steps = -(-steps // accumulate)
-    share = epochs if max_steps is None else min(epochs, max_steps / steps)
+    held = before if device.type == "cpu" else torch.cuda.memory_allocated(device) / MB
+    verdicts = _verdicts(phases, level, device, optimizer + media)
+    peak = max(one.peak_mb for one in verdicts)
     return Preflight(
         device=device.type,
         parameters=sum(p.numel() for p in parameters),
@@ -169,30 +165,67 @@ def preflight(
         weights_mb=sum(p.numel() * p.element_size() for p in parameters) / MB,
         optimizer_mb=optimizer,
         media_mb=media,
+        phases=verdicts,
         peak_mb=peak,
         available_mb=available_mb(device),
         needed_mb=max(0.0, peak - held),
-        trials=trials,
+        trials=trials.shown,
         steps_per_epoch=steps,
-        epoch_seconds=seconds,
-        epochs_seconds=share * seconds,
-        sample=_sample(data, trials),
+        epoch_seconds=training.seconds() / share,
+        epochs_seconds=training.seconds(),
+        run_seconds=trials.total(),
+        own_seconds=trials.spent(),
+        sample=_sample(data, trials.shown),
     )
 
 
+def _verdicts(phases: Sequence[Phase], level: float, device: torch.device, held: float) -> list[PhaseVerdict]:
+    """Peaks in the order of the phases. On the CPU each grows on what the ones before left in the heap."""
+    found = []
+    for phase in phases:
+        if device.type == "cpu":
+            level += phase.grown_mb
+            peak = level
+        else:
+            peak = phase.peak_mb
+        found.append(PhaseVerdict(phase.name, phase.seconds(), peak + held + phase.kept_mb))
+    return found
+
+
 def preflight_of_run(
-    config: TrainConfig, model: nn.Module, data: MMTDataModule, device: torch.device, folder: Path | None = None
+    config: TrainConfig,
+    model: nn.Module,
+    data: MMTDataModule,
+    device: torch.device,
+    folder: Path | None = None,
+    tests: Any = None,
+    *,
+    answers_frozen: bool = False,
 ) -> Preflight | None:
     """The preflight of a run as it is configured, its verdict logged and, with a folder, kept as ``preflight.json``.
 
-    None, with the reason logged, where the strategy cuts the model into parts that exist only while it trains.
+    None, with the reason logged, where the strategy cuts the model into parts that exist only while it trains, and
+    where the folder has the verdict of an earlier start of the same run.
+
+    Args:
+        tests: the test rows that are answered (``lime.training.answering.TestRows``), where the run answers any.
+        answers_frozen: whether the frozen backbone answers them first.
     """
     if config.trainer.strategy in ("fsdp", "deepspeed"):
         log.info("preflight: left out, as trainer.strategy=%s shards the model", config.trainer.strategy)
         return None
-    module = AdaptationModule(
-        model, config.optim, config.lime.balance if config.lime.enabled else None, config.seed, backbone={}
-    )
+    of = config_hash(asdict(config))
+    if processes.from_main(folder is not None and _known(folder / "preflight.json", of)):
+        log.info("preflight: as before, see preflight.json")
+        return None
+    balance = config.lime.balance if config.lime.enabled else None
+    module = AdaptationModule(model, config.optim, balance, config.seed, backbone={})
+    others = []
+    if tests is not None:
+        asked = (model, data, tests.rows, tests.allowed, config.evaluation)
+        if answers_frozen:
+            others.append((answering_phase("frozen answers", *asked, "likelihood"), True))
+        others.append((answering_phase("evaluation", *asked, config.evaluation.mode), False))
     found = preflight(
         module,
         data,
@@ -201,12 +234,21 @@ def preflight_of_run(
         epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
         accumulate=config.trainer.accumulate_grad_batches,
+        others=others,
     )
     if processes.is_main():
         log_verdict(found)
         if folder is not None:
-            write_json(folder / "preflight.json", found.to_dict())
+            write_json(folder / "preflight.json", {**found.to_dict(), "config_hash": of})
     return found
+
+
+def _known(path: Path, of: str) -> bool:
+    """Whether a verdict of the same configuration is there."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["config_hash"] == of)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def log_verdict(found: Preflight) -> None:
@@ -217,116 +259,6 @@ def log_verdict(found: Preflight) -> None:
         log.warning("preflight: %s", ADVICE)
 
 
-ADVICE = (
-    "lower trainer.batch_size (and raise trainer.accumulate_grad_batches), lower data.max_length, data.cache_mb or the "
-    "image and video budgets of the model, or set trainer.gradient_checkpointing=true"
-)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _of_kind(data: MMTDataModule, kind: str) -> list[tuple[int, Row]]:
-    """(tokens, row) of a modality's training rows, the longest first."""
-    rows = [(n, row) for n, row in zip(data.train_lengths, data.train_rows, strict=True) if row.source_type == kind]
-    return sorted(rows, key=lambda pair: (-pair[0], pair[1].id))
-
-
-def _trial(
-    module: AdaptationModule,
-    data: MMTDataModule,
-    rows: Sequence[Row],
-    kind: str,
-    device: torch.device,
-    precision: str,
-    repeats: int,
-) -> Trial:
-    """Forward and backward on these rows; the time is that of the last of `repeats`."""
-    with Peak(device) as peak:
-        batch = module.on_before_batch_transfer(data.collator.training_batch(rows), 0)
-        batch = move_data_to_device(batch, device)
-        for _ in range(repeats):
-            seconds = _forward_backward(module, batch, device, precision)
-    tokens = int(batch["inputs"]["attention_mask"].shape[1])
-    return Trial(kind, len(rows), tokens, seconds, peak.mb)
-
-
-def _ordinary(module: AdaptationModule, data: MMTDataModule, device: torch.device, precision: str) -> float:
-    """Peak MB over the first batch of every shape in an epoch, made ahead as in training.
-
-    On the CPU, kernels and their buffers are kept for every shape met, and the heap keeps what batches of changing
-    shapes and the thread that makes them leave free in between. Training meets the kernels made here again.
-    """
-    made = (data.collator.training_batch(rows) for rows in _of_every_shape(data))
-    stream = read_ahead(made, data.config.prefetch)
-    ends = time.perf_counter() + ORDINARY_SECONDS
-    with Peak(device) as peak:
-        for batch in stream:
-            prepared = move_data_to_device(module.on_before_batch_transfer(batch, 0), device)
-            _forward_backward(module, prepared, device, precision)
-            if time.perf_counter() > ends:
-                break
-    stream.close()
-    return peak.mb
-
-
-def _of_every_shape(data: MMTDataModule) -> Iterator[list[Row]]:
-    """The first batch of every shape in a run's first epoch: of rows, padded tokens, images and clips."""
-    seen: set[tuple[int, int, int, int]] = set()
-    for batch in _sampler(data).batches(0):
-        rows = [data.train_rows[i] for i in batch]
-        kinds = [row.source_type for row in rows]
-        shape = (len(rows), max(data.train_lengths[i] for i in batch), kinds.count("image"), kinds.count("video"))
-        if shape not in seen:
-            seen.add(shape)
-            yield rows
-        if len(seen) == ORDINARY:
-            return
-
-
-def _sampler(data: MMTDataModule) -> LengthBucketSampler:
-    """The order of a run's first epoch in this process."""
-    rank, replicas = 0, 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank, replicas = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    kinds = [row.source_type for row in data.train_rows] if data.alike else None
-    return LengthBucketSampler(
-        data.train_lengths, data.batch_size, data.seed, rank=rank, replicas=replicas, kinds=kinds
-    )
-
-
-def _forward_backward(module: AdaptationModule, batch: dict[str, Any], device: torch.device, precision: str) -> float:
-    started = time.perf_counter()
-    try:
-        with _autocast(device, precision):
-            loss = module.loss(batch).total
-        loss.backward()
-        _clear_gradients(module)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError as error:
-        rows, tokens = batch["inputs"]["attention_mask"].shape
-        raise ValueError(
-            f"the heaviest batch ({rows} rows of {tokens} tokens) does not fit on the GPU: "
-            f"{str(error).splitlines()[0]}; {ADVICE}"
-        ) from error
-    return time.perf_counter() - started
-
-
-def _autocast(device: torch.device, precision: str) -> Any:
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
-
-
-def _clear_gradients(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        parameter.grad = None
-
-
 @contextmanager
 def _untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Training mode inside; afterwards modes, gradients and every random state are what they were."""
@@ -334,7 +266,8 @@ def _untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
     gradients = {parameter: parameter.grad for parameter in module.parameters()}
     own, global_numpy, default = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     on_gpu = torch.cuda.get_rng_state_all() if device.type == "cuda" else None
-    _clear_gradients(module)
+    for parameter in gradients:
+        parameter.grad = None
     module.train()
     try:
         yield
@@ -358,20 +291,10 @@ def _media_growth(data: MMTDataModule) -> float:
     return data.collator.media_growth(data.train_rows) / MB
 
 
-def _epoch(data: MMTDataModule, pace: dict[str, float]) -> tuple[int, float]:
-    """Batches of an epoch of one process, and their seconds: each row costs its batch's padded tokens."""
-    batches = _sampler(data).batches(0)
-    seconds = sum(
-        max(data.train_lengths[i] for i in batch) * sum(pace[data.train_rows[i].source_type] for i in batch)
-        for batch in batches
-    )
-    return len(batches), seconds
-
-
 def _sample(data: MMTDataModule, trials: Sequence[Trial]) -> dict[str, Any]:
     """The first row of the heaviest modality, tokenised."""
-    kind = max(trials, key=lambda trial: trial.peak_mb).modality
-    row = next(row for row in data.train_rows if row.source_type == kind)
+    kinds = [trial.modality for trial in sorted(trials, key=lambda trial: -trial.peak_mb) if trial.phase == "training"]
+    row = next((row for row in data.train_rows if kinds and row.source_type == kinds[0]), data.train_rows[0])
     tokens = data.collator.lengths([row])[0]
     answer = len(data.collator.conversation.answers([row])[0])
     return {"row": row.id, "tokens": tokens, "answer_tokens": answer}

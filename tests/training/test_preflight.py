@@ -17,8 +17,10 @@ from lime.data.mini import ensure
 from lime.models.loading import load_backbone
 from lime.training.job import train
 from lime.training.memory import Peak
+from lime.training.phases import Phase, Work
 from lime.training.preflight import Preflight, duration, preflight_of_run
 from lime.training.setup import open_data
+from lime.training.trials import LEAST_SECONDS, Trials
 from tests.training.parts import config, metrics
 
 ROOT = Path(__file__).parents[2]
@@ -40,11 +42,13 @@ def tried(family: str, **changes: object) -> tuple[Preflight, torch.nn.Module]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_curve_is_the_same_with_and_without(tmp_path, family):
-    """Dropout, routing noise and balance losses on."""
-    options = {"peft__dropout": 0.1, "evaluation__mode": "none"}
+    """Dropout, routing noise and balance losses on; the answers too."""
+    options = {"peft__dropout": 0.1}
     train(config(family, **options), tmp_path / "without")
     train(config(family, **options, trainer__preflight=True), tmp_path / "with")
     assert metrics(tmp_path / "with") == metrics(tmp_path / "without")
+    answers = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("with", "without")]
+    assert answers[0] == answers[1]
     assert not (tmp_path / "without" / "preflight.json").exists()
     found = json.loads((tmp_path / "with" / "preflight.json").read_text())
     assert found["fits"] is True
@@ -78,6 +82,97 @@ def test_it_tries_the_longest_rows_of_every_modality_and_counts(caplog):
     assert found.peak_mb > max(trial.peak_mb for trial in found.trials)
     assert "it fits" in caplog.text
     assert tried("qwen2_vl", trainer__max_steps=3, trainer__max_epochs=9)[0].epochs_seconds > 0
+
+
+def test_every_phase_is_foretold_before_the_first_and_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    settings = config(trainer__preflight=True, trainer__max_epochs=1)
+    train(settings, tmp_path / "run")
+    said = [record.getMessage() for record in caplog.records]
+    verdict = next(i for i, text in enumerate(said) if "predicted peak" in text)
+    assert verdict < next(i for i, text in enumerate(said) if text.startswith("scored"))
+    found = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert [phase["name"] for phase in found["phases"]] == ["frozen answers", "training", "evaluation"]
+    assert all(phase["seconds"] > 0 and phase["peak_mb"] > 0 for phase in found["phases"])
+    assert found["peak_mb"] == max(phase["peak_mb"] for phase in found["phases"])
+    assert found["run_seconds"] == pytest.approx(sum(phase["seconds"] for phase in found["phases"]))
+    caplog.clear()
+    assert preflight_of_run(settings, torch.nn.Linear(1, 1), None, torch.device("cpu"), tmp_path / "run") is None
+    assert "as before" in caplog.text
+
+
+def test_answers_that_are_known_are_no_phase(tmp_path):
+    options = {"trainer__preflight": True, "trainer__max_epochs": 1, "cache_dir": str(tmp_path / "cache")}
+    for name, expected in (
+        ("first", ["frozen answers", "training", "evaluation"]),
+        ("second", ["training", "evaluation"]),
+    ):
+        train(config(**options), tmp_path / name)
+        found = json.loads((tmp_path / name / "preflight.json").read_text())
+        assert [phase["name"] for phase in found["phases"]] == expected
+
+
+class Clock:
+    """Time that passes only by the work of a pretended phase."""
+
+    def __init__(self, monkeypatch, seconds_per_token):
+        self.now, self.pace = 0.0, seconds_per_token
+        monkeypatch.setattr("lime.training.trials.time.perf_counter", lambda: self.now)
+
+    def run(self, work):
+        self.now += 0.01 + self.pace * work.cost
+
+    def phase(self, name, batches, rows=32, tokens=100):
+        kinds = {kind: Work(tuple(range(rows)), tokens * (i + 1)) for i, kind in enumerate(("text", "image", "video"))}
+        costs = {kind: batches * work.cost for kind, work in kinds.items()}
+        return Phase(name, self.run, costs, kinds, kinds, trains=name == "training")
+
+
+@pytest.mark.parametrize(("pace", "batches"), [(1e-4, 2000), (1e-3, 300), (1e-2, 40), (1e-1, 4), (1e-2, 2)])
+def test_trials_keep_to_their_share_of_the_run(monkeypatch, caplog, pace, batches):
+    """From a long run to one of two batches, where a single row is more than the share."""
+    caplog.set_level("INFO")
+    clock = Clock(monkeypatch, pace)
+    phases = [clock.phase("frozen answers", batches), clock.phase("training", batches)]
+    trials = Trials(phases, torch.device("cpu"))
+    for part in (trials.probe, trials.heaviest, trials.usual):
+        part()
+    run = sum(pace * cost for phase in phases for cost in phase.costs.values())
+    one_row = pace * 100
+    assert trials.spent() <= max(0.05 * run, LEAST_SECONDS) * 1.1 + one_row
+    if batches >= 40:
+        assert len(trials.shown) == 6
+        assert trials.total() == pytest.approx(run, rel=0.1)
+    else:
+        assert any(trial.tried < trial.rows for trial in trials.shown) or "left out" in caplog.text
+
+
+def test_a_limit_of_the_process_counts():
+    """`ulimit -v` and `ulimit -d`: what they leave, not what the machine has."""
+    code = (
+        "import resource, sys, torch; from lime.training.memory import available_mb, _process_mb; "
+        "assert _process_mb() is None; "
+        "lines = dict(l.split(':') for l in open('/proc/self/status')); "
+        "used = int(lines[sys.argv[2]].split()[0]) * 1024; "
+        "resource.setrlimit(getattr(resource, sys.argv[1]), (used + 300_000_000, -1)); "
+        "print(available_mb(torch.device('cpu')))"
+    )
+    for limit, field in (("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")):
+        done = subprocess.run([sys.executable, "-c", code, limit, field], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert 250 < float(done.stdout) <= 300
+
+
+def test_what_memory_cannot_hold_is_told_in_a_sentence(monkeypatch):
+    def run(work):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    work = {"text": Work((1, 2), 10)}
+    trials = Trials([Phase("evaluation", run, {"text": 100.0}, work, work)], torch.device("cpu"))
+    with pytest.raises(
+        ValueError, match=r"evaluation: the heaviest batch .*10 tokens\) does not fit in memory: .*lower"
+    ):
+        trials.heaviest()
 
 
 def test_what_does_not_fit_is_said(caplog, monkeypatch):
@@ -145,10 +240,14 @@ def test_the_main_job_foretells_its_own_peak(tmp_path, model):
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    predicted = json.loads((tmp_path / "run" / "preflight.json").read_text())["peak_mb"]
-    measured = json.loads((tmp_path / "run" / "record.json").read_text())["training"]["peak_memory_mb"]
+    found = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    predicted, measured = found["phases"][1]["peak_mb"], record["training"]["peak_memory_mb"]
+    seconds = (found["run_seconds"], record["seconds"] - found["own_seconds"])
     print(f"{model}: predicted {predicted:.0f} MB, measured {measured:.0f} MB ({predicted / measured - 1:+.1%})")
-    assert 0.8 < predicted / measured < 1.2
+    print(f"{model}: predicted {seconds[0]:.0f} s, measured {seconds[1]:.0f} s, trials {found['own_seconds']:.1f} s")
+    assert 0.8 < predicted / measured < 1.25
+    assert found["own_seconds"] < 0.05 * record["seconds"] + LEAST_SECONDS
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

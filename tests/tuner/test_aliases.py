@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from lime.method import fused
 from lime.tuner import PRESETS, LimeSettings, preset_settings
+from lime.tuner.context import RoutingState, ScopeCall
+from lime.tuner.layer import LimeLinear
+from lime.tuner.recorder import recording
 
 
 def test_the_page_s_own_call() -> None:
@@ -35,6 +41,26 @@ def test_the_page_s_own_call() -> None:
 def test_contradictions(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         preset_settings(**options)
+
+
+def test_without_windows_a_mask_changes_no_real_token_of_the_authors_preset() -> None:
+    """So that what their scripts leave out, the mask, changes the statistics alone."""
+    torch.manual_seed(0)
+    layer = LimeLinear(nn.Linear(16, 24).requires_grad_(False), "layer", "", RoutingState())
+    layer.update_layer("default", preset_settings("authors", jitter_noise=0.0), init_weights=False)
+    layer.set_adapter("default")
+    x, mask = torch.randn(2, 6, 16), torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]]).bool()
+    for path in ("auto", "torch", "literal"):
+        outs, loads = [], []
+        for given in (mask, None):
+            with fused.use(path), recording(layer.routing_state) as recorder:
+                call = ScopeCall("", mask_BT=given, mask_BS=given, recorder=recorder)
+                with layer.routing_state.restored({"": call}):
+                    outs.append(layer(x))
+            loads.append(recorder.statistics()["layer:default"].mean_probability)
+        torch.testing.assert_close(outs[0][mask], outs[1][mask])
+        assert not torch.allclose(outs[0][~mask], outs[1][~mask])
+        assert not torch.allclose(loads[0], loads[1])
 
 
 def test_options_may_switch_off_what_a_preset_sets() -> None:
