@@ -135,7 +135,7 @@ def test_table_shows_failed_and_missing_runs(table2: Path) -> None:
     assert "| lora | 1 of 2 (1 failed) | 1,000 |" in text
     assert "| mola | 0 of 2 (2 missing) | – | – |" in text
     assert "- lora: 1 failed" in text
-    assert re.search(r"\| lora \| \+0\.0 \(-(\d\.\d) to \+\1\) \| -25\.0 \(", text)
+    assert re.search(r"\| lora \| \+0\.0 \(-(\d+\.\d) to \+\1\) \| -25\.0 \(", text)
     assert "Published (arXiv 2604.02338v1" in text
     assert "| lime_lora | 78.0 | 91.0 |" in text
 
