@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lime.method.once import differentiable_once
 from lime.method.routing import routing_dtype
 
 
@@ -39,7 +40,7 @@ class FrozenWithTaps(torch.autograd.Function):
         return z_NO, taps_NP
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_NO: Tensor, grad_NP: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rows = ctx.saved_tensors
         grad_x = grad_rows = None

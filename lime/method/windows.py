@@ -1,7 +1,7 @@
 """n-gram windows: consecutive real tokens that share one routing decision.
 
 Windows are counted over the real (unmasked) tokens of each sequence, so that padding on either side moves
-nothing.
+nothing. A row may hold several sequences, packed: then they begin again at each border.
 
 Shapes: B sequences, P earlier tokens (in the key-value cache), T tokens of this call, S = P + T, E experts.
 """
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 
-def anchor_columns(mask_BS: Tensor, n_gram: int, anchor: str) -> Tensor:
+def anchor_columns(mask_BS: Tensor, n_gram: int, anchor: str, border_BS: Tensor | None = None) -> Tensor:
     """Column of the token at which each token's window decides; int64, shape (B, S).
 
-    A masked token is its own anchor. With `first`, the anchor of the real token at position p (counted over
-    real tokens) is the real token at `p - p mod n`: causal. With `last` it is the one at `min(p - p mod n + n
-    - 1, last real token)`.
+    A masked token is its own anchor. With `first`, the anchor of the real token at position p (counted over the
+    real tokens of its sequence) is the real token at `p - p mod n`: causal. With `last` it is the one at
+    `min(p - p mod n + n - 1, last real token)`.
 
     Args:
         mask_BS: true at real tokens.
         n_gram: window length n.
         anchor: `first` or `last`.
+        border_BS: true at the first token of every further sequence of a row (`borders`).
 
     Raises:
         ValueError: unknown anchor.
@@ -31,17 +32,47 @@ def anchor_columns(mask_BS: Tensor, n_gram: int, anchor: str) -> Tensor:
     column_BS = torch.arange(S, device=mask_BS.device).expand(B, S)
     count_BS = mask_BS.long().cumsum(-1)
     position_BS = (count_BS - 1).clamp_min(0)
-    start_BS = position_BS - position_BS % n_gram
+    last_BS = (count_BS[:, -1:] - 1).clamp_min(0)
+    if border_BS is None:
+        start_BS = position_BS - position_BS % n_gram
+    else:
+        first_BS = torch.where(border_BS, position_BS, 0).cummax(-1).values
+        start_BS = position_BS - (position_BS - first_BS) % n_gram
+        next_BS = torch.where(border_BS, position_BS, S).roll(-1, -1)
+        next_BS[:, -1] = S
+        last_BS = torch.minimum(last_BS, next_BS.flip(-1).cummin(-1).values.flip(-1) - 1)
     if anchor == "first":
         wanted_BS = start_BS
     elif anchor == "last":
-        wanted_BS = torch.minimum(start_BS + n_gram - 1, (count_BS[:, -1:] - 1).clamp_min(0))
+        wanted_BS = torch.minimum(start_BS + n_gram - 1, last_BS)
     else:
         raise ValueError(f"window_anchor: expected first or last, got {anchor!r}")
     # Column of the real token at each position; masked tokens write to a spare last place.
     place_BS = torch.where(mask_BS, position_BS, S)
     column_of_BS = column_BS.new_zeros(B, S + 1).scatter_(1, place_BS, column_BS)
     return torch.where(mask_BS, column_of_BS.gather(1, wanted_BS), column_BS)
+
+
+def borders(position_BT: Tensor, mask_BT: Tensor | None = None, *, repeats: bool = False) -> Tensor:
+    """True at real tokens whose position does not continue that of the real token before: there another sequence
+    begins; shape (B, T).
+
+    Args:
+        position_BT: positions as a language model takes them.
+        mask_BT: true at real tokens; all when absent. As attention does, positions that leap forward then count as a
+            border too.
+        repeats: several tokens of one sequence may have one position (those of an image, in three-dimensional rotary
+            embeddings): only a position that goes back counts.
+    """
+    if mask_BT is None:
+        step_BT = position_BT.diff(dim=-1)
+        return torch.nn.functional.pad(step_BT < 0 if repeats else step_BT != 1, (1, 0))
+    B, T = mask_BT.shape
+    position_BT = position_BT.expand(B, T)
+    column_BT = torch.arange(T, device=mask_BT.device).expand(B, T)
+    before_BT = torch.nn.functional.pad(torch.where(mask_BT, column_BT, -1).cummax(-1).values[:, :-1], (1, 0), value=-1)
+    step_BT = position_BT - position_BT.gather(-1, before_BT.clamp_min(0))
+    return mask_BT & (before_BT >= 0) & (step_BT < (0 if repeats else 1))
 
 
 def segment_anchor_columns(lengths: Tensor, total: int, n_gram: int, anchor: str) -> Tensor:

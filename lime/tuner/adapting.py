@@ -101,6 +101,7 @@ def _inject(model: PreTrainedModel, config: PeftConfig, adapter_name: str) -> Pe
             warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute in the model")
         adapted: PeftModel = get_peft_model(model, config, adapter_name=adapter_name)
+        adapted.training = adapted.base_model.training = model.training
         return adapted
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lime.tuner.context import RoutingState, ScopeCall
 from lime.tuner.hooks import in_backward
 from lime.tuner.mixture_router import MixtureRouter
+from lime.tuner.recorder import Recorder
 from lime.tuner.router import Router, Shape
 from lime.tuner.settings import MIXTURES, LimeSettings
 
@@ -35,6 +36,7 @@ class LimeLayer(nn.Module, BaseTunerLayer):
     def __init__(self, key: str, scope: str, state: RoutingState):
         super().__init__()
         self.key, self.scope, self.routing_state = key, scope, state
+        self.origin_recorder: Recorder | None = None  # of a replica
         self.lime_delta, self.lime_router = nn.ModuleDict(), nn.ModuleDict()
         self.lime_experts, self.lime_shared, self.lime_gamma = (
             nn.ParameterDict(),
@@ -73,6 +75,11 @@ class LimeLayer(nn.Module, BaseTunerLayer):
             if adapter_name in parameters and not parameters[adapter_name].is_meta:
                 parameters[adapter_name] = parameters[adapter_name].to(device)
 
+    def _keep_mode(self) -> None:
+        """New parts are in the mode, of training or evaluation, that the layer is in."""
+        for parts in (self.lime_delta, self.lime_router, self.lime_experts, self.lime_shared, self.lime_gamma):
+            parts.train(self.training)
+
     def _base_device(self) -> torch.device:
         return self.get_base_layer().weight.device  # type: ignore[return-value]
 
@@ -85,12 +92,37 @@ class LimeLayer(nn.Module, BaseTunerLayer):
             RuntimeError: none is open although the layer is recomputed in a backward pass.
         """
         call = self.routing_state.call(self.scope)
+        if call is not None and call.recorder is None and self.origin_recorder is not None:
+            call.recorder = self.origin_recorder
         if call is None and in_backward():
             raise RuntimeError(
                 f"{self.key}: recomputed in the backward pass without the record of its forward pass. Switch "
                 "checkpointing on with model.gradient_checkpointing_enable, or checkpoint whole towers"
             )
         return call
+
+    def _seen(self, x: Tensor) -> tuple[ScopeCall, Tensor]:
+        """The call of the tokens that this layer sees, and its input as (sequences, tokens, features).
+
+        Raises:
+            ValueError: nothing is known of the tokens, and the tower has padding.
+            RuntimeError: as `_call`.
+        """
+        call = self._call()
+        return (ScopeCall(self.scope) if call is None else call).seen(self.key, x)
+
+    def _idle(self, z: Tensor) -> Tensor:
+        """The frozen output of no tokens, as of an expert that none was sent to; parameters get a gradient of zero."""
+        for parameter in self.parameters():
+            if parameter.requires_grad and parameter.is_floating_point():
+                z = z + parameter.flatten()[:0].sum().to(z.dtype)
+        return z
+
+    def _replicate_for_data_parallel(self) -> LimeLayer:
+        """Called by `DataParallel` in the thread that asked for the pass: its recorder is that of the replicas, too."""
+        replica: LimeLayer = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica.origin_recorder = self.routing_state.recorder
+        return replica
 
     def _route(self, name: str, x: Tensor, z: Tensor, zhat: Tensor, call: ScopeCall | None) -> Tensor:
         """Expert weights of every token, (B, T, E), from an input, the frozen signal and the update, (B, T, ·)."""

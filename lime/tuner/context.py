@@ -2,13 +2,13 @@
 
 Adapted layers see only hidden states. The innermost `PreTrainedModel` around them (language model or vision
 tower) opens a `ScopeCall` when it is entered and closes it when it returns (`lime.tuner.hooks`); its layers
-read the open call. Vision and text tokens so never meet.
+read the open call. Vision and text tokens so never meet, nor do calls of different threads.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,13 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from lime.method import windows
+from lime.tuner.state import Generation, RoutingState
 
 if TYPE_CHECKING:
     from lime.tuner.recorder import Recorder
+
+
+__all__ = ["Generation", "RoutingCacheLayer", "RoutingState", "ScopeCall"]
 
 
 class RoutingCacheLayer(DynamicLayer):
@@ -43,26 +47,40 @@ class ScopeCall:
         scope: name of the tower in the model.
         mask_BT: true at the real tokens of this call; absent when all are.
         mask_BS: the same with the cached tokens before them, S = P + T.
+        shape: (B, T), where that is known; of the mask, where there is one.
+        batch: B, where that is known.
         past: number P of cached tokens.
         cached: a key-value cache was passed in, with tokens or still empty, as `generate` does.
         cache_layer: routing decisions of the cached tokens.
         lengths: tokens of each sequence where a tower lays its sequences end to end in one dimension,
             `total_tokens` in all.
+        position_BT: positions of the tokens of this call, where they were given; they tell where a packed row begins
+            another sequence. `repeats` as in `windows.borders`.
         deciding: number of leading columns whose tokens decide for a whole sequence; all of this call when absent.
+        memory: what a decoder attends to beside its own tokens, (B, M, ·), and the call of those tokens.
+        frames: mask of an audio tower's tokens, of their number, where its attention mask counts samples.
         unknown_padding: why real tokens and padding cannot be told apart in this call; empty where they can.
+        unknown_order: why the sequences that tokens belong to are not known; empty where they are.
         recorder: collects the routing of this call.
     """
 
     scope: str
     mask_BT: Tensor | None = None
     mask_BS: Tensor | None = None
+    shape: torch.Size | None = None
+    batch: int | None = None
     past: int = 0
     cached: bool = False
     cache_layer: RoutingCacheLayer | None = None
     lengths: Tensor | None = None
     total_tokens: int = 0
+    position_BT: Tensor | None = None
+    repeats: bool = False
     deciding: int | None = None
+    memory: tuple[Tensor, ScopeCall] | None = None
+    frames: Callable[[int], Tensor] | None = None
     unknown_padding: str = ""
+    unknown_order: str = ""
     recorder: Recorder | None = None
     to_cache: dict[str, Tensor] = field(default_factory=dict)
     closed: bool = False
@@ -72,30 +90,106 @@ class ScopeCall:
     _index: dict[tuple[int, str, torch.Size], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _past: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
     _kept: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    _others: dict[str, ScopeCall] = field(default_factory=dict)
+    _sequences: tuple[Tensor, int] | None = None
 
-    def kept(self, x: Tensor, layer: str, dtype: torch.dtype) -> Tensor | None:
-        """1 at real tokens and 0 at padding, shape (B, T, 1), for a layer's input; absent when all are real.
+    def __post_init__(self) -> None:
+        if self.shape is None and self.mask_BT is not None:
+            self.shape = self.mask_BT.shape
+        if self.batch is None and self.shape is not None:
+            self.batch = self.shape[0]
+
+    def seen(self, layer: str, x: Tensor) -> tuple[ScopeCall, Tensor]:
+        """The call of the tokens that a layer sees, and its input as (sequences, tokens, features).
+
+        They are those of its tower, in (B, T, I) or in order as (B T, I); or those that a decoder attends to; or one
+        row for each sequence (B, I), as a pooled token is. Of others nothing is known but that they are there.
 
         Raises:
-            ValueError: the layer's tokens are not those of the mask.
+            ValueError: nothing is known of the tokens, and the tower has padding.
         """
+        shape = x.shape[:-1]
+        memory = self.memory
+        if memory is not None and (x is memory[0] or (shape != self.shape and shape == memory[0].shape[:-1])):
+            return memory[1], x
+        if shape == self.shape or (self.lengths is not None and x.dim() == 2):
+            return self, x
+        if x.dim() == 3 and self.shape is None and self.batch in (None, x.shape[0]):
+            return self, x
+        if x.dim() == 3 and self.frames is not None and x.shape[0] == self.batch:
+            return self._of_frames(x.shape[1]), x
+        if x.dim() == 2 and not _is_dispatched(layer.removeprefix(self.scope)):
+            if self.shape is not None and shape[0] == self.shape.numel():
+                return self, x.view(*self.shape, -1)
+            if shape[0] == self.batch:
+                rows = self._other("rows", lambda: ScopeCall(self.scope, closed=True, recorder=self.recorder))
+                return rows, x.unsqueeze(1)
+        return self._unknown(layer, shape), x
+
+    def _of_frames(self, tokens: int) -> ScopeCall:
+        assert self.frames is not None
+        frames = self.frames
+
+        def made() -> ScopeCall:
+            mask_BT = frames(tokens).bool()
+            return ScopeCall(self.scope, mask_BT, mask_BT, closed=True, recorder=self.recorder)
+
+        return self._other(f"{tokens} frames", made)
+
+    def _unknown(self, layer: str, shape: torch.Size) -> ScopeCall:
+        of_tower = "which of them form a sequence is unknown"
+        if self.shape is not None:
+            of_tower = f"those of its tower are {tuple(self.shape)}"
+        reason = f"its input has tokens {tuple(shape)}, and {of_tower}"
+        if self.is_padded():
+            raise ValueError(
+                f"{layer}: {reason} and hold padding; adapt only layers that see every token of the sequence"
+            )
+        return self._other(
+            reason,
+            lambda: ScopeCall(
+                self.scope,
+                unknown_padding=self.unknown_padding,
+                unknown_order=reason,
+                closed=True,
+                recorder=self.recorder,
+            ),
+        )
+
+    def _other(self, key: str, make: Callable[[], ScopeCall]) -> ScopeCall:
+        if key not in self._others:
+            self._others[key] = make()
+        return self._others[key]
+
+    def kept(self, dtype: torch.dtype) -> Tensor | None:
+        """1 at real tokens and 0 at padding, shape (B, T, 1); absent when all are real."""
         if self.mask_BT is None:
             return None
-        if x.shape[:-1] != self.mask_BT.shape:
-            raise ValueError(
-                f"{layer}: its input has tokens {tuple(x.shape[:-1])}, the attention mask of its tower has "
-                f"{tuple(self.mask_BT.shape)}; adapt only layers that see every token of the sequence"
-            )
         if dtype not in self._kept:
             self._kept[dtype] = self.mask_BT.unsqueeze(-1).to(dtype)
         return self._kept[dtype]
 
-    def kept_where_padded(self, x: Tensor, layer: str, dtype: torch.dtype) -> Tensor | None:
+    def kept_where_padded(self, dtype: torch.dtype) -> Tensor | None:
         """As `kept`, but on a CPU absent too where the mask, read once for all layers, says that all are real."""
+        mask = self.mask_BT
+        return None if mask is None or (mask.device.type == "cpu" and not self.is_padded()) else self.kept(dtype)
+
+    def is_padded(self) -> bool:
+        """Whether there is padding, read once from the mask; where a graph is made, every mask counts."""
+        if self.mask_BT is None:
+            return False
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return True
         if self._padded is None:
-            mask = self.mask_BT
-            self._padded = mask is not None and (mask.device.type != "cpu" or not bool(mask.all()))
-        return self.kept(x, layer, dtype) if self._padded else None
+            self._padded = not bool(self.mask_BT.all())
+        return self._padded
+
+    def border_BS(self) -> Tensor | None:
+        """True where a packed row begins another sequence, (B, S); absent where positions do not say."""
+        if self.position_BT is None:
+            return None
+        border_BT = windows.borders(self.position_BT, self.mask_BT, repeats=self.repeats)
+        return torch.nn.functional.pad(border_BT, (self.past, 0))
 
     def anchors(self, values: Tensor, n_gram: int, anchor: str) -> Tensor:
         """Column of each token's deciding token, relative to this call's first token; shape of `values` but
@@ -107,11 +201,14 @@ class ScopeCall:
                 # Layers after a patch merger see `lengths / merged` tokens of each sequence.
                 lengths = self.lengths * tokens // self.total_tokens
                 columns = windows.segment_anchor_columns(lengths, tokens, n_gram, anchor)
-            elif self.mask_BS is not None:
-                columns = windows.anchor_columns(self.mask_BS, n_gram, anchor)[:, -tokens:] - self.past
             else:
-                real = torch.ones(1, self.past + tokens, dtype=torch.bool, device=values.device)
-                columns = windows.anchor_columns(real, n_gram, anchor)[:, -tokens:] - self.past
+                real, border = self.mask_BS, self.border_BS()
+                if real is None:
+                    rows = 1 if border is None else len(border)
+                    real = torch.ones(rows, self.past + tokens, dtype=torch.bool, device=values.device)
+                elif border is not None:
+                    border = border.expand_as(real)
+                columns = windows.anchor_columns(real, n_gram, anchor, border)[:, -tokens:] - self.past
             self._anchors[key] = columns
         return self._anchors[key].expand(values.shape[:-1])
 
@@ -133,8 +230,10 @@ class ScopeCall:
         return self._index[key]
 
     def _check_windows(self, layer: str) -> None:
-        if self.unknown_padding:
-            raise ValueError(f"{layer}: n_gram above 1 counts windows over real tokens, but {self.unknown_padding}")
+        if unknown := self.unknown_padding or self.unknown_order:
+            raise ValueError(
+                f"{layer}: n_gram above 1 counts windows over the real tokens of a sequence, but {unknown}"
+            )
 
     def wants_decisions(self, n_gram: int, anchor: str) -> bool:
         """Whether later calls may read this one's routing decisions from the cache."""
@@ -170,11 +269,17 @@ class ScopeCall:
 
         Raises:
             RuntimeError: the cache was filled without this adapter, so earlier decisions are unknown.
-            ValueError: real tokens and padding cannot be told apart.
+            ValueError: real tokens and padding cannot be told apart, or the sequences not.
         """
-        if self.unknown_padding:
-            raise ValueError(f"{layer}: routing by sequence averages real tokens, but {self.unknown_padding}")
+        if unknown := self.unknown_padding or self.unknown_order:
+            raise ValueError(f"{layer}: routing by sequence averages the real tokens of a sequence, but {unknown}")
         tokens = x.shape[-2]
+        packed = self._packed(x.shape[:-1])
+        if packed is not None and self.past:
+            raise ValueError(
+                f"{layer}: routing by sequence decides where a sequence begins, but positions start again in a call "
+                "with cached tokens; give packed rows at once"
+            )
         if self.past:
             last = torch.full((x.shape[0], 1), -1, device=x.device)
             decided = self._past_at(last, (0, "sequence"), layer)
@@ -185,9 +290,30 @@ class ScopeCall:
             sequence_T = torch.repeat_interleave(lengths, output_size=tokens)
             sums = x.new_zeros(len(lengths), x.shape[-1], dtype=wide).index_add(0, sequence_T, x.to(wide))
             return of_means(sums / lengths.unsqueeze(-1).clamp_min(1)).index_select(0, sequence_T)
-        mask = None if self.mask_BT is None else self.kept(x, layer, wide)
+        mask = self.kept(wide)
+        if packed is not None:
+            sequence_N, count = packed
+            x_NI = x.flatten(0, -2).to(wide)
+            kept_N1 = torch.ones_like(x_NI[:, :1]) if mask is None else mask.view(-1, 1)
+            sums = x_NI.new_zeros(count, x.shape[-1]).index_add(0, sequence_N, x_NI * kept_N1)
+            counts = x_NI.new_zeros(count, 1).index_add(0, sequence_N, kept_N1)
+            decided = of_means(sums / counts.clamp_min(1)).index_select(0, sequence_N)
+            return self._to_be_cached(layer, decided.view(*x.shape[:-1], -1))
         means = _mean(x[..., : self.deciding, :], None if mask is None else mask[..., : self.deciding, :])
         return self._to_be_cached(layer, of_means(means).unsqueeze(-2).expand(*x.shape[:-1], -1))
+
+    def _packed(self, shape: torch.Size) -> tuple[Tensor, int] | None:
+        """Of rows that hold several sequences: the sequence of each token, (B T,), and their number. Reads on the host,
+        once a call, whether there are such rows."""
+        if self.position_BT is None or shape[-1] == 1:
+            return None
+        if self._sequences is None:
+            border_BT = windows.borders(self.position_BT, self.mask_BT, repeats=self.repeats).expand(shape)
+            sequence_BT = border_BT.sum(-1, keepdim=True).add_(1).cumsum(0).roll(1, 0)
+            sequence_BT[0] = 0
+            sequence_BT = sequence_BT + border_BT.cumsum(-1)
+            self._sequences = sequence_BT.flatten(), len(border_BT) + int(border_BT.sum())
+        return self._sequences if self._sequences[1] > shape[0] else None
 
     def _to_be_cached(self, layer: str, probabilities: Tensor) -> Tensor:
         if not self.closed:
@@ -213,9 +339,11 @@ class ScopeCall:
         return self._past[key][layer]
 
     def close(self) -> None:
-        """Drop what only the running call needs; a recorder may hold on to the rest."""
+        """Drop what only the running call needs; a recorder may hold on to the rest, and a checkpointed segment."""
         self.closed = True
         self.to_cache, self._past, self.cache_layer = {}, {}, None
+        if not torch.is_grad_enabled():
+            self.memory = None
 
     def record(self, layer: str, probabilities: Tensor, weights: Tensor) -> None:
         """Hand the routing of a layer to the recorder, once: recomputation for a backward pass does not count
@@ -239,40 +367,8 @@ def _mean(x: Tensor, kept: Tensor | None) -> Tensor:
     return (kept.mT @ x).squeeze(-2) / kept.sum(-2).clamp_min(1)
 
 
-@dataclass
-class Generation:
-    """One run of `generate`. `columns`: width of its prompt in each language model, known from the first pass."""
-
-    columns: dict[str, int] = field(default_factory=dict)
-
-
-class RoutingState:
-    """The calls that are open in one model, its recorder and run of `generate`; shared by all its adapted layers."""
-
-    def __init__(self) -> None:
-        self.open: dict[str, ScopeCall] = {}
-        self.recorder: Recorder | None = None
-        self.generation: Generation | None = None
-
-    def call(self, scope: str) -> ScopeCall | None:
-        return self.open.get(scope)
-
-    @contextlib.contextmanager
-    def restored(self, calls: dict[str, ScopeCall]) -> Iterator[None]:
-        """Make earlier calls current again, while a checkpointed segment is recomputed."""
-        before, self.open = self.open, calls
-        try:
-            yield
-        finally:
-            self.open = before
-
-    def __deepcopy__(self, memo: dict[int, object]) -> RoutingState:
-        new = RoutingState()
-        memo[id(self)] = new
-        return new
-
-    def __getstate__(self) -> dict[str, object]:
-        return {}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__()  # type: ignore[misc]
+def _is_dispatched(layer: str) -> bool:
+    """Whether a layer, by its name in the tower, is one of many under a block, as the experts of a mixture are: these
+    are given some of the tokens, in an order of their own."""
+    parts = layer.strip(".").split(".")
+    return sum(part.isdigit() for part in parts) > 1 or any(re.fullmatch(r"experts?(_\d+)?", part) for part in parts)

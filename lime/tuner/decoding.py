@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lime.method.fused import path
-from lime.method.routing import DIVISOR_FLOOR
+from lime.method.routing import DIVISOR_FLOOR, routing_dtype
 from lime.method.selection import select
 from lime.tuner.fusing import fusible
 from lime.tuner.router import Router
@@ -71,7 +71,7 @@ class Constants:
     experts_EO: Tensor
 
 
-def decoded(layer: LimeLinear, x: Tensor) -> Tensor | None:
+def decoded(layer: LimeLinear, x: Tensor, call: ScopeCall) -> Tensor | None:
     """Output of a layer in the middle of a generation, (B, T, O); nothing where it is not in one, or not this way.
 
     It is where nothing is trained or recorded, a cache was passed in, and one adapter that could be fused routes each
@@ -79,10 +79,9 @@ def decoded(layer: LimeLinear, x: Tensor) -> Tensor | None:
     """
     if torch.is_grad_enabled() or layer.training:
         return None
-    call = layer.routing_state.call(layer.scope)
-    if call is None or not call.past:
+    if not call.past:
         layer.decoding = None
-        if call is None or not call.cached or x.numel() > MOST_TOKENS * x.shape[-1]:
+        if not call.cached or x.numel() > MOST_TOKENS * x.shape[-1]:
             return None
     known = layer.decoding
     if known is None or known.active != layer._active_adapter or known.version != _version(known.tensors):
@@ -96,7 +95,7 @@ def decoded(layer: LimeLinear, x: Tensor) -> Tensor | None:
 def _decode(layer: LimeLinear, x: Tensor, call: ScopeCall, known: Constants) -> Tensor:
     """Two-dimensional operations, in place where that is possible: with few tokens each costs about a microsecond,
     whatever it computes."""
-    kept = call.kept_where_padded(x, layer.key, known.dtype)
+    kept = call.kept_where_padded(known.dtype)
     x_NI = x.reshape(-1, x.shape[-1])
     z_NO = F.linear(x_NI, known.weight, known.bias)
     taps_NG = torch.addmm(known.bias_G, x_NI.to(known.dtype), known.signals_IG)
@@ -132,16 +131,16 @@ def _version(tensors: tuple[Tensor, ...]) -> list[int]:
 
 def _constants(layer: LimeLinear, x: Tensor) -> Constants | None:
     name = fusible(layer, x)
-    if name is None:
+    if name is None or getattr(layer, "_is_replica", False):  # replicas live for one pass
         return None
     settings, base = layer.lime_settings[name], layer.base_layer
     delta: Any = layer.lime_delta[name]
     if settings.router != "zero" or settings.routing_norm != "slice" or settings.n_gram > 1 or settings.soft:
         return None
     router: Router = layer.lime_router[name]  # type: ignore[assignment]
-    dtype = delta.compute_dtype
-    A_RI, basis_RO = delta.projection(), delta.basis()
-    modulators = layer._modulators(name)
+    dtype = routing_dtype(delta.compute_dtype)
+    A_RI, basis_RO = delta.projection().to(dtype), delta.basis().to(dtype)
+    modulators = tuple(one.to(dtype) for one in layer._modulators(name))
     experts = modulators[0] if len(modulators) == 1 else modulators[0] + modulators[2] * modulators[1]
     frozen_EI = router.pick(base.weight.t()).t().to(dtype)
     rank, E = len(A_RI), settings.num_experts
@@ -157,7 +156,7 @@ def _constants(layer: LimeLinear, x: Tensor) -> Constants | None:
     if settings.selection == "auto" and settings.max_experts is None and theta > 0:
         exact = torch.tensor(math.log(theta), dtype=dtype)
         limit = min(float(torch.nextafter(exact, exact.new_tensor(-math.inf))), -1e-30)  # what equals it stays in
-    tensors = (*delta.parameters(), *modulators)
+    tensors = (*delta.parameters(), *layer._modulators(name))
     counted = tuple(tensor for tensor in tensors if not tensor.is_inference())  # the others have no count
     return Constants(
         name,
@@ -173,6 +172,6 @@ def _constants(layer: LimeLinear, x: Tensor) -> Constants | None:
         bias_G,
         torch.cat([blend_DE * ((1 - g) / tau), blend_DE * (g / tau)]),
         limit,
-        basis_RO.to(dtype).contiguous(),
-        experts.to(dtype),
+        basis_RO.contiguous(),
+        experts,
     )

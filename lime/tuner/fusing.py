@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lime.tuner.layer import LimeLinear
 
 
-def fusible(layer: LimeLinear, x: Tensor) -> str | None:
+def fusible(layer: LimeLinear, x: Tensor, call: ScopeCall | None = None) -> str | None:
     """The one active adapter of a layer, where the fused function applies to it and to the input.
 
     It does not, and differentiable torch is left to act, where
@@ -26,9 +26,9 @@ def fusible(layer: LimeLinear, x: Tensor) -> str | None:
     - several adapters act at once, or one without LiME;
     - the type rescales the frozen output (DoRA), or the norm needs whole rows (`routing_norm: token`);
     - windows reach into a key-value cache;
-    - the layer is compiled, or transformed by `torch.func`.
+    - the layer is compiled or traced, or transformed by `torch.func`.
     """
-    if torch.compiler.is_compiling() or path() not in BY_FUNCTION or torch._C._are_functorch_transforms_active():
+    if path() not in BY_FUNCTION or is_transformed():
         return None
     names = [name for name in layer.active_adapters if name in layer.lime_delta]
     if len(names) != 1:
@@ -43,11 +43,14 @@ def fusible(layer: LimeLinear, x: Tensor) -> str | None:
         return None
     if not is_plain(layer.base_layer) or _wide_dtype(x, layer.base_layer.weight) is None:
         return None
-    if settings.n_gram > 1:
-        call = layer.routing_state.call(layer.scope)
-        if call is not None and call.past:
-            return None
+    if settings.n_gram > 1 and call is not None and call.past:
+        return None
     return name
+
+
+def is_transformed() -> bool:
+    """Whether a graph is made of the operations, or `torch.func` differentiates them."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 def is_plain(base: nn.Module) -> bool:
@@ -69,18 +72,18 @@ def _wide_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     return x.dtype if x.dtype == weight.dtype and x.is_floating_point() else None
 
 
-def fused_forward(layer: LimeLinear, name: str, x: Tensor) -> Tensor:
+def fused_forward(layer: LimeLinear, name: str, x: Tensor, call: ScopeCall | None) -> Tensor:
     """Output of the layer with the adapter `name`, where `fusible` says so."""
     settings, base = layer.lime_settings[name], layer.base_layer
     router: Router = layer.lime_router[name]  # type: ignore[assignment]
     delta: Any = layer.lime_delta[name]
-    call, key = layer._call(), f"{layer.key}:{name}"
+    key = f"{layer.key}:{name}"
     dtype = _wide_dtype(x, base.weight)
     assert dtype is not None
     wide = routing_dtype(dtype)
     count = x.shape[:-1].numel()
 
-    kept = None if call is None else call.kept(x, layer.key, wide)
+    kept = None if call is None else call.kept(wide)
     anchor = considered = None
     if settings.n_gram > 1:
         anchor, is_anchor = (call or ScopeCall(layer.key)).anchor_index(key, x, settings.n_gram, settings.window_anchor)

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
 
-from lime.tuner.context import Generation, RoutingCacheLayer, RoutingState, ScopeCall
+from lime.tuner.context import RoutingCacheLayer, RoutingState, ScopeCall
+from lime.tuner.reading import key_value_cache, read_flat, read_sequences
 
 
 class OpenCall:
@@ -30,9 +32,9 @@ class OpenCall:
         if tower.training and torch.is_grad_enabled():
             secure_checkpointing(tower, self.state)
         if self.flat:
-            _read_flat(call, args, kwargs)
+            read_flat(call, args, kwargs)
         else:
-            _read_sequences(call, args, kwargs, self.state.generation)
+            read_sequences(call, tower, args, kwargs, self.state.generation)
         self.state.open[self.scope] = call
 
 
@@ -46,15 +48,16 @@ class CloseCall:
         call = self.state.open.pop(self.scope, None)
         if call is None:  # the pre-hook raised
             return
-        cache = kwargs.get("past_key_values")
-        if cache is None:
-            cache = getattr(output, "past_key_values", None)
-        if cache is not None and call.to_cache:
-            _store(cache, call)
+        if call.to_cache:
+            cache = key_value_cache(kwargs.get("past_key_values"))
+            if cache is None:
+                cache = key_value_cache(getattr(output, "past_key_values", None))
+            if cache is not None:
+                _store(cache, call)
         call.close()
 
 
-def _store(cache: Any, call: ScopeCall) -> None:
+def _store(cache: Cache, call: ScopeCall) -> None:
     names, values = list(call.to_cache), list(call.to_cache.values())
     flat_BHTE = torch.cat(values, -1).unsqueeze(1)
     layer = call.cache_layer
@@ -64,53 +67,6 @@ def _store(cache: Any, call: ScopeCall) -> None:
         layer = RoutingCacheLayer(call.scope, names, [value.shape[-1] for value in values])
         cache.layers.append(layer)  # after the key-value layers exist, so that none of them moves
     layer.update(flat_BHTE, flat_BHTE[..., :0])
-
-
-def _read_sequences(
-    call: ScopeCall, args: tuple[Any, ...], kwargs: dict[str, Any], generation: Generation | None
-) -> None:
-    """Language models, and vision towers with a batch dimension: (B, T) tokens and an optional 2-D mask. In a run of
-    `generate` the tokens of its first pass decide for their sequences, with a cache and without."""
-    tokens = kwargs.get("inputs_embeds")
-    if tokens is None:
-        tokens = kwargs.get("input_ids")
-    if tokens is None and args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
-        tokens = args[0]
-    if generation is not None and tokens is not None:
-        call.deciding = generation.columns.setdefault(call.scope, tokens.shape[1])
-    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-    if cache is not None:
-        if cache.is_compileable:
-            call.unknown_padding = "a static key-value cache does not keep them; use a dynamic one"
-            return
-        call.cached, call.past = True, int(cache.get_seq_length())
-        call.cache_layer = next(
-            (layer for layer in cache.layers if isinstance(layer, RoutingCacheLayer) and layer.scope == call.scope),
-            None,
-        )
-    if mask is None or tokens is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        shape = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        call.unknown_padding = f"the attention mask is not 2-D (batch, tokens) but {shape}"
-        return
-    T = tokens.shape[1]
-    if mask.shape[1] != call.past + T:
-        raise ValueError(
-            f"{call.scope}: the attention mask covers {mask.shape[1]} tokens, "
-            f"expected {call.past} cached and {T} new ones"
-        )
-    call.mask_BS = mask.bool()
-    call.mask_BT = call.mask_BS[:, call.past :]
-
-
-def _read_flat(call: ScopeCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Qwen2-VL's vision tower: the patches of all images in one dimension, no mask, `grid_thw` (images,
-    3)."""
-    patches = args[0] if args else kwargs["hidden_states"]
-    grid = args[1] if len(args) > 1 else kwargs["grid_thw"]
-    call.lengths = grid.to(patches.device).prod(-1)
-    call.total_tokens = patches.shape[0]
 
 
 def in_backward() -> bool:

@@ -61,6 +61,7 @@ class LimeLinear(LimeLayer):
     def __init__(self, base_layer: nn.Module, key: str, scope: str, state: RoutingState):
         super().__init__(key, scope, state)
         self.base_layer: Any = base_layer
+        self.training = base_layer.training
         shape = shape_of(base_layer)
         self.in_features, self.out_features = shape.in_features, shape.out_features
         self.decoding: Constants | None = None  # of the generation that is under way
@@ -93,6 +94,7 @@ class LimeLinear(LimeLayer):
         if scale_bias:
             self.lime_delta[name].scale_bias = True  # type: ignore[assignment]
         self._add_modulators(name, settings, base, dtype)
+        self._keep_mode()
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     # -- computation -----------------------------------------------------------------------------------------
@@ -102,30 +104,38 @@ class LimeLinear(LimeLayer):
             self.unmerge()
         if self.disable_adapters or self.merged_adapters:
             return self.base_layer(x, *args, **kwargs)
-        if not args and not kwargs and (next_tokens := decoded(self, x)) is not None:
-            return next_tokens
-        if not args and not kwargs and (fused := fusible(self, x)) is not None:
-            return fused_forward(self, fused, x)
-        if not args and not kwargs and (mixed := through_mixture(self, x)) is not None:
-            return mixed
+        if not x.numel():
+            return self._idle(self.base_layer(x, *args, **kwargs))
+        call, tokens = self._seen(x) if self.routes else (None, x)
+        out = self._adapted(tokens, call, *args, **kwargs)
+        return out if tokens is x else out.view(*x.shape[:-1], -1)
+
+    def _adapted(self, x: Tensor, call: ScopeCall | None, *args: Any, **kwargs: Any) -> Tensor:
+        if not args and not kwargs:
+            if call is not None and (next_tokens := decoded(self, x, call)) is not None:
+                return next_tokens
+            if (fused := fusible(self, x, call)) is not None:
+                return fused_forward(self, fused, x, call)
+            if (mixed := through_mixture(self, x, call)) is not None:
+                return mixed
         z = self.base_layer(x, *args, **kwargs)
         out = z
         for name in self.active_adapters:
             if name in self.lime_delta:
-                out = self._adapt(name, x, z, out)
+                out = self._adapt(name, x, z, out, call)
         return out.to(z.dtype)
 
-    def _adapt(self, name: str, x: Tensor, z: Tensor, out: Tensor) -> Tensor:
+    def _adapt(self, name: str, x: Tensor, z: Tensor, out: Tensor, call: ScopeCall | None) -> Tensor:
         """Add the adapter's modulated update to `out`; routed on the frozen output `z`."""
         c = self.lime_settings[name]
         if c.peft in MIXTURES:
-            return adapt_by_mixture(self, name, x, z, out)
-        call = self._call() if c.enabled else None
+            return adapt_by_mixture(self, name, x, z, out, call)
+        call = call if c.enabled else None
         x = x.to(self.lime_delta[name].compute_dtype)  # type: ignore[arg-type]
         part = self._update(name, x, z)
         weights = self._weights(name, x, z, part, call) if c.enabled else None
         update, change = part.values, part.change
-        kept = None if call is None else call.kept(x, self.key, update.dtype)
+        kept = None if call is None else call.kept(update.dtype)
         if kept is not None:  # padding keeps exactly z
             update = update * kept
             change = None if change is None else change * kept

@@ -12,6 +12,7 @@ from lime.method.deltas.mixture import MixtureDelta
 from lime.method.deltas.moe_dora import MoEDoRADelta
 from lime.method.modulation import add
 from lime.method.taps import FrozenWithTaps
+from lime.tuner.context import ScopeCall
 from lime.tuner.mixture_router import MixtureRouter
 
 if TYPE_CHECKING:
@@ -26,19 +27,20 @@ def parts(layer: LimeLinear, name: str) -> tuple[MixtureDelta, MixtureRouter]:
     return delta, router
 
 
-def adapt_by_mixture(layer: LimeLinear, name: str, x: Tensor, z: Tensor, out: Tensor) -> Tensor:
+def adapt_by_mixture(layer: LimeLinear, name: str, x: Tensor, z: Tensor, out: Tensor, call: ScopeCall | None) -> Tensor:
     """Add the update of the mixture `name` to `out`, (B, T, O); padding keeps exactly `out`.
 
     Args:
         x: the layer's input, (B, T, I).
         z: its frozen output, (B, T, O).
+        call: of its tokens.
     """
     delta, router = parts(layer, name)
     x = x.to(delta.compute_dtype)
     u, logits = F.linear(delta.drop(x), delta.A), None
     if not router.kind.per_sequence:
         logits = F.linear(x, router.weight)
-    left, weights = _coefficients(layer, name, x, u, logits)
+    left, weights = _coefficients(layer, name, x, u, logits, call)
     out = out.to(torch.promote_types(out.dtype, u.dtype))
     if not isinstance(delta, MoEDoRADelta):
         return add(out, left, delta.basis())
@@ -47,7 +49,7 @@ def adapt_by_mixture(layer: LimeLinear, name: str, x: Tensor, z: Tensor, out: Te
     return add(out + _product(layer, z.to(gain_EO.dtype)) * change, left, delta.gained_basis(gain_EO))
 
 
-def fused_mixture(layer: LimeLinear, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+def fused_mixture(layer: LimeLinear, name: str, x: Tensor, dtype: torch.dtype, call: ScopeCall | None) -> Tensor:
     """Output of a plain frozen layer under the mixture `name` alone and without dropout, (B, T, O) in `dtype`: the same
     as `adapt_by_mixture`, with the wide products in `dtype` and the update added in place.
     """
@@ -58,7 +60,7 @@ def fused_mixture(layer: LimeLinear, name: str, x: Tensor, dtype: torch.dtype) -
         rows = delta.A if router.kind.per_sequence else torch.cat([delta.A, router.weight])
         z_NO, taps_NP = FrozenWithTaps.apply(x, base.weight, base.bias, rows, dtype)
         u, logits = taps_NP.view(*x.shape[:-1], -1).split([own, len(rows) - own], -1)
-        left, weights = _coefficients(layer, name, x, u, None if router.kind.per_sequence else logits)
+        left, weights = _coefficients(layer, name, x, u, None if router.kind.per_sequence else logits, call)
         basis = delta.basis()
         if isinstance(delta, MoEDoRADelta):
             gain_EO = delta.gain(layer._frozen_weight())
@@ -68,13 +70,14 @@ def fused_mixture(layer: LimeLinear, name: str, x: Tensor, dtype: torch.dtype) -
         return out_NO.view(*x.shape[:-1], -1)
 
 
-def _coefficients(layer: LimeLinear, name: str, x: Tensor, u: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
+def _coefficients(
+    layer: LimeLinear, name: str, x: Tensor, u: Tensor, logits: Tensor | None, call: ScopeCall | None
+) -> tuple[Tensor, Tensor]:
     """Coefficients of the update's basis, (B, T, K), and expert weights, (B, T, E), from `A x` and the router's logits;
     zero at padding."""
     delta, router = parts(layer, name)
-    call = layer._call()
     weights = router.route(x, logits, f"{layer.key}:{name}", call).to(u.dtype)
-    kept = None if call is None else call.kept(x, layer.key, u.dtype)
+    kept = None if call is None else call.kept(u.dtype)
     if kept is None:
         return delta.mix(u, weights), weights
     return delta.mix(u * kept, weights), weights * kept

@@ -57,6 +57,22 @@ class LimeModel(BaseTuner):
                 "knows the tensors of one type alone; load it with lime.load or PeftModel.from_pretrained"
             )
         super().__init__(model, peft_config, adapter_name, **kwargs)
+        self.training = model.training
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Called by peft around every forward pass and run of `generate`, with its arguments.
+
+        Raises:
+            NotImplementedError: an argument that peft would drop.
+        """
+        for argument in ("adapter_names", "alora_offsets"):
+            if kwargs.get(argument) is not None:
+                raise NotImplementedError(
+                    f"{argument}: the rows of a batch under LiME all go through the active adapter; pass the rows of "
+                    "each adapter by themselves, after model.set_adapter(name)"
+                )
+        yield
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self.peft_config[adapter_name]
@@ -142,6 +158,7 @@ class LimeModel(BaseTuner):
         layer = prompt_layer(language)
         if layer is None:
             layer = PromptLayer(f"{tower}.{CHILD}" if tower else CHILD, tower, self.lime_state, weight.shape[1])
+            layer.train(language.training)
             language.add_module(CHILD, layer)
             # Before LiME's own hook, so that adapted layers find the virtual tokens among the real ones.
             language.register_forward_pre_hook(InsertPrompt(), with_kwargs=True, prepend=True)
@@ -153,8 +170,9 @@ class LimeModel(BaseTuner):
             self._mark_generation()
 
     def _mark_generation(self) -> None:
-        if hasattr(type(self.model), "generate") and "generate" not in vars(self.model):
-            self.model.generate = GenerateOnePrompt(self.model, self.lime_state)
+        model = getattr(self.model, "_orig_mod", self.model)
+        if hasattr(type(model), "generate") and "generate" not in vars(model):
+            model.generate = GenerateOnePrompt(model, self.lime_state)
 
     def _settings_of(self, key: str, config: LimeConfig) -> LimeSettings:
         """Settings of one layer: the number of experts may vary with its depth."""

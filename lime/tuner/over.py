@@ -21,6 +21,7 @@ computes by itself. Against the native types it lacks:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,9 @@ from lime.tuner.context import RoutingState
 from lime.tuner.linear import shape_of
 from lime.tuner.settings import LimeSettings
 
+_watching = threading.RLock()
+"""Held while a wrapped layer runs, since it is changed for that time: one adapter active, the frozen layer watched."""
+
 
 class LimeOver(LimeLayer):
     """A tuner layer of the `peft` library whose update is modulated.
@@ -47,6 +51,7 @@ class LimeOver(LimeLayer):
     def __init__(self, base_layer: nn.Module, key: str, scope: str, state: RoutingState):
         super().__init__(key, scope, state)
         self.base_layer = base_layer
+        self.training = base_layer.training
         base = shape_of(self.get_base_layer())
         self.in_features, self.out_features = base.in_features, base.out_features
         self.additive: bool | None = None
@@ -57,6 +62,7 @@ class LimeOver(LimeLayer):
         base = shape_of(self.get_base_layer())
         dtype = torch.float64 if base.weight.dtype == torch.float64 else torch.float32
         self._add_modulators(name, settings, base, dtype)
+        self._keep_mode()
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     # -- the wrapped layer follows ---------------------------------------------------------------------------
@@ -81,19 +87,25 @@ class LimeOver(LimeLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.lime_settings]
+        if not names or not x.numel():
+            with _watching:
+                z = self.get_base_layer()(x, *args, **kwargs)
+            return self._idle(z) if names else z
+        call, tokens = self._seen(x)
         out: Tensor | None = None
         dtype = x.dtype
         for name in names:
-            z, zhat = self._frozen_and_update(name, x)
+            with _watching:
+                z, zhat = self._frozen_and_update(name, tokens)
             dtype = z.dtype
-            call = self._call()
-            weights = self._route(name, x, z, zhat, call)
-            kept = None if call is None else call.kept(x, self.key, zhat.dtype)
+            weights = self._route(name, tokens, z, zhat, call)
+            kept = call.kept(zhat.dtype)
             if kept is not None:  # padding keeps exactly z
                 zhat = zhat * kept
             out = z.to(zhat.dtype) if out is None else out
             out = modulate(out, zhat, weights, *self._modulators(name))
-        return self.get_base_layer()(x, *args, **kwargs) if out is None else out.to(dtype)
+        assert out is not None
+        return out.to(dtype).view(*x.shape[:-1], -1)
 
     def _frozen_and_update(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """`z` in the frozen layer's dtype and `zhat` in float32 (float64 over float64), both (B, T, O)."""

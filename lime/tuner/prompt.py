@@ -5,7 +5,8 @@ Shapes: B sequences, T tokens, V virtual tokens, H embedding width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,20 +48,17 @@ class _Shape:
     weight: Tensor
 
 
-@dataclass(eq=False)
-class _Running:
-    """State of a running call, which no copy of the model takes over."""
+class _Running(threading.local):
+    """State of a running call, of each thread its own; no copy of the model takes it over."""
 
-    insertion: Insertion = field(default_factory=Insertion)
+    def __init__(self) -> None:
+        self.insertion = Insertion()
 
     def __deepcopy__(self, memo: dict[int, object]) -> _Running:
         return _Running()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__()  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[_Running], tuple[()]]:
+        return _Running, ()
 
 
 class PromptLayer(LimeLayer):
@@ -105,6 +103,7 @@ class PromptLayer(LimeLayer):
             zero_init=init_weights,
         )
         self._add_modulators(name, settings, _Shape(self.width, self.width, embedding), dtype)
+        self._keep_mode()
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def _base_device(self) -> torch.device:

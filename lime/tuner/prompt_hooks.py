@@ -55,7 +55,7 @@ class InsertPrompt:
         mask = _mask(layer.key, kwargs, past + embeddings.shape[1])
         positions = _positions(kwargs, mask, embeddings.shape[1])
         if held is None:
-            prompt = layer(*_context(layer, embeddings, mask)).to(embeddings.dtype)
+            prompt = layer(*_context(layer, embeddings, mask, cache is not None)).to(embeddings.dtype)
             tokens = prompt.shape[1]
             embeddings = torch.cat([prompt, embeddings], 1)
         else:
@@ -150,10 +150,10 @@ def _positions(kwargs: dict[str, Any], mask: Tensor | None, new: int) -> Tensor 
     return positions
 
 
-def _context(layer: PromptLayer, embeddings: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _context(layer: PromptLayer, embeddings: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor | None]:
     """Embeddings and mask to take the mean over: of the whole call, or of the prompt of a run of `generate`."""
     generation = layer.routing_state.generation
     if generation is None:
         return embeddings, mask
-    columns = generation.columns.setdefault(layer.key, embeddings.shape[1])
+    columns = generation.deciding(layer.key, embeddings.shape[1], begins=cached)
     return embeddings[:, :columns], None if mask is None else mask[:, :columns]

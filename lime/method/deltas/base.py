@@ -71,7 +71,8 @@ class Delta(nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype in which the update is computed."""
-        return next(self.parameters()).dtype
+        of_replica = self.__dict__.get("_former_parameters")  # `DataParallel` leaves its copies no others
+        return next(iter((of_replica or self._parameters).values())).dtype  # type: ignore[union-attr]
 
 
 class LowRankDelta(Delta):

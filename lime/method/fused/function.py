@@ -27,6 +27,7 @@ from lime.method.fused import kernels, routing
 from lime.method.fused.dropout import Dropout
 from lime.method.fused.kernels import Gradients
 from lime.method.fused.routing import RoutingPlan
+from lime.method.once import differentiable_once
 from lime.method.routing import routing_dtype
 
 
@@ -117,10 +118,11 @@ class Fused(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         extra = (state.sum_E, state.statistics, state.own_EN if plan.shows else None)
         ctx.mark_non_differentiable(*(one for one in extra[1:] if one is not None))
-        return out.view(*x.shape[:-1], out.shape[-1]), *extra
+        # No view, so that what follows may change it in place.
+        return torch._unsafe_view(out, (*x.shape[:-1], out.shape[-1])), *extra
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor | None, grad_sum_E: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         weights, tokens, kept = Weights(*saved[:9]), Tokens(*saved[9:13]), saved[13:]
