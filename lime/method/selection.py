@@ -65,4 +65,4 @@ def _largest(probabilities_BTE: Tensor, count: int) -> Tensor:
     """Mask of exactly the `count` largest entries of each row (ties go to the earlier one that `topk`
     returns)."""
     index_BTK = probabilities_BTE.topk(min(count, probabilities_BTE.shape[-1]), -1).indices
-    return torch.zeros_like(probabilities_BTE, dtype=torch.bool).scatter_(-1, index_BTK, True)
+    return torch.zeros_like(probabilities_BTE, dtype=torch.bool).scatter_(-1, index_BTK, 1)

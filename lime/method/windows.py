@@ -72,7 +72,10 @@ def borders(position_BT: Tensor, mask_BT: Tensor | None = None, *, repeats: bool
     column_BT = torch.arange(T, device=mask_BT.device).expand(B, T)
     before_BT = torch.nn.functional.pad(torch.where(mask_BT, column_BT, -1).cummax(-1).values[:, :-1], (1, 0), value=-1)
     step_BT = position_BT - position_BT.gather(-1, before_BT.clamp_min(0))
-    return mask_BT & (before_BT >= 0) & (step_BT < (0 if repeats else 1))
+    start_B1 = position_BT.gather(-1, mask_BT.int().argmax(-1, keepdim=True))
+    # Tokens generated after padding have small positions, too, but not that of a beginning.
+    begins_BT = (before_BT == column_BT - 1) | (position_BT == start_B1)
+    return mask_BT & (before_BT >= 0) & (step_BT < (0 if repeats else 1)) & begins_BT
 
 
 def segment_anchor_columns(lengths: Tensor, total: int, n_gram: int, anchor: str) -> Tensor:

@@ -124,7 +124,7 @@ class ScopeCall:
             if shape[0] == self.batch:
                 rows = self._other("rows", lambda: ScopeCall(self.scope, closed=True, recorder=self.recorder))
                 return rows, x.unsqueeze(1)
-        return self._unknown(layer, shape), x
+        return self._unknown(layer, shape), x if x.dim() > 1 else x.unsqueeze(0)
 
     def _of_frames(self, tokens: int) -> ScopeCall:
         assert self.frames is not None
@@ -231,9 +231,7 @@ class ScopeCall:
 
     def _check_windows(self, layer: str) -> None:
         if unknown := self.unknown_padding or self.unknown_order:
-            raise ValueError(
-                f"{layer}: n_gram above 1 counts windows over the real tokens of a sequence, but {unknown}"
-            )
+            raise ValueError(f"{layer}: n_gram above 1 counts windows over real tokens, but {unknown}")
 
     def wants_decisions(self, n_gram: int, anchor: str) -> bool:
         """Whether later calls may read this one's routing decisions from the cache."""
@@ -272,7 +270,7 @@ class ScopeCall:
             ValueError: real tokens and padding cannot be told apart, or the sequences not.
         """
         if unknown := self.unknown_padding or self.unknown_order:
-            raise ValueError(f"{layer}: routing by sequence averages the real tokens of a sequence, but {unknown}")
+            raise ValueError(f"{layer}: routing by sequence averages real tokens, but {unknown}")
         tokens = x.shape[-2]
         packed = self._packed(x.shape[:-1])
         if packed is not None and self.past:

@@ -51,7 +51,7 @@ class LimeOver(LimeLayer):
     def __init__(self, base_layer: nn.Module, key: str, scope: str, state: RoutingState):
         super().__init__(key, scope, state)
         self.base_layer = base_layer
-        self.training = base_layer.training
+        self.train(self.get_base_layer().training)
         base = shape_of(self.get_base_layer())
         self.in_features, self.out_features = base.in_features, base.out_features
         self.additive: bool | None = None
@@ -62,7 +62,7 @@ class LimeOver(LimeLayer):
         base = shape_of(self.get_base_layer())
         dtype = torch.float64 if base.weight.dtype == torch.float64 else torch.float32
         self._add_modulators(name, settings, base, dtype)
-        self._keep_mode()
+        self.train(self.training)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     # -- the wrapped layer follows ---------------------------------------------------------------------------

@@ -125,8 +125,13 @@ def test_random_features_are_drawn_per_layer_and_saved() -> None:
 
 
 def test_tokens_that_are_not_the_mask_s_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"some\.layer: its input has tokens \(2, 3\), the attention mask .* \(2, 7\)"):
-        run(layer(), torch.randn(2, 3, 12, dtype=torch.float64), torch.ones(2, 7, dtype=torch.bool))
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    run(layer(), torch.randn(2, 3, 12, dtype=torch.float64), mask)
+    mask[0, 0] = False
+    with pytest.raises(
+        ValueError, match=r"some\.layer: its input has tokens \(2, 3\), and those .* \(2, 7\), with padding"
+    ):
+        run(layer(), torch.randn(2, 3, 12, dtype=torch.float64), mask)
 
 
 def test_initial_values() -> None:

@@ -30,6 +30,8 @@ from lime.method.fused.routing import RoutingPlan
 from lime.method.once import differentiable_once
 from lime.method.routing import routing_dtype
 
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -119,7 +121,7 @@ class Fused(torch.autograd.Function):
         extra = (state.sum_E, state.statistics, state.own_EN if plan.shows else None)
         ctx.mark_non_differentiable(*(one for one in extra[1:] if one is not None))
         # No view, so that what follows may change it in place.
-        return torch._unsafe_view(out, (*x.shape[:-1], out.shape[-1])), *extra
+        return _unsafe_view(out, (*x.shape[:-1], out.shape[-1])), *extra
 
     @staticmethod
     @differentiable_once
