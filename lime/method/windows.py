@@ -40,7 +40,7 @@ def anchor_columns(mask_BS: Tensor, n_gram: int, anchor: str, border_BS: Tensor 
         start_BS = position_BS - (position_BS - first_BS) % n_gram
         next_BS = torch.where(border_BS, position_BS, S).roll(-1, -1)
         next_BS[:, -1] = S
-        last_BS = torch.minimum(last_BS, next_BS.flip(-1).cummin(-1).values.flip(-1) - 1)
+        last_BS = torch.minimum(last_BS, next_BS.flip(-1).cummin(-1).values.flip(-1) - 1).clamp_min(0)
     if anchor == "first":
         wanted_BS = start_BS
     elif anchor == "last":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from lime.method import windows
 from lime.tuner.prompt import Insertion, PromptLayer, prompt_layer
 from lime.tuner.prompt_cache import check_cache, held_prompt, hide, mark
 
@@ -53,6 +54,8 @@ class InsertPrompt:
             raise RuntimeError(_other_prompt(layer.key, (), names))
         embeddings = _embeddings(tower, kwargs)
         mask = _mask(layer.key, kwargs, past + embeddings.shape[1])
+        if held is None:
+            _check_one_sequence(layer.key, kwargs.get("position_ids"), mask)
         positions = _positions(kwargs, mask, embeddings.shape[1])
         if held is None:
             prompt = layer(*_context(layer, embeddings, mask, cache is not None)).to(embeddings.dtype)
@@ -139,6 +142,19 @@ def _mask(key: str, kwargs: dict[str, Any], length: int) -> Tensor | None:
     if mask.shape[1] != length:
         raise ValueError(f"{key}: the attention mask covers {mask.shape[1]} tokens, expected {length}")
     return mask
+
+
+def _check_one_sequence(key: str, positions: Any, mask: Tensor | None) -> None:
+    """Raise ValueError for packed rows; reads on the host."""
+    if not isinstance(positions, Tensor) or torch.compiler.is_compiling():
+        return
+    repeats = positions.dim() == 3 and positions.shape[0] != 4
+    of_text = positions[0] if positions.dim() == 3 else positions.view(-1, positions.shape[-1])
+    if windows.borders(of_text, None if mask is None else mask.bool(), repeats=repeats).any():
+        raise ValueError(
+            f"{key}: virtual tokens stand before the first sequence of a row alone, but positions start again; give "
+            "each sequence a row of its own"
+        )
 
 
 def _positions(kwargs: dict[str, Any], mask: Tensor | None, new: int) -> Tensor | None:

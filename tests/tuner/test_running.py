@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Wav2Vec2Config, Wav2Vec2
 import lime
 from lime.method import fused
 from lime.tuner.settings import MIXTURES
+from lime.tuner.towers import find_towers
 from tests.tuner import small_models as small
 
 TYPES: dict[str, dict[str, Any]] = {
@@ -76,7 +77,10 @@ def inputs(seed: int = 0, rows: int = 2, tokens: int = 9) -> dict[str, Tensor]:
 # -- dtypes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float64))],
+)
 @types
 def test_another_dtype(options: dict[str, Any], dtype: torch.dtype) -> None:
     """Forward, generate and training after `.to(dtype)`, constants of an earlier generation included."""
@@ -229,7 +233,7 @@ def wav2vec2() -> Any:
 def test_an_audio_model_knows_its_padding(options: dict[str, Any]) -> None:
     settings = lime.tuner.preset_settings(target_modules="all-linear", r=4, num_experts=2, **options)
     base = wav2vec2()
-    kind = lime.tuner.towers.find_towers(base)[0].kind
+    kind = find_towers(base)[0].kind
     settings.scope = kind
     torch.manual_seed(1)
     model = get_peft_model(base, lime.LimeConfig.from_settings(settings, init_weights=False)).eval()
@@ -343,6 +347,7 @@ def test_names_of_adapters_for_each_row_are_refused(options: dict[str, Any]) -> 
     model(**x, adapter_names=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "mocle"])
 def test_a_compiled_model_takes_a_state_dict(name: str) -> None:
     settings = lime.tuner.preset_settings(**{"num_experts": 2, **TYPES[name]})
