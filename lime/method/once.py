@@ -30,7 +30,10 @@ def differentiable_once(
             found = backward(ctx, *gradients)
         if not torch.is_grad_enabled():  # as always, but for `create_graph`
             return found
-        refuse = torch._C._functions.DelayedError(REFUSED, len(found))
-        return refuse(*(None if one is None else one.detach().requires_grad_() for one in found))
+        refuse: Any = torch._C._functions.DelayedError(REFUSED, len(found))
+        refused: tuple[Tensor | None, ...] = refuse(
+            *(None if one is None else one.detach().requires_grad_() for one in found)
+        )
+        return refused
 
     return once

@@ -120,7 +120,7 @@ class LimeLayer(nn.Module, BaseTunerLayer):
 
     def _replicate_for_data_parallel(self) -> LimeLayer:
         """Called by `DataParallel` in the thread that asked for the pass: its recorder is that of the replicas, too."""
-        replica: LimeLayer = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica: LimeLayer = super()._replicate_for_data_parallel()
         replica.origin_recorder = self.routing_state.recorder
         return replica
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def read_sequences(
         ValueError: a mask of another number of tokens.
     """
     if args:
-        kwargs = {**dict(zip(_names(type(tower)), args, strict=False)), **kwargs}
+        kwargs = {**dict(zip(_names(type(tower).forward), args, strict=False)), **kwargs}
     tokens = _tokens(kwargs)
     if tokens is not None:
         call.shape = tokens.shape[:2]
@@ -48,8 +49,8 @@ def read_sequences(
 
 
 @functools.cache
-def _names(kind: type[nn.Module]) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _tokens(kwargs: dict[str, Any]) -> Tensor | None:

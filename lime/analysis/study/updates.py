@@ -17,5 +17,7 @@ def update_of(layer: LimeLinear, name: str, x: Tensor) -> Tensor:
     Args:
         x: the layer's whole input, (..., T, I): windows are counted over all its tokens.
     """
-    z = layer.base_layer(x)
-    return layer._adapt(name, x, z, torch.zeros_like(z, dtype=torch.promote_types(z.dtype, torch.float32)))
+    call, tokens = layer._seen(x)
+    z = layer.base_layer(tokens)
+    zero = torch.zeros_like(z, dtype=torch.promote_types(z.dtype, torch.float32))
+    return layer._adapt(name, tokens, z, zero, call).view(*x.shape[:-1], -1)
