@@ -4,7 +4,7 @@ import lime
 from lime.models.config import ModelConfig
 from lime.models.loading import load_backbone
 
-backbone = load_backbone(ModelConfig("tiny_llava_onevision"))  # comes with the package; any transformers model will do
+backbone = load_backbone(ModelConfig("tiny_llava_onevision"))  # comes with the package; others: docs/architectures.md
 model, processor = backbone.model, backbone.processor
 
 model, report = lime.apply(

@@ -15,13 +15,23 @@ PROJECTIONS = frozenset(
     "qkv qkv_proj qkv_layer Wqkv W_pack c_attn q_attn c_proj query_key_value query_key in_proj in_proj_qkv att_proj "
     "attention_out kv_proj key_value "
     # in two steps, by a narrow middle
-    "q_a_proj q_b_proj kv_a_proj kv_b_proj kv_a_proj_with_mqa o_a_proj o_b_proj q_down_proj q_up_proj".split()
+    "q_a_proj q_b_proj kv_a_proj kv_a_proj_with_mqa o_a_proj o_b_proj q_down_proj q_up_proj".split()
 )
 """Names of the projections of tokens in the attention modules of transformers. Others there (gates, position biases,
 routing between blocks) see other inputs or shape the attention's weights; they are left out."""
 
 _NAME = re.compile("attn|attention", re.IGNORECASE)
 _CLASS = re.compile("(attention|attn)$", re.IGNORECASE)
+
+
+NOT_OF_TOKENS = frozenset({"pooler", "dt_proj"})
+"""Parts of names of linear layers that `all-linear` leaves out: poolers see one vector for a whole sequence, and the
+weight of Mamba's `dt_proj` is read without the layer being called."""
+
+
+def sees_tokens(layer: str) -> bool:
+    """Whether a layer, by its full name, is called on the tokens of a sequence."""
+    return NOT_OF_TOKENS.isdisjoint(layer.split("."))
 
 
 def in_attention(model: nn.Module, layer: str) -> bool:

@@ -142,7 +142,10 @@ class ScopeCall:
             of_tower = f"those of its tower are {tuple(self.shape)}"
         reason = f"its input has tokens {tuple(shape)}, and {of_tower}"
         if self.is_padded():
-            raise ValueError(f"{layer}: {reason}, with padding; adapt only layers that see every token of the sequence")
+            raise ValueError(
+                f"{layer}: {reason}, with padding; adapt only layers that see every token of the sequence "
+                "(target_modules, exclude_modules)"
+            )
         return self._other(
             reason,
             lambda: ScopeCall(

@@ -92,12 +92,12 @@ class LimeModel(BaseTuner):
         if remove_adapter(model, adapter_name):
             log.warning("the model has an adapter %r already, which this one replaces", adapter_name)
         self.lime_state = routing_state(model) or RoutingState()
+        _check_not_saved(model, targets)
         if config.peft == "any":
             low_memory = kwargs.get("low_cpu_mem_usage", args[1] if len(args) > 1 else False)
             inject_base(model, config, targets, adapter_name, low_memory)
         else:
             _check_plain(model, targets)
-        _check_not_saved(model, targets)
         with _targets_as_asked(config):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         if config.peft in ROUTED_BY_SEQUENCE:

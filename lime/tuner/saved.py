@@ -16,7 +16,7 @@ from torch import Tensor
 from lime.ownership import check_unchanged
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LEADS_ELSEWHERE = {
     "megatron_config": None, "megatron_core": "megatron.core", "shadow_model": None, "tokenizer_name_or_path": None,
     "tokenizer_kwargs": None, "prompt_tuning_init_state_dict_path": None, "corda_config": None, "lora_ga_config": None,
@@ -32,7 +32,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
     Raises:
         ValueError: files other than the folder's mark says; options that lead to other files or modules; tensors of
-            other than 16 or 32 bits, or with values that are not finite. Names file and tensor or option.
+            other than 16, 32 or 64 bits, or with values that are not finite. Names file and tensor or option.
     """
     check_unchanged(folder, (CONFIG_FILE, WEIGHTS_FILE))
     _check_options(folder / CONFIG_FILE)
@@ -69,7 +69,8 @@ def check_types(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, 
     for key, value in saved.items():
         if key not in expected:
             continue
-        if value.is_floating_point() != expected[key].is_floating_point():
+        twice = value.dtype == torch.float64 and expected[key].dtype != torch.float64  # for a base in float64 alone
+        if value.is_floating_point() != expected[key].is_floating_point() or twice:
             raise ValueError(f"{path}: {key} is of {value.dtype}, expected {expected[key].dtype}")
         experts_EO = expected.get(key.removesuffix(_FEATURES) + _EXPERTS)
         if key.endswith(_FEATURES) and experts_EO is not None:

@@ -15,7 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from lime.tuner.attention import in_attention, is_projection
+from lime.tuner.attention import in_attention, is_projection, sees_tokens
 from lime.tuner.linear import LINEAR
 from lime.tuner.settings import LimeSettings
 
@@ -95,7 +95,9 @@ def resolve_targets(
     if wanted is None:
         found = _attention_projections(model, kept, settings, type(model).__name__)
     elif wanted == "all-linear":
-        found = kept
+        found = [target for target in kept if sees_tokens(target.name)]
+        if others := [target.name for target in kept if not sees_tokens(target.name)]:
+            log.info("all-linear leaves out layers that are not called on the tokens: %s", ", ".join(others))
     else:
         found = [target for target in kept if matches_any(target.name, wanted)]
         _check_each(wanted, found, candidates, settings, model)
@@ -133,6 +135,8 @@ def _attention_projections(
 ) -> list[Target]:
     inside = [target for target in candidates if in_attention(model, target.name)]
     found = [target for target in inside if is_projection(target.name)]
+    if not candidates:
+        raise ValueError(f"scope: {settings.scope!r} of {kind} has no linear layers, and LiME adapts no others")
     if not found:
         raise ValueError(
             f"target_modules: {kind} has no attention projections among its linear layers; name the layers to adapt, "
