@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,4 +217,25 @@ def read_predictions(path: str | Path) -> list[Prediction]:
             records.append(Prediction(**{name: value for name, value in values.items() if name in fields}))
     if not records:
         raise PredictionError(f"{path}: holds no prediction")
+    _check_counts(path, records)
     return records
+
+
+def _check_counts(path: Path, records: Sequence[Prediction]) -> None:
+    """Raise PredictionError where results.json beside the file counts more rows: it was cut off at a line's end."""
+    results = path.with_name("results.json")
+    if path.name != PREDICTIONS_FILE or not results.is_file():
+        return
+    try:
+        scored = {str(one["split"]): int(one["n"]) for one in json.loads(results.read_text(encoding="utf-8"))["splits"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # whoever reads the results says what is wrong with them
+    found = Counter(record.split for record in records)
+    lost = {split: count - found[split] for split, count in scored.items() if found[split] < count}
+    if lost:
+        split = next(iter(lost))
+        raise PredictionError(
+            f"{path}: {sum(lost.values())} of {sum(scored.values())} rows that {results.name} beside it counts are "
+            f"lacking (first: {lost[split]} of {split}); the file was cut off. Evaluate again, or move it to a folder "
+            "of its own to score what is left"
+        )

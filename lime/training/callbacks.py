@@ -15,7 +15,7 @@ from lime.experiments.records import LayerRouting, Training
 from lime.training import processes
 from lime.training.config import CallbacksConfig
 from lime.training.memory import forget_peak, peak_memory_mb
-from lime.training.metrics import MetricsFile, UsageFile, Window
+from lime.training.metrics import Kept, MetricsFile, UsageFile, Window
 from lime.training.module import AdaptationModule
 from lime.training.progress import ProgressDisplay
 from lime.tuner.recorder import LayerStatistics
@@ -75,17 +75,18 @@ class MetricsCallback(Callback):
         self._started = time.perf_counter()
         pl_module.window.reset()
         forget_peak()
-        resumed, kept = self._resumed, {"rows": 0, "usage_lines": 0}
+        resumed = self._resumed
+        rows = usage_lines = None
         if resumed is not None and self._continues:
-            kept = resumed
+            rows, usage_lines = (_kept(resumed, name, trainer.global_step) for name in ("rows", "usage_lines"))
             self._started -= resumed["seconds"]
             self._written = resumed["written"]
         if resumed is not None:
             self._resume_window(pl_module.window, resumed["windows"])
         if trainer.is_global_zero:
-            self._file = MetricsFile(self._path, kept["rows"])
-            if kept["usage_lines"]:
-                self._usage_file = UsageFile(self._usage_path, kept["usage_lines"])
+            self._file = MetricsFile(self._path, rows)
+            if usage_lines is not None:
+                self._usage_file = UsageFile(self._usage_path, usage_lines)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -94,8 +95,13 @@ class MetricsCallback(Callback):
         checkpoint["metrics"] = {
             "windows": processes.gather(pl_module.window.state()),
             "written": self._written,
-            "rows": self._file.rows if self._file is not None else 0,
+            "rows": self._file.lines if self._file is not None else 0,
             "usage_lines": self._usage_file.lines if self._usage_file is not None else 0,
+            "checksums": {
+                name: file.checksum
+                for name, file in (("rows", self._file), ("usage_lines", self._usage_file))
+                if file is not None
+            },
             "seconds": time.perf_counter() - self._started,
             "measured": dataclasses.asdict(self._measured),
             "routing": {name: dataclasses.asdict(layer) for name, layer in self.routing.items()},
@@ -123,6 +129,9 @@ class MetricsCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, AdaptationModule)
+        if trainer.global_step == trainer.max_steps and trainer.enable_validation:
+            # The last epoch is cut off: validate what training ends with, whatever its number.
+            trainer.check_val_every_n_epoch, trainer.should_stop = 1, True
         due = trainer.global_step % self._every == 0
         if due and trainer.global_step > self._written:
             self._write(trainer, pl_module)
@@ -185,6 +194,12 @@ class MetricsCallback(Callback):
         self._file.write({"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": seconds, **values})
         for sink in self._sinks:
             sink.log_metrics(values, trainer.global_step)
+
+
+def _kept(resumed: dict[str, Any], name: str, step: int) -> Kept | None:
+    """What a checkpoint remembers of one of the files; None where it had no line."""
+    lines = resumed[name]
+    return Kept(lines, resumed.get("checksums", {}).get(name), step) if lines else None
 
 
 def _layer_routing(layer: LayerStatistics) -> LayerRouting:

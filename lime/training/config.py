@@ -79,7 +79,8 @@ class TrainerConfig:
         num_threads: CPU threads of one process; null for all cores of the machine that this process may use.
         preflight: try batches of every phase before the first, and say whether the run fits and how long it takes.
         log_every_n_steps: optimiser steps between two rows of metrics.csv.
-        validate_every_n_epochs: epochs between two validations on rows held out from training; null for none.
+        validate_every_n_epochs: epochs between two validations on rows held out from training; null for none. Where
+            max_steps ends training, there is one at its end too.
     """
 
     max_epochs: int = 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from lime.atomic import write_json
+from lime.atomic import remove, write_json, write_text
 from lime.data.config import DataConfig
 from lime.data.rows import Row
 from lime.evaluation.config import EvaluationConfig
@@ -25,7 +25,7 @@ from lime.training.journal import Journal
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise when the way of answering changes
+VERSION = 2  # raise when the way of answering changes
 _INPUT_KEYS = ("max_length", "system_prompt", "video_backend", "on_missing_media", "on_overlong")
 
 
@@ -94,11 +94,12 @@ def frozen_answers(
     Read from ``cache`` when it has them. In ``folder``, the run's, answers are kept as they come.
     """
     key, path = cache.key, cache.path
-    there = processes.from_main(cache.known)
-    if path is not None and there:
-        known = json.loads(path.read_text(encoding="utf-8"))["answers"]
+    known = processes.from_main(_known(path, rows) if path is not None and processes.is_main() else None)
+    if known is not None:
         log.info("frozen backbone: %d answers from %s", len(known), path)
         return [known[row.id] for row in rows]
+    if path is not None and processes.is_main() and not _writable(path.parent):
+        path = None
     model: nn.Module = backbone.model
     journal = Journal(folder, "frozen", f"{key} {config.batch_size}") if folder is not None else None
     answers = answer_rows(model, collator, rows, allowed, config, mode="likelihood", progress=progress, journal=journal)
@@ -106,5 +107,39 @@ def frozen_answers(
         journal.close()
     if path is not None and processes.is_main():
         by_row = {row.id: answer for row, answer in zip(rows, answers, strict=True)}
-        write_json(path, {**cache.decisive, "answers": by_row})
+        try:
+            write_json(path, {**cache.decisive, "checksum": _checksum(by_row), "answers": by_row})
+        except OSError as error:  # they are in memory: the run needs no file
+            log.warning("cache_dir: the frozen backbone's answers are not kept (%s)", error)
     return answers
+
+
+def _known(path: Path, rows: Sequence[Row]) -> dict[str, str | None] | None:
+    """The answers in a file of the cache; None where it is absent or not as it was written, which is said."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, str | None] = content["answers"]
+        if content["checksum"] == _checksum(known) and all(row.id in known for row in rows):
+            return known
+        problem = "its answers are not those that were written"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"it cannot be read ({type(error).__name__})"
+    log.warning("cache_dir: %s is damaged: %s; the frozen backbone is asked again", path, problem)
+    return None
+
+
+def _checksum(answers: Mapping[str, str | None]) -> str:
+    return hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a folder of the cache can be written; said where not, before the first row is asked."""
+    try:
+        write_text(folder / ".writable", "")
+        remove(folder / ".writable")
+    except OSError as error:
+        log.warning("cache_dir: %s cannot be written (%s): the frozen backbone's answers are not kept", folder, error)
+        return False
+    return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Journal:
     def add(self, answers: Mapping[str, Any]) -> None:
         """Keep the answers of a batch, by row id."""
         for row, answer in answers.items():
-            self._file.write(json.dumps({"id": row, "answer": answer}, ensure_ascii=False) + "\n")
+            self._file.write(_line(row, answer))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -65,22 +66,48 @@ class Journal:
         self._file.flush()
 
     def _read(self, path: Path) -> None:
+        """Take the answers of a file. Lines that are not as they were written are named, and their rows asked again."""
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # a last line cut off is left out
-        if not lines or json.loads(lines[0]).get("key") != self._key:
+        head = _json(lines[0]) if lines else {}
+        if head.get("key") != self._key:
+            if lines and "key" not in head:
+                log.warning("%s is damaged: its answers are asked again", path)
             remove(path)
             return
-        for line in lines[1:]:
-            entry = json.loads(line)
-            self.answers[entry["id"]] = entry["answer"]
+        bad = []
+        for number, line in enumerate(lines[1:], start=2):
+            entry = _json(line)
+            row, answer = entry.get("id"), entry.get("answer")
+            if isinstance(row, str) and _line(row, answer) == line + "\n":
+                self.answers[row] = answer
+            else:
+                bad.append(number)
+        if bad:
+            log.warning("%s: %d damaged lines (first: %d); their rows are asked again", path, len(bad), bad[0])
 
     def _compact(self) -> None:
         """One file with all answers, so that no cut line stands before new ones."""
-        lines: list[dict[str, Any]] = [{"key": self._key}]
-        lines += [{"id": row, "answer": answer} for row, answer in self.answers.items()]
-        write_text(self._path(0), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        lines = [json.dumps({"key": self._key}) + "\n", *(_line(row, answer) for row, answer in self.answers.items())]
+        write_text(self._path(0), "".join(lines))
         for path in self._folder.glob(f"{self._name}-*.jsonl"):
             if path != self._path(0):
                 remove(path)
+
+
+def _line(row: str, answer: Any) -> str:
+    """An answer with a checksum of it."""
+    text = json.dumps([row, answer], ensure_ascii=False)
+    entry = {"id": row, "answer": answer, "checksum": zlib.crc32(text.encode(errors="surrogatepass"))}
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _json(line: str) -> dict[str, Any]:
+    """The object in a line; empty where there is none."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def remove_journals(folder: Path) -> None:

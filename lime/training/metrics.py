@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ from torch import Tensor
 from lime.atomic import write_text
 from lime.training import processes
 from lime.tuner.recorder import LayerStatistics, RoutingStatistics
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     "step",
@@ -105,60 +111,107 @@ class Window:
         }
 
 
-class MetricsFile:
-    """metrics.csv with the fixed columns, flushed at every row, so that a killed run keeps what it measured.
+@dataclass(frozen=True)
+class Kept:
+    """What a checkpoint remembers of a file of lines: how many there were, their checksum, and the last step."""
+
+    lines: int
+    checksum: int | None
+    step: int
+
+
+class _LineFile:
+    """Lines that are flushed one by one, so that a killed run keeps what it measured.
 
     Args:
-        keep: rows of an earlier part of the run that stay; those after them are written again.
+        header: first line, if any.
+        kept: lines of an earlier part of the run that stay; those after them are written again. Where they are not what
+            the checkpoint remembers, those that can still be read stay, and the log says how many are lost.
     """
 
-    def __init__(self, path: Path, keep: int = 0):
-        self.rows = _keep_lines(path, 1 + keep) - 1 if keep else -1
-        self._file = path.open("a" if self.rows >= 0 else "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, COLUMNS)
-        if self.rows < 0:
-            self._writer.writeheader()
+    def __init__(self, path: Path, header: str = "", kept: Kept | None = None):
+        self._path, self._header = path, header
+        found = self._kept(kept) if kept is not None else []
+        if kept is not None:
+            write_text(path, header + "".join(found))
+        self._file = path.open("a" if kept is not None else "w", newline="", encoding="utf-8")
+        if kept is None:
+            self._file.write(header)
             self._file.flush()
-            self.rows = 0
-
-    def write(self, row: Mapping[str, float | int]) -> None:
-        self._writer.writerow({name: _short(value) for name, value in row.items()})
-        self._file.flush()
-        self.rows += 1
+        self.lines, self.checksum = len(found), zlib.crc32("".join(found).encode())
 
     def close(self) -> None:
         self._file.close()
 
+    def _append(self, line: str) -> None:
+        self._file.write(line)
+        self._file.flush()
+        self.lines += 1
+        self.checksum = zlib.crc32(line.encode(), self.checksum)
 
-class UsageFile:
-    """routing.jsonl: at each logged step the expert usage of every adapted layer.
+    def _step(self, line: str) -> int:
+        """The step that a line is about. ValueError where it is damaged."""
+        raise NotImplementedError
 
-    Args:
-        keep: as for :class:`MetricsFile`.
-    """
+    def _kept(self, kept: Kept) -> list[str]:
+        there = self._path.read_bytes().decode(errors="replace") if self._path.is_file() else ""
+        lines = there.removeprefix(self._header).splitlines(keepends=True)
+        first = lines[: kept.lines]
+        whole = there.startswith(self._header) and len(first) == kept.lines
+        if whole and kept.checksum in (None, zlib.crc32("".join(first).encode())):
+            return first
+        good = []
+        for line in lines:
+            try:
+                if line.endswith("\n") and line not in good and self._step(line) <= kept.step:
+                    good.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue
+        log.warning(
+            "%s is damaged: of %d lines up to step %d that the checkpoint counts, %d can be read and stay",
+            self._path, kept.lines, kept.step, len(good),
+        )  # fmt: skip
+        return good
 
-    def __init__(self, path: Path, keep: int = 0):
-        self.lines = _keep_lines(path, keep) if keep else 0
-        self._file = path.open("a" if self.lines else "w", encoding="utf-8")
+
+class MetricsFile(_LineFile):
+    """metrics.csv with the fixed columns."""
+
+    def __init__(self, path: Path, kept: Kept | None = None):
+        super().__init__(path, _csv_line(COLUMNS), kept)
+
+    def write(self, row: Mapping[str, float | int]) -> None:
+        unknown = row.keys() - set(COLUMNS)
+        assert not unknown, unknown
+        self._append(_csv_line([_short(row[name]) if name in row else "" for name in COLUMNS]))
+
+    def _step(self, line: str) -> int:
+        values = next(csv.reader([line]))
+        if len(values) != len(COLUMNS):
+            raise ValueError(line)
+        for value in values:
+            float(value or 0)
+        return int(values[0])
+
+
+class UsageFile(_LineFile):
+    """routing.jsonl: at each logged step the expert usage of every adapted layer."""
+
+    def __init__(self, path: Path, kept: Kept | None = None):
+        super().__init__(path, "", kept)
 
     def write(self, step: int, usage: Mapping[str, list[float]]) -> None:
         rounded = {layer: [round(share, 6) for share in shares] for layer, shares in usage.items()}
-        self._file.write(json.dumps({"step": step, "usage": rounded}) + "\n")
-        self._file.flush()
-        self.lines += 1
+        self._append(json.dumps({"step": step, "usage": rounded}) + "\n")
 
-    def close(self) -> None:
-        self._file.close()
+    def _step(self, line: str) -> int:
+        return int(json.loads(line)["step"])
 
 
-def _keep_lines(path: Path, count: int) -> int:
-    """Cut a file after its first ``count`` lines; returns how many it has then."""
-    if not path.is_file():
-        return 0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines[:count] if line.endswith("\n")]
-    write_text(path, "".join(kept))
-    return len(kept)
+def _csv_line(values: Iterable[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(values)
+    return text.getvalue()
 
 
 def _short(value: float | int) -> float | int | str:

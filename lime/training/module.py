@@ -169,7 +169,7 @@ class AdaptationModule(pl.LightningModule):
             "modulators": (options.moe_lr, options.moe_weight_decay),
             "peft": (options.peft_lr, options.peft_weight_decay),
         }
-        described = [
+        described: list[dict[str, Any]] = [
             {"params": [p for _, p in groups[name]], "lr": lr, "weight_decay": decay, "name": name}
             for name, (lr, decay) in rates.items()
             if groups.get(name)
@@ -179,7 +179,22 @@ class AdaptationModule(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, total, options)
         )
+        self._scheduler = scheduler
+        self._described = [{k: v for k, v in group.items() if k != "params"} for group in described]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Give a resumed run the learning rates that it would have here, had it never stopped.
+
+        A checkpoint holds the rates and settings of the run that wrote it: at the end of a shorter run they are zero.
+        """
+        scheduler, options = self._scheduler, self.optim
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        for group, described, factor in zip(scheduler.optimizer.param_groups, self._described, factors, strict=True):
+            base = described["lr"]
+            group.update(described, lr=base * factor, initial_lr=base, betas=tuple(options.betas), eps=options.eps)
+        scheduler.base_lrs = [described["lr"] for described in self._described]
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
