@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
+import re
+import secrets
+import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import wandb
 from PIL import Image
 
 from lime.analysis.usage import usage_figure
+from lime.atomic import write_text
 from lime.config.sweeps import read_plan
 from lime.data.datamodule import MMTDataModule
 from lime.data.media import MediaError, load_image, load_video, media_file
@@ -25,6 +30,7 @@ from lime.experiments.records import Parameters, Training
 from lime.training.config import WandbConfig
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 PREDICTIONS, USAGE = "predictions", "routing/usage_by_layer"
 """Keys of the table of predictions and of the heat map."""
@@ -36,7 +42,21 @@ COSTS = (
 """Keys of the summary for what a run cost; times in seconds, memory in MB."""
 PREDICTION_COLUMNS = ("id", "task", "picture", "question", "raw", "extracted", "truth", "correct", "frozen")
 DATA_DIR = "WANDB_DATA_DIR"
+ID_FILE = ".wandb_id"
 FRAMES = 4  # of a video in the table
+
+
+def _beside(method: Callable[P, None]) -> Callable[P, None]:
+    """W&B is an addition: what goes wrong with it is said, and the run goes on."""
+
+    @functools.wraps(method)
+    def said(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            method(*arguments, **options)
+        except (wandb.errors.Error, OSError) as error:
+            log.warning("wandb: %s: %s", method.__name__, _first_line(error))
+
+    return said
 
 
 class WandbRun:
@@ -49,32 +69,47 @@ class WandbRun:
         name: name of the run.
         folder: the run's folder; offline runs lie in its ``wandb`` subfolder until ``wandb sync``.
         settings: the resolved configuration.
+        continues: the run goes on from a checkpoint of its folder; else what an earlier start logged is replaced.
     """
 
-    def __init__(self, config: WandbConfig, name: str, folder: Path, settings: Mapping[str, Any]):
+    def __init__(
+        self, config: WandbConfig, name: str, folder: Path, settings: Mapping[str, Any], *, continues: bool = False
+    ):
         self._config = config
         # Pictures of tables wait for their upload in wandb's data folder: keep them with the run, not with the user.
         self._sets_data_dir = DATA_DIR not in os.environ
         if self._sets_data_dir:
             os.environ[DATA_DIR] = str((folder / "wandb").resolve())
         sweep, point = point_of(folder)
-        self._run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            group=config.group or sweep,
-            tags=config.tags or None,
-            name=f"{name} {point}" if point else name,
-            dir=str(folder),
-            config=dict(settings),
-            mode=resolve_mode(config.mode),
-        )
-        self._upload = f"wandb sync {Path(self._run.dir).parent}" if self._run.offline else None
+        options: dict[str, Any] = {
+            "project": config.project,
+            "entity": config.entity,
+            "group": config.group or sweep,
+            "tags": config.tags or None,
+            "name": f"{name} {point}" if point else name,
+            "dir": str(folder),
+            "config": dict(settings),
+            "id": run_id(folder),
+        }
+        mode = resolve_mode(config.mode)
+        try:
+            self._run = wandb.init(**options, mode=mode, resume="allow" if continues and mode == "online" else None)
+        except wandb.errors.Error as error:
+            if mode != "online":
+                raise ValueError(f"logger.wandb: {error}; leave it out with logger=csv") from error
+            log.warning("wandb: %s; offline instead (logger.wandb.mode=offline does not ask)", _first_line(error))
+            wandb.teardown()
+            self._run = wandb.init(**options, mode="offline")
+        append = "--append " if continues else ""
+        self._upload = f"wandb sync {append}{Path(self._run.dir).parent}" if self._run.offline else None
         if self._upload:
             log.info("wandb: offline; once logged in, upload with: %s", self._upload)
 
+    @_beside
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
 
+    @_beside
     def log_training(
         self, parameters: Parameters, measured: Training, usage: Mapping[str, Sequence[float]], adapter_bytes: int
     ) -> None:
@@ -87,6 +122,7 @@ class WandbRun:
         if usage:
             self.log_usage(usage)
 
+    @_beside
     def log_run(self, predictions: Sequence[Prediction], evaluation: Evaluation, data: MMTDataModule) -> None:
         """What is known at the end of a run: scores (:func:`score_keys`), sample predictions with their pictures."""
         macro = evaluation.macro
@@ -120,6 +156,7 @@ class WandbRun:
         """Scores into the run's summary."""
         self._run.summary.update(dict(results))
 
+    @_beside
     def finish(self, failed: bool) -> None:
         self._run.finish(exit_code=1 if failed else 0)
         if self._upload:
@@ -169,10 +206,33 @@ def picture(prediction: Prediction, data: MMTDataModule) -> Image.Image | None:
 
 
 def resolve_mode(mode: str) -> Any:
-    """``auto`` becomes WANDB_MODE where that is set, else online where somebody is logged in, else offline."""
+    """``auto`` becomes WANDB_MODE where that is set, else online where somebody is logged in, else offline.
+
+    Somebody who is logged in on a machine that cannot reach the server is told so, and offline.
+    """
     if mode != "auto":
         return mode
-    return os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+    if said := os.environ.get("WANDB_MODE"):
+        return said
+    try:
+        return "online" if wandb.login(prompt=False) else "offline"
+    except wandb.errors.Error as error:
+        log.warning("wandb: %s; offline instead (logger.wandb.mode=offline does not ask)", _first_line(error))
+        return "offline"
+
+
+def run_id(folder: Path) -> str:
+    """The id of the folder's one W&B run, whatever its restarts; drawn at the first start and kept in the folder."""
+    path = folder / ID_FILE
+    found = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    if not re.fullmatch(r"[a-z0-9]{8}", found):
+        found = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+        write_text(path, found + "\n")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def side_by_side(frames: np.ndarray) -> Image.Image:

@@ -140,13 +140,13 @@ class _Run:
         if config.trainer.preflight:  # before the first phase
             to_ask = tests is not None and asks_frozen(backbone, data, tests, config)
             preflight_of_run(config, model, data, self.device, self.folder, tests, answers_frozen=to_ask)
-        frozen = None
-        if tests is not None:
-            with model.disable_adapter():
-                frozen = answer_frozen(backbone, data, tests, config, config.callbacks.progress, self.folder)
         wandb_run = self._wandb()
         failed = True
         try:
+            frozen = None
+            if tests is not None:
+                with model.disable_adapter():
+                    frozen = answer_frozen(backbone, data, tests, config, config.callbacks.progress, self.folder)
             metrics = self.fit(model, backbone, data, [wandb_run] if wandb_run else [])
             parameters = Parameters(applied.trainable, applied.total_parameters, applied.layers)
             self.record.trained(parameters, metrics.measured(), metrics.routing)
@@ -178,8 +178,7 @@ class _Run:
             self.config.seed,
             backbone={"name": backbone.name, "fingerprint": backbone.fingerprint},
         )
-        own = self.checkpoint is not None and self.folder.resolve() in self.checkpoint.resolve().parents
-        metrics = MetricsCallback(self.folder, options.log_every_n_steps, sinks, continues=own)
+        metrics = MetricsCallback(self.folder, options.log_every_n_steps, sinks, continues=self._continues())
         callbacks: list[Callback] = [metrics]
         if self.config.callbacks.progress and processes.is_main():
             callbacks.append(ProgressCallback())
@@ -214,6 +213,10 @@ class _Run:
         trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
         self._tell_divergence(module)
         return metrics
+
+    def _continues(self) -> bool:
+        """Whether the run goes on from a checkpoint of its own folder."""
+        return self.checkpoint is not None and self.folder.resolve() in self.checkpoint.resolve().parents
 
     def _tell_divergence(self, module: AdaptationModule) -> None:
         """A run that ends with numbers that are not finite is told so, and reported all the same."""
@@ -292,7 +295,8 @@ class _Run:
         from lime.integrations.wandb_run import WandbRun
 
         settings = plain(self.settings) | {"environment": self.info}
-        return WandbRun(self.config.logger.wandb, self.config.name, self.folder, settings)
+        options = self.config.logger.wandb
+        return WandbRun(options, self.config.name, self.folder, settings, continues=self._continues())
 
 
 def _plugins(strategy: str) -> list[Any]:
