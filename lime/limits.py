@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 try:
@@ -29,6 +31,17 @@ _MEMORY = re.compile(
 _FILES = re.compile(r"Too many open files|received 0 items of ancdata", re.IGNORECASE)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system inside names this file, where it names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
 def explained(error: BaseException) -> str | None:
     """What the user has to know of an error of theirs, or of the machine's; None for a fault of the program."""
     for one in _chain(error):
@@ -44,6 +57,25 @@ def explained(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None and error.filename and Path(str(error.filename)).is_dir():
         return f"{error.filename}: {error.strerror}; expected a file"
     return str(error) if isinstance(error, (ValueError, OSError)) else None
+
+
+def check_files(num_workers: int) -> None:
+    """Raise ValueError where this process may open too few files for its run, which would hang it.
+
+    Raises the limit first, as far as the system lets it.
+    """
+    needed = 64 + 32 * num_workers
+    limit = _limit("RLIMIT_NOFILE")
+    if limit is None or limit >= needed:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        return
+    raise ValueError(
+        f"data.num_workers: {num_workers} need about {needed} open files, this process may have {limit}; "
+        f"{_files_advice()}"
+    )
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

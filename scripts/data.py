@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -161,4 +162,12 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from lime import interrupts
+
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a retry of the hub is worth no line, let alone two
+    with interrupts.taken():
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except interrupts.Interrupted as stop:
+            print(f"\n{stop}", file=sys.stderr)
+            raise

@@ -121,6 +121,7 @@ def _launch(
 def speak_plainly() -> None:
     """Characters that a terminal lacks are replaced, and a log that cannot be written ends no run."""
     logging.raiseExceptions = False
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a retry of the hub is worth no line, let alone two
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

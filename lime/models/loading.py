@@ -51,6 +51,8 @@ def load_backbone(config: ModelConfig) -> Backbone:
     than its embeddings.
     """
     location = config.location
+    if not Path(location).exists():
+        log.info("%s is no folder here: taking it from the hub or its cache", location)
     config_file = _config_file(config)
     revision = extract_commit_hash(str(config_file), None) or config.revision
     family = _family_of(config, config_file)

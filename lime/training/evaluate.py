@@ -24,6 +24,7 @@ from lime.evaluation.report import stored_allowed_answers
 from lime.experiments.lock import run_lock
 from lime.experiments.records import RECORD_FILE, read_record
 from lime.integrations.hub import adapter_folder
+from lime.limits import check_files
 from lime.models.loading import Backbone, load_backbone
 from lime.training import processes
 from lime.training.answering import TestRows, answer_adapted, answer_frozen, journal_of, report
@@ -103,6 +104,7 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
         own = is_own_run(folder)
         config = with_run_config(config, run["config"], overrides, own=own)
         _tell_taken(folder, run, own)
+    check_files(config.data.num_workers)
     prepare_process(config.seed)
     settings = dataclasses.asdict(config)
     if processes.is_main():

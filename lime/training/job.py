@@ -25,6 +25,7 @@ from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
 from lime.experiments.lock import run_lock
 from lime.experiments.records import Parameters
+from lime.limits import check_files
 from lime.models.loading import Backbone, load_backbone
 from lime.slurm import under_slurm
 from lime.training import processes
@@ -118,6 +119,7 @@ class _Run:
 
     def run(self) -> Evaluation | None:
         config = self.config
+        check_files(config.data.num_workers)
         prepare_process(config.seed, config.trainer.num_threads)
         self.checkpoint = processes.from_main(
             checkpoint_to_resume(config.ckpt_path, self.folder, self.settings) if processes.is_main() else None

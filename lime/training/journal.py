@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lime.atomic import remove, write_text
+from lime.limits import naming
 from lime.training import processes
 
 log = logging.getLogger(__name__)
@@ -49,10 +50,11 @@ class Journal:
 
     def add(self, answers: Mapping[str, Any]) -> None:
         """Keep the answers of a batch, by row id."""
-        for row, answer in answers.items():
-            self._file.write(_line(row, answer))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path(processes.rank())):
+            for row, answer in answers.items():
+                self._file.write(_line(row, answer))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Write no more; the files stay until :func:`remove_journals`."""
@@ -62,8 +64,9 @@ class Journal:
         return self._folder / f"{self._name}-{number}.jsonl"
 
     def _write(self, content: dict[str, Any]) -> None:
-        self._file.write(json.dumps(content) + "\n")
-        self._file.flush()
+        with naming(self._path(processes.rank())):
+            self._file.write(json.dumps(content) + "\n")
+            self._file.flush()
 
     def _read(self, path: Path) -> None:
         """Take the answers of a file. Lines that are not as they were written are named, and their rows asked again."""

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from lime.atomic import write_text
+from lime.limits import naming
 from lime.training import processes
 from lime.tuner.recorder import LayerStatistics, RoutingStatistics
 
@@ -141,11 +142,13 @@ class _LineFile:
         self.lines, self.checksum = len(found), zlib.crc32("".join(found).encode())
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
     def _append(self, line: str) -> None:
-        self._file.write(line)
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(line)
+            self._file.flush()
         self.lines += 1
         self.checksum = zlib.crc32(line.encode(), self.checksum)
 

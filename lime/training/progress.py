@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -36,6 +38,7 @@ class ProgressDisplay:
         self._started = self._told = time.monotonic()
         console = Console(stderr=True)
         self._bar: Progress | None = None
+        self._lines: list[tuple[Any, Any]] = []
         if enabled and console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -51,6 +54,7 @@ class ProgressDisplay:
 
     def __enter__(self) -> ProgressDisplay:
         if self._bar is not None:
+            self._lines = _lines_above(self._bar.console)
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, note="")
         return self
@@ -60,6 +64,10 @@ class ProgressDisplay:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+            for handler, stream in self._lines:
+                handler.flush()
+                handler.setStream(stream)
+            self._lines = []
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """``count`` more units are done; ``note`` is shown beside the bar."""
@@ -77,3 +85,15 @@ class ProgressDisplay:
                 note and f", {note}",
                 left,
             )
+
+
+def _lines_above(console: Console) -> list[tuple[Any, Any]]:
+    """Let log lines that go to the terminal of a live bar appear above it; returns each handler with its stream."""
+    changed = []
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            stream = handler.stream
+            if not isinstance(stream, FileProxy) and stream is not None and stream.isatty():
+                handler.setStream(FileProxy(console, stream))
+                changed.append((handler, stream))
+    return changed

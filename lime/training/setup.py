@@ -47,6 +47,7 @@ def prepare_process(seed: int, num_threads: int | None = None) -> None:
         torch.set_num_threads(num_threads)
     if not processes.is_main():
         logging.getLogger().setLevel(logging.WARNING)
+    quieten_hub()
     for name in ("lightning.pytorch", "httpx", "datasets", "fsspec", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
@@ -57,6 +58,14 @@ def prepare_process(seed: int, num_threads: int | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*You have overridden `on_before_batch_transfer`.*")
     warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+
+
+def quieten_hub() -> None:
+    """The hub's client logs each of its retries, with a handler of its own beside ours: only its errors are of use, and
+    whoever asked says what could not be had."""
+    client = logging.getLogger("huggingface_hub")
+    client.setLevel(logging.ERROR)
+    client.propagate = False
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -1,0 +1,174 @@
+"""Told to stop by any signal in any phase, a run says so and loses nothing; a full disk and a second run are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.command import ROOT
+from tests.end_to_end.test_kill import arguments, finish, same, steps
+
+Moment = Callable[[Path], bool]
+PHASES: dict[str, Moment] = {
+    "frozen answers": lambda folder: any((folder / "partial").glob("frozen-*")),
+    "training": lambda folder: (folder / "metrics.csv").is_file(),
+    "evaluation": lambda folder: any((folder / "partial").glob("answers-*")),
+}
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT)
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments(folder, *more), cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def reach(running: subprocess.Popen[str], folder: Path, moment: Moment) -> None:
+    deadline = time.monotonic() + 600
+    while not moment(folder):
+        assert running.poll() is None, running.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def group(leader: int) -> list[str]:
+    """Command lines of the living processes of a process group."""
+    found = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 2) for line in found.splitlines()]
+    return [line[2] for line in lines if line[0] == str(leader) and not line[1].startswith("Z")]
+
+
+def gone(leader: int) -> bool:
+    deadline = time.monotonic() + 10
+    while group(leader) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not group(leader)
+
+
+@pytest.mark.slow
+def test_every_phase_ends_by_its_signal_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    """Signals to the whole process group, workers included, and to the process alone; phases and signals by a seed."""
+    finish(tmp_path / "whole")
+    rng = random.Random(11)
+    signals = rng.sample(SIGNALS, len(PHASES))
+    survived = 0
+    folder = tmp_path / "run"
+    for (phase, moment), number in zip(PHASES.items(), signals, strict=True):
+        running = start(folder, "data.num_workers=2")
+        reach(running, folder, moment)
+        before = steps(folder)
+        (os.killpg if phase != "evaluation" else os.kill)(running.pid, number)
+        said = running.communicate(timeout=120)[0]
+        assert running.returncode == 128 + number, said
+        assert f"stopped by {number.name}" in said
+        assert "the same command goes on where it stood" in said
+        assert "Traceback" not in said
+        status = json.loads((folder / "status.json").read_text())
+        assert (status["status"], status["error"]["type"]) == ("interrupted", number.name)
+        assert gone(running.pid), group(running.pid)
+        assert steps(folder) >= before if phase == "evaluation" else True
+        assert steps(folder) if phase == "training" else True
+        survived += 1
+    finish(folder)
+    same(folder, tmp_path / "whole")
+    print(f"{len(PHASES)} interrupts tried, {survived} survived, and the same results in the end")
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    overrides = [text for text in arguments(tmp_path / "x")[2:] if not text.startswith("hydra.run.dir")]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *overrides, "seed=1,2", "data.num_workers=2"]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    sweep = tmp_path / "multirun" / "main"
+    reach(running, sweep, lambda folder: any(folder.glob("*/metrics.csv")))
+    os.killpg(running.pid, signal.SIGTERM)
+    said = running.communicate(timeout=120)[0]
+    assert running.returncode == 128 + signal.SIGTERM, said
+    assert "sweep of 2 runs" in said
+    assert "1 interrupted, 1 missing" in said or "1 missing, 1 interrupted" in said
+    assert gone(running.pid)
+    (stopped,) = sweep.glob("*/checkpoints/step-*.ckpt")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "run 1 of 2: seed=1" in said
+    assert "run 2 of 2 (about" in said
+    assert len(said.splitlines()) < 20, said
+    assert f"resuming from {stopped}" in (stopped.parents[1] / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_two_at_once_in_one_folder_and_one_after_a_kill(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = start(folder)
+    reach(first, folder, lambda folder: (folder / ".owner.json").is_file())
+    second = subprocess.run(arguments(folder, "seed=7"), cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = second.stdout + second.stderr
+    assert second.returncode == 2, said
+    assert "another run is at work in this folder (process" in said
+    assert "hydra.run.dir=FOLDER" in said
+    assert "Traceback" not in said
+    if first.poll() is None:
+        os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    finish(folder)
+    assert json.loads((folder / "record.json").read_text())["seed"] == 42
+    assert not (folder / ".owner.json").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_what_was_saved_goes_on(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("no small disk can be mounted here (needs root)")
+    planted = named = 0
+    try:
+        folder = disk / "run"
+        done = subprocess.run(
+            arguments(folder, "callbacks.keep_checkpoints=20"),
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        planted += 1
+        said = done.stdout + done.stderr
+        assert done.returncode == 2, said
+        assert "Traceback" not in said
+        assert f"error: {folder / 'checkpoints'}" in said
+        assert "the disk is full: free some room" in said
+        for name in ("status.json", "record.json"):
+            assert json.loads((folder / name).read_text())["status"] == "failed"
+        named += 1
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        finish(folder, "callbacks.keep_checkpoints=20")
+        assert "resuming from" in (folder / "train.log").read_text()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    print(f"{planted} full disks, {named} named")
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "read-only"])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").write_text("")
+    folder = {"file": tmp_path / "file", "below a file": tmp_path / "file" / "run", "read-only": Path("/proc/run")}[
+        kind
+    ]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={folder}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert str(folder) in done.stderr
