@@ -42,7 +42,7 @@ COSTS = (
 """Keys of the summary for what a run cost; times in seconds, memory in MB."""
 PREDICTION_COLUMNS = ("id", "task", "picture", "question", "raw", "extracted", "truth", "correct", "frozen")
 DATA_DIR = "WANDB_DATA_DIR"
-ID_FILE = ".wandb_id"
+ID_FILE = ".lime-wandb-id"
 FRAMES = 4  # of a video in the table
 
 

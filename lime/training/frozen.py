@@ -137,8 +137,8 @@ def _checksum(answers: Mapping[str, str | None]) -> str:
 def _writable(folder: Path) -> bool:
     """Whether a folder of the cache can be written; said where not, before the first row is asked."""
     try:
-        write_text(folder / ".writable", "")
-        remove(folder / ".writable")
+        write_text(folder / ".lime-writable", "")
+        remove(folder / ".lime-writable")
     except OSError as error:
         log.warning("cache_dir: %s cannot be written (%s): the frozen backbone's answers are not kept", folder, error)
         return False

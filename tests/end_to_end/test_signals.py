@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lime.experiments.lock import OWNER_FILE
 from tests.end_to_end.command import ROOT
 from tests.end_to_end.test_kill import arguments, finish, same, steps
 
@@ -113,7 +114,7 @@ def test_a_sweep_that_is_stopped_goes_on_from_the_checkpoint(tmp_path: Path) -> 
 def test_two_at_once_in_one_folder_and_one_after_a_kill(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = start(folder)
-    reach(first, folder, lambda folder: (folder / ".owner.json").is_file())
+    reach(first, folder, lambda folder: (folder / OWNER_FILE).is_file())
     second = subprocess.run(arguments(folder, "seed=7"), cwd=tmp_path, capture_output=True, text=True, check=False)
     said = second.stdout + second.stderr
     assert second.returncode == 2, said
@@ -125,7 +126,7 @@ def test_two_at_once_in_one_folder_and_one_after_a_kill(tmp_path: Path) -> None:
     first.communicate()
     finish(folder)
     assert json.loads((folder / "record.json").read_text())["seed"] == 42
-    assert not (folder / ".owner.json").exists()
+    assert not (folder / OWNER_FILE).exists()
 
 
 @pytest.mark.slow

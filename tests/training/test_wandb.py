@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from PIL import Image
 
 from lime.analysis.usage import usage_figure
@@ -20,7 +21,16 @@ from lime.evaluation.predictions import Prediction, read_predictions
 from lime.evaluation.report import read_results
 from lime.experiments.estimates import MACRO
 from lime.experiments.records import read_record
-from lime.integrations.wandb_run import EXACT_MATCH, PREDICTIONS, USAGE, WandbRun, resolve_mode, sample, score_key
+from lime.integrations.wandb_run import (
+    EXACT_MATCH,
+    PREDICTIONS,
+    USAGE,
+    WandbRun,
+    resolve_mode,
+    run_id,
+    sample,
+    score_key,
+)
 from lime.training.config import WandbConfig
 from lime.training.job import train
 from lime.training.metrics import COLUMNS
@@ -168,3 +178,49 @@ def test_heat_map_has_a_row_per_layer_and_a_column_per_expert() -> None:
     assert image.norm.vmin + image.norm.vmax == pytest.approx(1.0)  # centred on the uniform share
     with pytest.raises(ValueError, match="no expert usage"):
         usage_figure({})
+
+
+def test_a_login_without_its_server_is_offline_with_a_word(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def refused(**_: object) -> bool:
+        raise wandb.errors.AuthenticationError("cannot be reached\nmore")
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr(wandb, "login", refused)
+    assert resolve_mode("auto") == "offline"
+    assert caplog.messages == ["wandb: cannot be reached; offline instead (logger.wandb.mode=offline does not ask)"]
+    started = wandb.init
+
+    def init(**options: Any) -> Any:
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("no such host")
+        return started(**options)
+
+    monkeypatch.setattr(wandb, "init", init)
+    run = WandbRun(WandbConfig(mode="online"), "alone", tmp_path, {})
+    run.finish(failed=False)
+    assert caplog.messages[-1].startswith("wandb: no such host; offline instead")
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+def test_a_folder_is_one_run_whatever_its_restarts(tmp_path: Path) -> None:
+    for continues in (False, True, False):
+        WandbRun(WandbConfig(mode="offline"), "alone", tmp_path, {}, continues=continues).finish(failed=True)
+    names = [path.name for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")]
+    assert len(set(names)) == 1
+    assert names[0] == f"run-{run_id(tmp_path)}.wandb"
+    assert run_id(tmp_path / "wandb") != run_id(tmp_path)
+
+
+def test_what_goes_wrong_with_wandb_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = WandbRun(WandbConfig(mode="offline"), "alone", tmp_path, {})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    whole, run._run.log = run._run.log, full
+    run.log_metrics({"loss/task": 1.0}, 1)
+    assert "wandb: log_metrics: [Errno 28] No space left on device" in caplog.text
+    run._run.log = whole
+    run.finish(failed=False)
