@@ -122,7 +122,8 @@ def test_tables_are_left_out_and_information_goes_to_files_alone_in_a_sweep(tmp_
 
 def test_retries_of_the_hub_print_nothing() -> None:
     code = (
-        "import logging; from lime.config.cli import speak_plainly; speak_plainly(); import huggingface_hub.utils._http; "
+        "import logging; from lime.config.cli import speak_plainly; speak_plainly(); "
+        "import huggingface_hub.utils._http; "
         "logging.basicConfig(level=logging.INFO); "
         "logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s [Retry 1/5].')"
     )
