@@ -156,8 +156,13 @@ def end_with(parent: int | None) -> None:
     os._exit(1)
 
 
+def _silent(_: threading.ExceptHookArgs) -> None:
+    return
+
+
 def end_children() -> None:
-    """End the processes that this one started with multiprocessing."""
+    """End the processes that this one started with multiprocessing; threads that served them need not complain."""
+    threading.excepthook = _silent
     children = multiprocessing.active_children()
     for child in children:
         child.kill()

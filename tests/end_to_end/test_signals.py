@@ -173,3 +173,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, kind: str) -> 
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
     assert str(folder) in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_generation_leaves_nothing_behind(tmp_path: Path, whole_group: bool) -> None:
+    command = [sys.executable, "-m", "lime.data.mini", "--root", str(tmp_path / "root"), "--workers", "2"]
+    running = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    reach(running, tmp_path, lambda folder: any(folder.glob("**/media/*/*")))
+    (os.killpg if whole_group else os.kill)(running.pid, signal.SIGTERM)
+    said = running.communicate(timeout=60)[0]
+    assert running.returncode == 128 + signal.SIGTERM, said
+    assert "stopped by SIGTERM" in said
+    assert "Traceback" not in said
+    assert gone(running.pid), group(running.pid)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

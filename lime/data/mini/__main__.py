@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 
+from lime import interrupts
 from lime.data.mini.builder import Settings, ensure, generate
 
 
@@ -33,4 +35,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with interrupts.taken():
+        try:
+            main()
+        except interrupts.Interrupted as stop:
+            sys.stderr.write(f"\n{stop}; the same command begins anew\n")
+            raise
