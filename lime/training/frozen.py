@@ -122,7 +122,7 @@ def _known(path: Path, rows: Sequence[Row]) -> dict[str, str | None] | None:
         if content["checksum"] == _checksum(known) and all(row.id in known for row in rows):
             return known
         problem = "its answers are not those that were written"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"it cannot be read ({type(error).__name__})"

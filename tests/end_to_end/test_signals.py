@@ -100,7 +100,7 @@ def test_a_sweep_that_is_stopped_goes_on_from_the_checkpoint(tmp_path: Path) -> 
     assert "sweep of 2 runs" in said
     assert "1 interrupted, 1 missing" in said or "1 missing, 1 interrupted" in said
     assert gone(running.pid)
-    (stopped,) = sweep.glob("*/checkpoints/step-*.ckpt")
+    stopped = max(sweep.glob("*/checkpoints/step-*.ckpt"), key=lambda path: int(path.stem.partition("-")[2]))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout + done.stderr

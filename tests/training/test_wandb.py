@@ -213,14 +213,16 @@ def test_a_folder_is_one_run_whatever_its_restarts(tmp_path: Path) -> None:
     assert run_id(tmp_path / "wandb") != run_id(tmp_path)
 
 
-def test_what_goes_wrong_with_wandb_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_goes_wrong_with_wandb_does_not_end_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = WandbRun(WandbConfig(mode="offline"), "alone", tmp_path, {})
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    whole, run._run.log = run._run.log, full
-    run.log_metrics({"loss/task": 1.0}, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(run._run), "log", full)
+        run.log_metrics({"loss/task": 1.0}, 1)
     assert "wandb: log_metrics: [Errno 28] No space left on device" in caplog.text
-    run._run.log = whole
     run.finish(failed=False)
