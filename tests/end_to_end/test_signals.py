@@ -112,20 +112,28 @@ def test_a_sweep_that_is_stopped_goes_on_from_the_checkpoint(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_two_at_once_in_one_folder_and_one_after_a_kill(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    first = start(folder)
-    reach(first, folder, lambda folder: (folder / OWNER_FILE).is_file())
-    second = subprocess.run(arguments(folder, "seed=7"), cwd=tmp_path, capture_output=True, text=True, check=False)
+    folder, endless = tmp_path / "run", "trainer.max_epochs=100000"
+    first = start(folder, endless)
+    try:
+        reach(first, folder, lambda folder: (folder / "metrics.csv").is_file())
+        second = subprocess.run(
+            arguments(folder, endless, "seed=7"), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
     said = second.stdout + second.stderr
     assert second.returncode == 2, said
-    assert "another run is at work in this folder (process" in said
+    assert f"another run is at work in this folder (process {first.pid} on" in said
     assert "hydra.run.dir=FOLDER" in said
     assert "Traceback" not in said
-    if first.poll() is None:
-        os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    finish(folder)
     assert json.loads((folder / "record.json").read_text())["seed"] == 42
+    third = start(folder, endless)
+    reach(third, folder, lambda folder: f'"pid": {third.pid}' in (folder / OWNER_FILE).read_text())
+    os.killpg(third.pid, signal.SIGTERM)
+    said = third.communicate(timeout=120)[0]
+    assert f"the run of process {first.pid} on" in said
+    assert third.returncode == 128 + signal.SIGTERM, said
     assert not (folder / OWNER_FILE).exists()
 
 
