@@ -189,7 +189,7 @@ def test_a_login_without_its_server_is_offline_with_a_word(
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(wandb, "login", refused)
     assert resolve_mode("auto") == "offline"
-    assert caplog.messages == ["wandb: cannot be reached; offline instead (logger.wandb.mode=offline does not ask)"]
+    assert "wandb: cannot be reached; offline instead (logger.wandb.mode=offline does not ask)" in caplog.messages
     started = wandb.init
 
     def init(**options: Any) -> Any:
@@ -200,7 +200,7 @@ def test_a_login_without_its_server_is_offline_with_a_word(
     monkeypatch.setattr(wandb, "init", init)
     run = WandbRun(WandbConfig(mode="online"), "alone", tmp_path, {})
     run.finish(failed=False)
-    assert caplog.messages[-1].startswith("wandb: no such host; offline instead")
+    assert any(text.startswith("wandb: no such host; offline instead") for text in caplog.messages)
     assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
