@@ -2,8 +2,9 @@
 
 An entry's name is a SHA-256 over the clip's bytes and over everything that decides what is read from it (reader, number
 of frames, resizing), so a replaced file, another sampling or another model never finds a wrong entry. Entries are
-written beside their place and renamed into it: a reader sees a whole entry or none. Readers hold a file open, so an
-entry that is evicted meanwhile is still read to its end.
+written under a lock into one part file and renamed into their place: a reader sees a whole entry or none, and what a
+killed writer leaves is that part file, which the sum counts and the next writer replaces. Readers hold a file open, so
+an entry that is evicted meanwhile is still read to its end.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from lime.atomic import PART, temporary_beside
+from lime.atomic import PART
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # raise when the frames that are read of a clip change
 _MAGIC = b"limeframes1\n"
 _SUFFIX = ".frames"
 _ENTRY = re.compile(r"[0-9a-f]{64}\.frames")
-_LOCK, _TOTAL = ".lime-frames.lock", ".lime-frames.total"
-_STALE = 3600.0  # seconds after which an unfinished write is a dead process's
+_LOCK, _TOTAL, _PART = ".lime-frames.lock", ".lime-frames.total", ".lime-frames.part"
+_STALE = 3600.0  # seconds after which an unfinished write of an earlier version is a dead process's
 _LOWEST = 0.9  # eviction goes on down to this share of the bound, so that it is rare
 
 
@@ -84,31 +85,33 @@ class FrameCache:
         if not self._usable or len(data) > self.limit:
             return
         place = self._place(key)
-        temporary = temporary_beside(place)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            self._commit(temporary, place, len(data))
+            self._commit(data, place)
         except OSError as error:
             self._usable = False
             log.warning("data.frame_cache.dir: %s cannot be written (%s); clips are not kept any more", place, error)
-        finally:
-            if temporary.exists():
-                temporary.unlink()
 
     def size(self) -> int:
         """Bytes of all entries on disk."""
         return sum(size for _, size, _ in self._entries())
 
-    def _commit(self, temporary: Path, place: Path, size: int) -> None:
+    def _commit(self, data: bytes, place: Path) -> None:
+        part, size = self.folder / _PART, len(data)
         with FileLock(str(self.folder / _LOCK)):
             if place.exists():  # another process was faster
                 return
+            part.unlink(missing_ok=True)  # of a killed writer: nobody else writes while the lock is held
             total = self._read_total()
             if total is None or total + size > self.limit:
                 total = self._evict(size)
-            self._write_total(total + size)  # before the rename: a crash between leaves too high a sum, never too low
-            temporary.replace(place)
+            self._write_total(total + size)  # before the bytes: a crash between leaves too high a sum, never too low
+            try:
+                part.write_bytes(data)
+                part.replace(place)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
 
     def _evict(self, room: int) -> int:
         """Removes the entries used longest ago until `room` bytes fit; the bytes that are left."""
@@ -180,8 +183,8 @@ def _unpack(data: bytes) -> tuple[np.ndarray, dict[str, Any]] | None:
     head, _, body = data[len(_MAGIC) :].partition(b"\n")
     try:
         said = json.loads(head)
-    except ValueError:
+        if zlib.crc32(body) != said["crc32"]:
+            return None
+        return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(said["shape"]), said["notes"]
+    except (ValueError, KeyError, TypeError):  # not JSON, or another content
         return None
-    if zlib.crc32(body) != said["crc32"]:
-        return None
-    return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(said["shape"]), said["notes"]

@@ -166,6 +166,41 @@ def test_many_processes_at_once(tmp_path):
     assert not list((tmp_path / "frames").glob("??/.*")), "nothing unfinished is left"
 
 
+def _write_until_killed(folder, seed):
+    cache = FrameCache(folder, 1)
+    rng = np.random.default_rng(seed)
+    while True:
+        cache.put(f"{int(rng.integers(2**60)):064x}", frames(0, int(rng.integers(50, 400))), {})
+
+
+def test_the_bound_holds_when_writers_are_killed(tmp_path):
+    """Everything in the folder counts, unfinished writes included."""
+    context = multiprocessing.get_context("fork")
+    rng, folder, largest = np.random.default_rng(0), tmp_path / "frames", 0
+    for kill in range(25):
+        writer = context.Process(target=_write_until_killed, args=(folder, kill))
+        writer.start()
+        time.sleep(0.03 + float(rng.random()) * 0.05)
+        writer.kill()
+        writer.join()
+        held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and ".lock" not in path.name)
+        largest = max(largest, held)
+        assert held <= 2**20 + 16, f"after {kill + 1} killed writers"
+    cache = FrameCache(folder, 1)
+    cache.put("ab" * 32, frames(1), {})
+    assert np.array_equal(cache.get("ab" * 32)[0], frames(1)), "and it still works"
+    assert {path.name for path in folder.glob(".*")} == {".lime-frames.lock", ".lime-frames.total"}
+    assert largest > 2**19, "the writers did write"
+
+
+def test_a_part_that_a_killed_writer_left_is_counted_and_removed(cache):
+    cache.put("ab" * 32, frames(0), {})
+    (cache.folder / ".lime-frames.part").write_bytes(bytes(2**20))
+    cache.put("cd" * 32, frames(1), {})
+    assert not (cache.folder / ".lime-frames.part").exists()
+    assert cache.get("cd" * 32) is not None
+
+
 def test_an_entry_evicted_while_it_is_read_is_read_to_its_end(cache):
     cache.put("ab" * 32, frames(0), {})
     with cache._place("ab" * 32).open("rb") as stream:
