@@ -7,6 +7,7 @@ leads out of the root, a device file, an encrypted or a damaged member) is named
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import shutil
 import stat
@@ -19,8 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
+RATIO = 100  # bytes that a byte of an archive may become: media hardly shrink, texts tenfold
+SMALL = 64 * 2**20  # bytes up to which an archive may become any number of times its size
+MEMBERS = 5_000_000
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _COPY = 2**20
+_LONGEST_LINK = 4096
 
 
 class ArchiveError(ValueError):
@@ -59,12 +64,14 @@ class _Zip:
             mode = info.external_attr >> 16
             kind = "folder" if info.is_dir() else "file"
             target = ""
-            if stat.S_ISLNK(mode):
+            if stat.S_ISLNK(mode) and info.file_size <= _LONGEST_LINK:
                 kind, target = "link", self.file.read(info).decode("utf-8", "surrogateescape")
             elif stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 kind = "other"
+            _bound(self.path, info.file_size, info.compress_size, 1, info.filename)
             # Python's reader turns the name's backslashes and cuts it at NUL; what the archive says counts.
             found.append(Member(info.orig_filename, kind, info.file_size, target))
+        _bound(self.path, sum(member.size for member in found), self.path.stat().st_size, len(found))
         return found
 
     def open(self, name: str) -> IO[bytes]:
@@ -74,18 +81,39 @@ class _Zip:
         self.file.close()
 
 
+class _Gzip(gzip.GzipFile):
+    """Refuses to unpack more than the bound, whatever asks for it: headers and the bytes behind the last member too."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path, self._packed = path, path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        _bound(self._path, self.tell() + max(size or 0, 0), self._packed, 0)
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_SET:
+            _bound(self._path, offset, self._packed, 0)
+        return super().seek(offset, whence)
+
+
 class _Tar:
     def __init__(self, path: Path) -> None:
+        self.path = path
         packed = path.name.lower().endswith("gz")
         with ExitStack() as opened:
-            self.stream: Any = opened.enter_context(gzip.open(path) if packed else path.open("rb"))  # noqa: SIM115
+            self.stream: Any = opened.enter_context(_Gzip(path) if packed else path.open("rb"))
             self.file = tarfile.open(fileobj=self.stream)  # noqa: SIM115
             opened.pop_all()  # closed by close()
         self._infos: dict[str, tarfile.TarInfo] = {}
 
     def members(self) -> list[Member]:
-        found = []
+        found: list[Member] = []
+        total, packed = 0, self.path.stat().st_size
         for info in self.file:
+            total += info.size  # said before its bytes are read: a bomb is not unpacked to be counted
+            _bound(self.path, total, packed, len(found))
             kind = "other"
             if info.isdir():
                 kind = "folder"
@@ -119,6 +147,15 @@ class _Tar:
 _DAMAGE = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError
 )  # fmt: skip
+
+
+def _bound(archive: Path, unpacked: int, packed: int, members: int, member: str | None = None) -> None:
+    """ArchiveError where so many bytes come of so few, or an archive has too many members."""
+    if unpacked > max(SMALL, RATIO * packed):
+        said = f"{unpacked / 1e6:,.0f} MB packed into {packed / 1e6:,.2f} MB, more than {RATIO} to 1"
+        raise ArchiveError(archive, f"{said}; refused, nothing was unpacked", member)
+    if members > MEMBERS:
+        raise ArchiveError(archive, f"more than {MEMBERS:,} members; refused, nothing was unpacked")
 
 
 def is_archive(path: Path) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -79,6 +82,59 @@ EVIL = {
     "tar-link-to-nothing": lambda p: (make_tar(p / "x.tar", GOOD, name="a/l", type=SYM, target="none"), "a/l"),
     "tar-twice": lambda p: (make_tar(p / "x.tar", GOOD, name="a/good.png/b", type=HARD, target="a/no"), "a/good.png/b"),
 }
+
+
+def _zip_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.png", bytes(70 * 2**20))
+
+
+def _mixed_zip_bomb(path):
+    """One bomb among much that hardly shrinks."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.png", bytes(70 * 2**20))
+        archive.writestr(zipfile.ZipInfo("noise.png"), os.urandom(2**20))
+
+
+def _tar_bomb(path):
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        info = tarfile.TarInfo("zeros.png")
+        info.size = 70 * 2**20
+        archive.addfile(info, io.BytesIO(bytes(info.size)))
+
+
+def _tail_bomb(path):
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        stream.write(tarfile.TarInfo("empty.png").tobuf() + bytes(70 * 2**20))
+
+
+def _header_bomb(path):
+    """A name of 70 MB."""
+    with tarfile.open(path, "w:gz", compresslevel=1, format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("empty.png")
+        info.pax_headers = {"comment": "x" * (70 * 2**20)}
+        archive.addfile(info)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bomb"),
+    [
+        (".zip", _zip_bomb),
+        (".zip", _mixed_zip_bomb),
+        (".tar.gz", _tar_bomb),
+        (".tgz", _tail_bomb),
+        (".tgz", _header_bomb),
+    ],
+)
+def test_an_archive_of_far_more_than_its_size_is_refused(root, suffix, bomb):
+    archive = root / f"bomb{suffix}"
+    bomb(archive)
+    before = set(root.rglob("*"))
+    with pytest.raises(ArchiveError, match=rf"bomb{re.escape(suffix)}.* more than 100 to 1; refused"):
+        prepare(root)
+    assert {path for path in root.rglob("*") if not path.name.startswith(".")} == {
+        path for path in before if not path.name.startswith(".")
+    }
 
 
 @pytest.mark.parametrize("kind", EVIL)
