@@ -23,6 +23,7 @@ from lime.data.config import DataConfig
 from lime.data.media import MediaError, media_file
 from lime.data.rows import DataError, MMTDataset, Row, Rows, content_hash
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
+from lime.data.shared_memory import check_room
 from lime.models.processing import FrameProcessor
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,11 @@ class MMTDataModule(LightningDataModule):
         sampler = LengthBucketSampler(
             self.train_lengths, self.batch_size, self.seed, rank=rank, replicas=replicas, kinds=kinds
         )
+        if self.config.num_workers:  # the heaviest batch: its rows have the most tokens, visual ones included
+            order = sorted(range(len(self.train_rows)), key=lambda i: -self.train_lengths[i])[: self.batch_size]
+            kind = self.train_rows[order[0]].source_type
+            rows = [row for i in order if (row := self.train_rows[i]).source_type == kind]
+            check_room(self.collator.training_batch(rows), self.config.num_workers, self.config.prefetch)
         loader = ResumableLoader(self.train_rows, sampler, ahead=self.config.prefetch, **self._options())
         loader.limit = self._train_limit
         if self._resume is not None:
