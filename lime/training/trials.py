@@ -24,7 +24,7 @@ from lime.training.phases import Phase, Work, forward_backward, sampler, timed
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.05  # of the run's predicted time, for all trials together
+SHARE = 0.045  # of the run's predicted time, for all trials together: with what else the preflight does, 5%
 LEAST_SECONDS = 2.0  # that trials may always take
 SAID_SECONDS = 3.0  # what takes longer is said before
 HEAP = 1.25  # on the CPU: what a phase of answers leaves in the heap over what its trials do; measured
@@ -99,15 +99,13 @@ class Trials:
         return Trial(phase.name, kind, len(work.rows), len(part.rows), work.tokens, seconds, whole)
 
     def probe(self) -> None:
-        """One row of each kind, the lightest first, as far as the time allows; it says what the rest will take."""
-        usual = [(phase, kind, work.cut(1)) for phase in self.phases for kind, work in phase.usual.items()]
+        """One row of each phase, of its lightest kind, as far as the time allows: what the rest will take."""
         log.info("preflight: trying batches of %s", ", ".join(phase.name for phase in self.phases))
-        for phase, kind, work in sorted(usual, key=lambda one: one[2].cost):
+        lightest = [(phase, *min(phase.usual.items(), key=lambda one: one[1].tokens)) for phase in self.phases]
+        for phase, kind, work in sorted(lightest, key=lambda one: one[2].tokens):
             known = any(phase.pace for phase in self.phases)
-            if not known or self.seconds(phase, kind, work) < 0.5 * self.left():
-                trial = self.try_(phase, kind, work, 1)
-                if trial.seconds < 0.1 * LEAST_SECONDS:  # not the first pass with its kernels
-                    self.try_(phase, kind, work, 1)
+            if not known or self.seconds(phase, kind, work.cut(1)) < 0.5 * self.left():
+                self.try_(phase, kind, work, 1)
         for phase in self.phases:
             phase.grown_mb, self.high = 0.0, resident_mb()
 
@@ -130,11 +128,12 @@ class Trials:
             self.shown.append(self.try_(phase, kind, work, rows))
 
     def usual(self) -> None:
-        """A batch of middle cost of each kind: in training once to make its kernels, and once for the time."""
+        """A batch of middle cost of each kind: once to make its kernels, and once for the time. On the CPU the heaviest
+        batches, and those of training's shapes, have shown it."""
         for phase in self.phases:
             for kind, work in phase.usual.items():
-                for _ in range(2 if phase.trains else 1):
-                    if self.seconds(phase, kind, work) < 0.5 * self.left():
+                for _ in range(2):
+                    if self.device.type != "cpu" and self.seconds(phase, kind, work) < 0.5 * self.left():
                         self.try_(phase, kind, work, len(work.rows))
             if self.device.type == "cpu" and not phase.trains:
                 phase.grown_mb *= HEAP
@@ -152,13 +151,16 @@ class Trials:
             return
         batches = _of_every_shape(data, epochs)
         stream = read_ahead((data.collator.training_batch(rows) for rows in batches), data.config.prefetch)
-        before, tried = resident_mb(), 0
+        before, tried, cost, started = resident_mb(), 0, 0.0, time.perf_counter()
         with Peak(self.device) as peak:
             for batch in stream:
                 prepared = module.on_before_batch_transfer(batch, 0)
                 forward_backward(module, move_data_to_device(prepared, self.device), self.device, precision)
-                tried += 1
-                if self.left() <= 0:
+                tried, cost = tried + 1, cost + prepared["inputs"]["attention_mask"].numel()
+                seconds = time.perf_counter() - started
+                if tried >= FEWEST_SHAPES:
+                    training.pace = dict.fromkeys(training.costs, seconds / cost)
+                if self.left() <= seconds / tried:
                     break
         stream.close()
         scale = (len(batches) / tried) ** SHAPES_POWER if tried >= FEWEST_SHAPES else 1.0
