@@ -194,6 +194,9 @@ def _parquet_splits(place: Path) -> dict[str, SplitFiles]:
     return found
 
 
+_CONTINUES = b"\xff\xff\xff\xff"  # before each message of an Arrow stream, and before the zero that ends it
+
+
 def _check_arrow(folder: Path, split: str) -> None:
     """Refuses Arrow files of which one is there twice, or was cut between two of its batches: Arrow reads both."""
     with _reading(folder):
@@ -203,9 +206,11 @@ def _check_arrow(folder: Path, split: str) -> None:
         if names.count(name) > 1:
             _twice(folder, split, path, path)
         with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - 6))
+            modern = stream.read(4) == _CONTINUES
+            stream.seek(max(0, path.stat().st_size - 8))
             end = stream.read()
-        if end[-4:] != bytes(4) and end != b"ARROW1":
+        whole = end == _CONTINUES + bytes(4) if modern else end[-4:] == bytes(4) or end[-6:] == b"ARROW1"
+        if not whole:
             text = f"{folder}: damaged or incomplete ({path.name} was cut: its end mark is lacking)"
             raise _RefusedError(f"{text}; fetch it again")
     _check_copies(folder, split, paths)

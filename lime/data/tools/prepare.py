@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 CHECKSUMS = "media.sha256"
 """Checksums of all media that rows name, in the format of `sha256sum` (`sha256sum --check media.sha256`)."""
 
+_FILMS = {
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".wmv", ".asf", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv",
+}  # fmt: skip
 _MARKS = ".unpacked"
 _STAGING = ".lime-unpacking"
 
@@ -162,7 +165,8 @@ def _refuse_others(archive: Path, places: Sequence[tuple[Path, Path]]) -> None:
 def _published_place(root: Path, archive: Path, files: Sequence[str]) -> tuple[str, ...]:
     """Clips: a folder of the archive's name beside it; everything else: the archive's own folder."""
     folder = archive.parent.relative_to(root).parts
-    clips = any(name.lower().endswith((".mp4", ".mkv", ".webm", ".avi", ".mov")) for name in files)
+    suffixes = {PurePosixPath(name).suffix.lower() for name in files}
+    clips = bool(suffixes & _FILMS) or suffixes == {".gif"}
     return (*folder, archive.name[: archive.name.index(".")]) if clips else folder
 
 

@@ -243,9 +243,11 @@ def test_links_within_an_archive_become_files(root):
 
 def test_clips_that_no_row_names_go_into_a_folder_of_their_archive(root):
     make_zip(root / "video" / "action.v1.zip", {"a.mp4": b"clip"})
+    make_zip(root / "video" / "gifs.zip", {"a.gif": b"clip", "c.gif": b"clip"})
     make_zip(root / "images" / "images.zip", {"b.png": b"picture"})
     prepare(root)
     assert (root / "video" / "action" / "a.mp4").read_bytes() == b"clip"
+    assert (root / "video" / "gifs" / "a.gif").read_bytes() == b"clip"
     assert (root / "images" / "b.png").read_bytes() == b"picture"
 
 
