@@ -126,7 +126,8 @@ def _marks(axes: Axes, methods: Sequence[str], others: Mapping[str, Sequence[flo
         text.set(horizontalalignment="right", position=(-2, 0))
         text.xy = (1.0, bar.get_y() + bar.get_height() / 2)
         text.xycoords = axes.get_yaxis_transform()
-    axes.set_xlim(0, 1.3 * max(*(value for value, _ in known), *(bar.get_width() for bar in bars)))
+    drawn_to = max(*(value for value, _ in known), axes.get_xlim()[1] / 1.35)
+    axes.set_xlim(0, 1.4 * drawn_to)
     return drawn
 
 
@@ -155,9 +156,12 @@ def _bars(
 ) -> None:
     colours = [COLOURS[_kind(str(row["method"]))] for row in rows]
     bars = axes.barh(range(len(rows)), values, color=colours, xerr=errors, error_kw={"elinewidth": 0.8, "capsize": 2})
-    axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=4, fontsize=8)
+    axes.bar_label(
+        bars, [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in values], padding=4, fontsize=8
+    )
     axes.set_xlabel(title)
-    axes.set_xlim(0, 1.28 * max(values))
+    longest = [value + (errors[1][row] if errors is not None else 0.0) for row, value in enumerate(values)]
+    axes.set_xlim(0, 1.35 * (max(longest) or 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", visible=False)
     axes.locator_params(axis="x", nbins=4)

@@ -18,6 +18,7 @@ from lime.atomic import replacing_folder
 from lime.config.adapters import hub_name
 from lime.config.reuse import RUN_FILE, read_run
 from lime.ownership import MARKER, check_replaceable
+from lime.tuner.settings import MIXTURES
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +28,21 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CARD = """---
 library_name: peft
 base_model: {base}
-tags: [lime, peft, mixture-of-experts, vision-language]
+tags: [{tags}]
 license: {licence}
 ---
 
 # {title}
 
-A LiME adapter ({method}) for `{base}`: one shared {peft} update, {experts} expert modulators, zero-parameter routing.
+{what}
 
-    import lime
-    model, report = lime.tuner.load(base_model, "FOLDER OF THIS ADAPTER")
+```python
+import lime
 
-or, to repeat its evaluation: `python eval.py adapter=FOLDER_OR_HUB_NAME`.
+model, report = lime.load(base_model, "FOLDER OF THIS ADAPTER")
+```
+
+or, to evaluate it: `python eval.py adapter=FOLDER_OR_HUB_NAME`, with the options that name backbone and data.
 
 - **Base**: `{base}`, revision {revision}, fingerprint `{fingerprint}`
 - **Data**: {data}, fingerprint `{data_fingerprint}`
@@ -109,16 +113,14 @@ def model_card(
     environment = run / "environment.json"
     info = json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {}
     results = run / "results.md"
-    lime, peft = config["lime"], config["peft"]
     shown = {section: config[section] for section in ("peft", "lime", "optim", "trainer", "data", "evaluation")}
     versions = {name: value for name, value in info.get("versions", {}).items() if value}
     return CARD.format(
         title=title or config["name"],
         base=config["model"]["path"] or config["model"]["name"],
         licence=licence,
-        method=config["method"],
-        peft=peft["type"],
-        experts=lime["num_experts"] if lime["enabled"] else "no",
+        tags=", ".join(_tags(config)),
+        what=_what(config),
         revision=backbone.get("revision") or "not from the hub",
         fingerprint=backbone["fingerprint"][:16],
         data=config["data"]["name"],
@@ -130,6 +132,23 @@ def model_card(
         settings=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip(),
         licences=_licences(str(config["data"]["name"])),
     )
+
+
+def _tags(config: Mapping[str, Any]) -> list[str]:
+    return ["lime", "peft", *(["mixture-of-experts"] if config["lime"]["enabled"] else []), "vision-language"]
+
+
+def _what(config: Mapping[str, Any]) -> str:
+    """What was trained, in a sentence: LiME over an update, a mixture of experts, or an update alone."""
+    lime, peft, base = config["lime"], config["peft"], config["model"]["path"] or config["model"]["name"]
+    kind, experts = peft["base"] if peft["type"] == "any" else peft["type"], lime["num_experts"]
+    head = f"`{config['method']}` for `{base}`:"
+    if peft["type"] in MIXTURES:
+        return f"{head} a mixture of {experts} experts with a learned router, a baseline without LiME."
+    if not lime["enabled"]:
+        return f"{head} a plain {kind} adapter, without experts or routing, a baseline without LiME."
+    routing = "zero-parameter routing" if lime["router"] == "zero" else "a learned router"
+    return f"A LiME adapter, {head} one shared {kind} update, {experts} expert modulators, {routing}."
 
 
 def adapter_folder(name: str) -> Path:
@@ -180,4 +199,8 @@ def _licences(data: str) -> str:
     from lime.data.tools.sources import CONSTITUENTS
 
     lines = [f"- {one.name}: {one.terms}" for one in CONSTITUENTS]
-    return "\n".join(["Terms of the data sets it was trained on, and of the backbone, apply:", "", *lines])
+    said = (
+        "The backbone's licence applies. Rows of one's own carry their own terms and none of these; where the rows are "
+        "those of MMT-47 as published, the terms of their sources apply:"
+    )
+    return "\n".join([said, "", *lines])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -33,7 +34,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "step") -> Mark
     y_low, y_high = ticks[0], ticks[-1]
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / ((x_high - x_low) or 1.0)
+        across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
         up = (y - y_low) / ((y_high - y_low) or 1.0)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
@@ -42,14 +43,19 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "step") -> Mark
         _, y = at(x_low, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{tick:g}</text>')
-    for x, anchor in ((x_low, "start"), (x_high, "end")):
+    for x, anchor in ((x_low, "start"), (x_high, "end")) if x_high > x_low else ((x_low, "middle"),):
         place, _ = at(x, y_low)
         parts.append(f'<text class="tick" x="{place:.1f}" y="{HEIGHT - 14}" text-anchor="{anchor}">{x:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     for index, line in enumerate(lines):
-        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in line.points if math.isfinite(p[1])))
-        parts.append(f'<polyline class="line line{index % 4}" points="{drawn}"/>')
+        for piece in _pieces(line.points):
+            if len(piece) > 1:
+                drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in piece))
+                parts.append(f'<polyline class="line line{index % 4}" points="{drawn}"/>')
+                continue
+            x, y = at(*piece[0])  # one point makes no line
+            parts.append(f'<circle class="point point{index % 4}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.4g}" for line in lines if line.points)
     legend = "".join(
         f'<span class="key"><svg width="22" height="8" aria-hidden="true">'
@@ -62,6 +68,13 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "step") -> Mark
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(ends)}">'
         f'{"".join(parts)}</svg><div class="legend">{legend if len(lines) > 1 else ""}</div></figure>'
     )
+
+
+def _pieces(points: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
+    """The stretches of a curve between values that are not finite."""
+    for finite, piece in itertools.groupby(points, lambda point: math.isfinite(point[1])):
+        if finite:
+            yield list(piece)
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:

@@ -30,6 +30,7 @@ from lime.training.module import AdaptationModule
 from lime.training.phases import Phase, answering_phase, sampler, training_phase
 from lime.training.setup import resolved_precision
 from lime.training.trials import ADVICE, Trial, Trials, duration
+from lime.tuner.reporting import count
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def preflight(
     peak = max(one.peak_mb for one in verdicts)
     return Preflight(
         device=device.type,
-        parameters=sum(p.numel() for p in parameters),
+        parameters=sum(count(p) for p in parameters),
         trainable=trainable,
         weights_mb=sum(p.numel() * p.element_size() for p in parameters) / MB,
         optimizer_mb=optimizer,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
@@ -100,6 +102,17 @@ def _aligned(lines: Sequence[tuple[str, ...]], left: int) -> str:
     return "\n".join(rows)
 
 
+def count(parameter: nn.Parameter) -> int:
+    """Numbers that a parameter stands for; one of 4 bits keeps two of them in a byte, or more in a wider element."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    if shape is not None:
+        return math.prod(shape)
+    if type(parameter).__name__ == "Params4bit":  # not yet packed by its device, or without its state
+        packed = parameter.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+        return parameter.numel() * (2 * parameter.element_size() if packed else 1)
+    return parameter.numel()
+
+
 def report(model: nn.Module) -> ApplyReport:
     """Report on a model that was adapted before, by LiME or by a plain type of the `peft` library."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -122,9 +135,9 @@ def report(model: nn.Module) -> ApplyReport:
             shape: Any = module if original is None else shape_of(original)
             tower = next((tower.kind for tower in towers if tower.holds(name)), "other")
             rows.append(ReportRow(name, tower, shape.in_features, shape.out_features, trainable))
-        added += sum(p.numel() for p in parameters)
-        added -= 0 if original is None else sum(p.numel() for p in original.parameters())
-    return ApplyReport(tuple(rows), sum(p.numel() for p in base.parameters()), added, saved)
+        added += sum(count(p) for p in parameters)
+        added -= 0 if original is None else sum(count(p) for p in original.parameters())
+    return ApplyReport(tuple(rows), sum(count(p) for p in base.parameters()), added, saved)
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

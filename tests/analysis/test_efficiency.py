@@ -50,3 +50,20 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         efficiency_figure([{"method": "lora", "kept_per_token": 8}])
     with pytest.raises(ValueError, match="appears twice"):
         efficiency_figure([row("lora", 0), row("lora", 1)])
+
+
+@pytest.mark.parametrize("others", [None, {"lime_lora": (1.0, 1.0, 1.0, 1.0), "moe_lora": (9.0, 9.0, 9.0, 9.0)}])
+def test_value_labels_stay_inside_their_panels(others: dict[str, tuple[float, ...]] | None) -> None:
+    rows = [
+        {"method": method, "milliseconds": {"q1": 900.0, "median": 1000.0, "q3": q3}, "rows_per_second": 1234.5,
+         "peak_mib": 123_456.0, "trainable": 123_456_789}
+        for method, q3 in (("lime_lora", 1100.0), ("moe_lora", 9000.0))
+    ]  # fmt: skip
+    figure = efficiency_figure(rows, others)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        panel = axes.get_window_extent()
+        for text in axes.texts:
+            box = text.get_window_extent()
+            assert panel.x0 <= box.x0, text
+            assert box.x1 <= panel.x1, text

@@ -269,6 +269,41 @@ def test_every_experiment_has_a_figure(tmp_path: Path, name: str) -> None:
     assert (ROOT / "experiments" / f"{name}.yaml").is_file()
 
 
+def test_a_figure_is_chosen_by_what_a_sweep_holds(tmp_path: Path) -> None:
+    """Not by its name: another experiment's, or none that is known."""
+
+    def titles(folder: Path) -> list[str]:
+        return [axes.get_title() for axes in draw(read_sweep(folder)).axes]
+
+    numbers = [({"lime.num_experts": n}, {1: record(1)}) for n in (1, 2)]
+    assert titles(sweep(tmp_path / "table2", numbers)) == titles(sweep(tmp_path / "mine", numbers))
+    assert titles(sweep(tmp_path / "num_experts", numbers)) == titles(tmp_path / "mine")
+    unscored = [({"method": m}, {1: record(1, {})}) for m in ("lora", "lime_lora")]
+    labels = [axes.get_xlabel() for axes in draw(read_sweep(sweep(tmp_path / "a" / "table2", unscored))).axes]
+    assert labels[0] == "seconds a step"
+    scored = [({"method": m}, {1: record(1)}) for m in ("lora", "lime_lora")]
+    assert titles(sweep(tmp_path / "b" / "mine", scored))[0] == "These runs: all tasks"
+    with pytest.raises(ValueError, match="not evaluated"):
+        draw(read_sweep(sweep(tmp_path / "c" / "num_experts", [({"lime.num_experts": 1}, {1: record(1, {})})])))
+    words = [({"lime.num_experts": n}, {1: record(1)}) for n in (2, None)]
+    assert titles(sweep(tmp_path / "d" / "num_experts", words))  # no number: dots
+
+
+def test_a_radar_shows_negative_scores(tmp_path: Path) -> None:
+    def made(seed: int) -> Record:
+        one = record(seed, dict.fromkeys((SST2, STSB, CHARTQA), "1100"))
+        one.items[STSB] = dataclasses.asdict(
+            Items([0, 1, 2, 3], "0000", None, [3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0])
+        )
+        return one
+
+    points = [({"lime.selection": value}, {1: made(1)}) for value in ("auto", "topk")]
+    (axes,) = draw(read_sweep(sweep(tmp_path / "mine", points))).axes
+    low = min(float(min(line.get_ydata())) for line in axes.lines)
+    assert low == pytest.approx(-100)
+    assert axes.get_ylim()[0] <= low
+
+
 def test_figures_are_the_same_bytes_twice(tmp_path: Path) -> None:
     found = read_sweep(made_sweep(tmp_path, "num_experts"))
     first, second = (save(draw(found), tmp_path / part, "f") for part in ("a", "b"))

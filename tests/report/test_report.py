@@ -105,6 +105,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "holds no run" in capsys.readouterr().err
 
 
+def test_a_chart_of_one_step_shows_its_point() -> None:
+    drawn = line_chart("Loss", [Line("train", ((5.0, 1.5),)), Line("val", ((5.0, 1.0),))])
+    assert drawn.count("<circle") == 2
+    assert drawn.count(">5</text>") == 1
+    gap = line_chart("Loss", [Line("train", ((1.0, 1.0), (2.0, 2.0), (3.0, float("nan")), (4.0, 1.0)))])
+    assert (gap.count("<polyline"), gap.count("<circle")) == (1, 1)
+
+
 def test_charts() -> None:
     assert nice_ticks(0.3, 9.7) == [0.0, 2.5, 5.0, 7.5, 10.0]
     assert nice_ticks(2.0, 2.0)[0] < 2.0 < nice_ticks(2.0, 2.0)[-1]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
+
+from lime.tuner.reporting import count
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import count_parameters
@@ -120,3 +125,17 @@ def test_an_inverted_triangle_has_the_parameters_of_the_uniform_layout() -> None
 def test_mistakes_end_with_a_message(overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert count_parameters.main(overrides) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_base_of_four_bits_counts_its_numbers() -> None:
+    """Two numbers in a byte: by the shape that the quantised parameter keeps, or by its type alone."""
+    packed = nn.Parameter(torch.zeros(50, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=torch.Size([10, 10]))  # type: ignore[attr-defined]
+    assert count(packed) == 100
+
+    class Params4bit(nn.Parameter):
+        pass
+
+    assert count(Params4bit(torch.zeros(50, 1, dtype=torch.uint8), requires_grad=False)) == 100
+    assert count(Params4bit(torch.zeros(10, 10), requires_grad=False)) == 100
+    assert count(nn.Parameter(torch.zeros(10, 10))) == 100

@@ -1,4 +1,7 @@
-"""Which figure each experiment has; a sweep that is none of them gets the kind that its axes suggest."""
+"""Which figure a sweep has: the one whose axes and results it has, whatever it is called.
+
+Where several fit, the one of the sweep's name is taken; where none does, the kind that its axes suggest.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from lime.data.tasks import CATEGORIES, TASKS
 from lime.experiments.collection import Sweep
 from lime.experiments.estimates import MACRO
 from lime.experiments.figures.efficiency import efficiency
-from lime.experiments.figures.kinds import Draw, dots, heat, lines, methods, radar
+from lime.experiments.figures.kinds import LEAST_OF_A_RADAR, Draw, dots, heat, lines, methods, radar, tasks_of_all
 from lime.experiments.figures.style import numeric
 from lime.experiments.published import published
+from lime.experiments.records import Record
 
 _BY_CATEGORY = (MACRO, *CATEGORIES)
 _BY_TASK = (MACRO, *(split for split, task in TASKS.items() if task.name in published().tasks))
@@ -51,14 +55,16 @@ def draw(sweep: Sweep) -> Figure:
     """The figure of a sweep.
 
     Raises:
-        ValueError: no finished run, or axes that no kind of figure fits.
+        ValueError: no finished run, runs without scores, or axes that no kind of figure fits.
     """
     if not any(point.records for point in sweep.points):
         raise ValueError(f"{sweep.folder}: no finished run to draw")
-    drawer = FIGURES.get(sweep.name)
-    if drawer is not None and _fits(sweep, drawer):
-        return drawer(sweep)
+    fitting = {name: drawer for name, drawer in FIGURES.items() if _fits(sweep, drawer)}
+    if fitting:
+        return fitting.get(sweep.name, next(iter(fitting.values())))(sweep)
     axes = sweep.axes
+    if not _scored(sweep):
+        raise ValueError(f"{sweep.folder}: its runs were not evaluated, so that there are no scores to draw")
     numbers = [key for key in axes if numeric([point.settings[key] for point in sweep.points])]
     if len(axes) == 1:
         if axes == ["method"]:
@@ -71,7 +77,24 @@ def draw(sweep: Sweep) -> Figure:
 
 
 def _fits(sweep: Sweep, drawer: Draw) -> bool:
-    """Whether the sweep has the axes that a figure of the catalogue needs (a command may have swept others)."""
+    """Whether the sweep has the axes and the results that a figure of the catalogue needs."""
     named = getattr(drawer, "keywords", {"axis": "method"})
     needed = {named[key] for key in ("x", "y", "axis", "by") if named.get(key)}
-    return needed == set(sweep.axes)
+    if needed != set(sweep.axes):
+        return False
+    numbers = [named[key] for key in ("x", "y") if named.get(key)]
+    if not all(numeric([point.settings[key] for point in sweep.points]) for key in numbers):
+        return False
+    if drawer is efficiency:
+        return all(_measured(record) for point in sweep.points for record in point.records)
+    if not _scored(sweep):
+        return False
+    return getattr(drawer, "func", None) is not radar or len(tasks_of_all(sweep)) >= LEAST_OF_A_RADAR
+
+
+def _scored(sweep: Sweep) -> bool:
+    return any(record.items for point in sweep.points for record in point.records)
+
+
+def _measured(record: Record) -> bool:
+    return record.training is not None and record.training.steps > 0 and record.parameters is not None

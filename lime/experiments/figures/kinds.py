@@ -39,6 +39,8 @@ def lines(
         by: another swept key, one line per value.
         experts: a further panel with the number of experts that carry weight, from the routing in the records.
     """
+    present = [g for g in groups if any(seed_mean(point.records, g) is not None for point in sweep.points)]
+    groups = present or [MACRO]
     with styled():
         figure = new_figure(3.3 * (len(groups) + experts) + (1.5 if by else 0.6), 3.1)
         panels = figure.subplots(1, len(groups) + experts, squeeze=False)[0]
@@ -90,9 +92,7 @@ def dots(sweep: Sweep, axis: str, groups: Sequence[str], title: str) -> Figure:
 def radar(sweep: Sweep, axis: str, title: str) -> Figure:
     """Mean score of each choice on the tasks of the paper's ablation figures, as far as the records have them."""
     with styled():
-        named = {task.name: split for split, task in TASKS.items()}
-        splits = [named[name] for name in published().tasks]
-        splits = [s for s in splits if all(seed_mean(p.records, s) is not None for p in sweep.points if p.records)]
+        splits, lowest = tasks_of_all(sweep), 0.0
         figure = new_figure(5.4, 4.9)
         axes: Any = figure.subplots(subplot_kw={"projection": "polar"})
         angles = [2 * math.pi * i / max(len(splits), 1) for i in range(len(splits))]
@@ -100,18 +100,36 @@ def radar(sweep: Sweep, axis: str, title: str) -> Figure:
             if not point.records:
                 continue
             means = [seed_mean(point.records, split) for split in splits]
-            values = [max(mean.value, 0.0) for mean in means if mean is not None]
+            values = [mean.value for mean in means if mean is not None]
+            lowest = min(lowest, *values)
             name = f"{axis.rpartition('.')[2]}={shown(point.settings[axis])}"
             axes.plot([*angles, *angles[:1]], [*values, *values[:1]], label=name, markersize=4, **look(index))
         axes.set_xticks(angles, [TASKS[split].name for split in splits])
         axes.tick_params(axis="x", pad=10)
-        axes.set_ylim(0, 100)
-        axes.set_yticks([25, 50, 75, 100], ["25", "50", "75", "100"], color="#555555")
+        low = 25 * math.floor(lowest / 25)  # a correlation may be negative: the centre is then below 0
+        rings = range(low + 25 if low else 25, 101, 25)
+        axes.set_ylim(low, 100)
+        axes.set_yticks(rings, [str(ring) for ring in rings], color="#555555")
+        if low:
+            circle = np.linspace(0, 2 * math.pi, 200)
+            axes.plot(circle, np.zeros(200), color="#555555", linewidth=1.2, zorder=1)
         axes.set_title(title, pad=16)
         axes.legend(loc="upper right", bbox_to_anchor=(1.32, 1.1))
         text = f"Mean score of {seeds(sweep)}; intervals by category are in the table."
+        text += f" The centre is {low}, the darker ring 0." if low else ""
         figure.supxlabel(text + unfinished(sweep), fontsize=7, color="#555555")
     return figure
+
+
+LEAST_OF_A_RADAR = 3
+"""Tasks that a radar needs to be a shape."""
+
+
+def tasks_of_all(sweep: Sweep) -> list[str]:
+    """The tasks of the paper's ablation figures of which every finished point has scores, by split."""
+    named = {task.name: split for split, task in TASKS.items()}
+    splits = [named[name] for name in published().tasks]
+    return [s for s in splits if all(seed_mean(p.records, s) is not None for p in sweep.points if p.records)]
 
 
 def heat(sweep: Sweep, x: str, y: str, group: str = MACRO) -> Figure:
