@@ -12,7 +12,7 @@ SOURCES = sorted([*(ROOT / "lime").rglob("*.py"), *(ROOT / "scripts").glob("*.py
 
 WRITERS = {
     "write_text", "write_bytes", "savefig", "to_csv", "to_json", "to_parquet", "write_table", "save_pretrained",
-    "save_file", "save_to_disk", "copy", "copyfile", "copytree", "copyfileobj", "touch", "open_memmap", "ZipFile",
+    "save_file", "save_to_disk", "copy", "copyfile", "copytree", "copyfileobj", "touch", "open_memmap",
 }  # fmt: skip
 OF_MODULE = {
     "json": {"dump"}, "yaml": {"dump", "safe_dump"}, "pickle": {"dump"}, "torch": {"save"}, "OmegaConf": {"save"},
@@ -55,7 +55,9 @@ def is_bare(call: ast.Call) -> str | None:
     if not isinstance(function, ast.Attribute):
         return None
     name, owner = function.attr, function.value.id if isinstance(function.value, ast.Name) else ""
-    if name == "open":
+    if name == "ZipFile":
+        known = writes(call, 1)
+    elif name == "open":
         known = writes(call, 1 if owner in ("gzip", "io", "os", "av", "Image", "tarfile") else 0)
     elif name in OF_MODULE.get(owner, ()):
         known = not name.endswith("dump") or len(call.args) > 1  # without a stream it gives text
