@@ -1,8 +1,7 @@
 """LiME as a tuner of the `peft` library.
 
-Settings and presets are plain Python. Everything else is resolved on first use, and with it LiME is
-registered with `peft`; a program that reads adapters through `peft` alone calls `lime.tuner.register()`
-before.
+Settings and presets are plain Python. Everything else is resolved on first use. LiME is registered with `peft` as soon
+as both are imported (`lime.registration`); `register()` does it at once.
 """
 
 from __future__ import annotations

@@ -233,6 +233,10 @@ Without arguments the attention projections of the language model are adapted, w
 that are no projections of tokens (gates, position biases) are left out and named in the log; models without attention
 projections say which layers they have.
 
+Six types lay their attention's tokens out in another order or number than the model's own (`canine`, `funnel`,
+`longformer`, `led`, `pegasus_x`, `fsmt`). They adapt in the same way and take batches without padding; a padded batch
+is refused with the layer's name, as its padding cannot be told apart there.
+
 | type | class | kind | needs | adapted layers (of two blocks) |
 |---|---|---|---|---|"""
 
