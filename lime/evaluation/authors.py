@@ -1,4 +1,4 @@
-"""The scorer of the authors' published runs, only to compare with published numbers.
+r"""The scorer of the authors' published runs, only to compare with published numbers.
 
 It extracts an answer with the truth in hand and forgives a great deal: an empty answer counts as correct, and so does
 an answer that is contained in the truth, or a number within 0.5 of it. The scores of this project
@@ -7,7 +7,8 @@ an answer that is contained in the truth, or a number within 0.5 of it. The scor
 Rules, in order; `p` is the cleaned prediction, `t` the normalised truth.
 
 clean: lower case; `<|…|>` removed; whatever is not a word character, white space or a dot becomes a space; single
-spaces; no trailing dots. normalise: clean, then yes and true become `true`, no and false become `false`.
+spaces; trailing dots dropped, then outer spaces: a dot before a final space or line end stays (`cat.\n` is `cat.`, a
+truth of ` . ` is a dot, not empty). normalise: clean, then yes and true become `true`, no and false become `false`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ _TRUTH_VALUES = {"yes": "true", "true": "true", "no": "false", "false": "false"}
 def clean(text: str) -> str:
     """Text as the authors compare it (see the module's text)."""
     text = _OTHER.sub(" ", _SPECIAL.sub("", text.lower()))
-    return _SPACE.sub(" ", text).strip().rstrip(".").strip()
+    return _SPACE.sub(" ", text).rstrip(".").strip()
 
 
 def normalise(text: str) -> str:
