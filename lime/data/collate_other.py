@@ -31,13 +31,9 @@ class ImagesConversation(Conversation):
         self.num_frames = num_frames
         super().__init__(processor, system_prompt)
 
-    def messages(self, kind: str, question: str, answer: str | None = None) -> list[dict[str, Any]]:
-        """The turns of a row as the chat template takes them."""
-        turns = super().messages("image" if kind == "video" else kind, question, answer)
-        if kind == "video":
-            user = next(turn for turn in turns if turn["role"] == "user")
-            user["content"] = [{"type": "image"}] * self.num_frames + user["content"][1:]
-        return turns
+    def media(self, kind: str) -> list[str]:
+        """What is shown before the question of such a row: kinds of parts, in order."""
+        return ["image"] * self.num_frames if kind == "video" else super().media(kind)
 
 
 class ProcessorCollator:

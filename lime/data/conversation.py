@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,17 +22,27 @@ from lime.data.tasks import MODALITIES
 
 log = logging.getLogger(__name__)
 
-_QUESTION = "\u2460question\u2461"
+_QUESTION = "\u2460question  <q> & \"x\" 'y' \\n\n {{z}}\u2461"
 _ANSWER = "\u2460answer\u2461"
 _ZERO_WIDTH_SPACE = "\u200b"
+_FORMS = ("parts", "marked", "plain")
+_MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
 
 
 class Conversation:
     """Turns rows into token ids by the chat template of a processor.
 
     `end_token` is the token that closes an assistant turn in the template (the tokenizer's end of sequence,
-    where the template has none). Special tokens written out in a question or an answer are broken up by a
-    zero-width space, so that no text can smuggle in a placeholder or a turn.
+    where the template has none). Special tokens, placeholders and the template's turn marks written out in a question
+    or an answer are broken up by a zero-width space, so that no text can smuggle in a placeholder or a turn; ordinary
+    added tokens (runs of newlines, words of a domain) are text.
+
+    A template takes the content of a turn in one of three forms, tried in this order: "parts" (a list with the media
+    and the text), "marked" (a list with the text alone, the placeholder written in it), "plain" (one string). One that
+    trims what the user says is given it trimmed.
+
+    Raises ValueError for a template that refuses all forms, changes the text of a question, leaves out its media, or
+    has no place for `system_prompt`.
     """
 
     def __init__(self, processor: Any, system_prompt: str | None = None) -> None:
@@ -40,11 +50,26 @@ class Conversation:
         self.system_prompt = system_prompt
         self._lock = threading.Lock()
         self.placeholders = {"image": int(processor.image_token_id), "video": int(processor.video_token_id)}
-        special = {str(token) for token in self.tokenizer.get_added_vocab()} | set(self.tokenizer.all_special_tokens)
-        self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
-        self._frames = {kind: self._frame(kind) for kind in MODALITIES}
+        self._added = _pattern(self.tokenizer.get_added_vocab())
+        self._special = _pattern(self._special_tokens())
+        self._forms = dict.fromkeys(MODALITIES, _FORMS[0])
+        self._trims: dict[str, tuple[bool, bool]] = {}
+        self._frames: dict[str, tuple[str, str]] = {}
+        for kind in MODALITIES:
+            self._frames[kind] = self._frame(kind)
         self.end_token = self._end_token()
         self.end_token_id = int(self.tokenizer.convert_tokens_to_ids(self.end_token))
+        marks = {token for frame in self._frames.values() for side in frame for token in self._added.findall(side)}
+        marks = {token for token in marks if _MARKUP.fullmatch(token)} | {self.end_token}
+        self._special = _pattern(self._special_tokens() | marks)
+
+    def _special_tokens(self) -> set[str]:
+        decoder = getattr(self.tokenizer, "added_tokens_decoder", {})
+        special = {str(token) for token in decoder.values() if token.special} | set(self.tokenizer.all_special_tokens)
+        known = self.tokenizer.get_added_vocab()
+        held = {value for name, value in vars(self.processor).items() if name.endswith("_token")}
+        held |= {self._placeholder(kind) for kind in self.placeholders}
+        return special | {token for token in held if isinstance(token, str) and token in known}
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_lock"}
@@ -57,21 +82,44 @@ class Conversation:
         with self._lock:  # a fast tokenizer must not be called from two threads at once
             return self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
 
+    def media(self, kind: str) -> list[str]:
+        """What is shown before the question of such a row: kinds of parts, in order."""
+        return [kind] if kind != "text" else []
+
     def messages(self, kind: str, question: str, answer: str | None = None) -> list[dict[str, Any]]:
         """The turns of a row as the chat template takes them."""
+        form, media = self._forms[kind], self.media(kind)
+        if form != "parts":
+            question = "".join(f"{self._placeholder(part)}\n" for part in media) + question
+            media = []
+
+        def content(text: str, media: Sequence[str] = ()) -> Any:
+            return text if form == "plain" else [*({"type": part} for part in media), {"type": "text", "text": text}]
+
         turns: list[dict[str, Any]] = []
         if self.system_prompt is not None:
-            turns.append({"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
-        media = [{"type": kind}] if kind != "text" else []
-        turns.append({"role": "user", "content": [*media, {"type": "text", "text": question}]})
+            turns.append({"role": "system", "content": content(self.system_prompt)})
+        turns.append({"role": "user", "content": content(question, media)})
         if answer is not None:
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+            turns.append({"role": "assistant", "content": content(answer)})
         return turns
+
+    def _placeholder(self, kind: str) -> str:
+        """What stands for a picture or clip in the text that the processor is given."""
+        written = (getattr(self.processor, "boi_token", None) if kind == "image" else None) or getattr(
+            self.processor, f"{kind}_token", None
+        )
+        if isinstance(written, str) and written:
+            return written
+        token = self.placeholders[kind]
+        return str(self.tokenizer.convert_ids_to_tokens(token)) if token >= 0 else ""
 
     def prompt(self, row: Row) -> str:
         """The prompt of a row, with one placeholder for its media."""
         before, after = self._frames[row.source_type]
-        return before + self._plain(row.question, row) + after
+        left, right = self._trims[row.source_type]
+        question = row.question.lstrip() if left else row.question
+        return before + self._plain(question.rstrip() if right else question, row) + after
 
     def prompts(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Token ids of the prompts, one placeholder for each row's media. ValueError naming a row without
@@ -100,7 +148,9 @@ class Conversation:
         if not self._special.search(text):
             return text
         log.warning("row %s: special tokens written out in its text were broken up", row.id)
-        return self._special.sub(lambda found: found[0][0] + _ZERO_WIDTH_SPACE + found[0][1:], text)
+        while self._special.search(text):  # breaking one may leave another that stood inside it
+            text = self._special.sub(_broken, text)
+        return text
 
     def _render(self, messages: list[dict[str, Any]], prompt: bool) -> str:
         text = self.processor.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
@@ -108,27 +158,90 @@ class Conversation:
         return text
 
     def _frame(self, kind: str) -> tuple[str, str]:
-        """What the template puts before and after the question; it must insert the question as it is,
-        once.
-        """
+        """What the template puts before and after the question; it must insert the question once, as it is or
+        without its outer blanks."""
+        problems: list[Exception] = []
+        start = 0 if kind == "text" else _FORMS.index(self._forms["text"])
+        for form in _FORMS[start:]:
+            self._forms[kind] = form
+            try:
+                return self._frame_in_form(kind)
+            except Exception as error:  # noqa: BLE001  # a template is a program: it may raise anything
+                problems.append(error)
+                if isinstance(error, _Unfit) and not error.try_another:
+                    break
+        said = _said(next((error for error in problems if isinstance(error, _Unfit)), problems[0]))
+        if self.system_prompt is not None and self._works_without_system(kind):
+            raise ValueError(
+                f"data.system_prompt: the chat template of this model has no system turn ({said}); leave it null"
+            )
+        raise ValueError(
+            f"the chat template of this model cannot be used for {kind} questions: {said}; "
+            "correct the template (chat_template.jinja) or take another checkpoint"
+        )
+
+    def _works_without_system(self, kind: str) -> bool:
+        system, self.system_prompt = self.system_prompt, None
+        try:
+            self._frame(kind)
+        except ValueError:
+            return False
+        finally:
+            self.system_prompt = system
+        return True
+
+    def _frame_in_form(self, kind: str) -> tuple[str, str]:
         before, found, after = self._render(self.messages(kind, _QUESTION), True).partition(_QUESTION)
         probe = f"  {_QUESTION}\n"
-        if not found or self._render(self.messages(kind, probe), True) != before + probe + after:
-            raise ValueError(
-                f"the chat template changes the text of a {kind} question or shows it more than once; "
-                "expected it to be inserted once, as it is"
+        shown = self._render(self.messages(kind, probe), True)
+        for left, right in ((False, False), (True, True), (True, False), (False, True)):
+            kept = probe.lstrip() if left else probe
+            if found and _QUESTION not in after and shown == before + (kept.rstrip() if right else kept) + after:
+                self._trims[kind] = (left, right)
+                break
+        else:
+            raise _Unfit(
+                f"it changes the text of a {kind} question or shows it more than once; expected it to be inserted "
+                "once, as it is",
+                try_another=not found and "type" in shown,  # the content printed as Python or JSON writes it
             )
+        if self.media(kind) and (before, after) == self._frames["text"]:
+            raise _Unfit(f"it has no place for the {self.media(kind)[0]} of a question", try_another=True)
         if self.system_prompt is not None and self.system_prompt.strip() not in before:
-            raise ValueError("data.system_prompt: the chat template of this model has no system turn; leave it null")
+            raise _Unfit("it leaves the system turn out")
         return before, after
 
     def _end_token(self) -> str:
-        full = self._render(self.messages("text", _QUESTION, _ANSWER), False)
-        closing = self._special.search(full.partition(_ANSWER)[2])
-        token = closing[0] if closing else self.tokenizer.eos_token
+        closing = self._render(self.messages("text", _QUESTION, _ANSWER), False).partition(_ANSWER)[2]
+        token = next((token for token in self._added.findall(closing) if token.strip()), self.tokenizer.eos_token)
         if token is None:
             raise ValueError("neither the chat template nor the tokenizer has a token that ends an answer")
         return token
+
+
+class _Unfit(ValueError):
+    """A template that does not do with a row what it should; in another form of content it may."""
+
+    def __init__(self, message: str, try_another: bool = False) -> None:
+        super().__init__(message)
+        self.try_another = try_another
+
+
+def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Any of these tokens, the longest first; nothing where there are none."""
+    ordered = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile("|".join(re.escape(token) for token in ordered) or r"(?!)")
+
+
+def _broken(found: re.Match[str]) -> str:
+    """A token with a zero-width space in it, or that alone for a token of one character."""
+    token = found[0]
+    return token[0] + _ZERO_WIDTH_SPACE + token[1:] if len(token) > 1 else _ZERO_WIDTH_SPACE
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def expand(ids: np.ndarray, placeholder: int, count: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from lime.models.config import EMBEDDED, FAMILIES, OTHER, ModelConfig
-from lime.models.other import complete_tokens, load_other_processor
+from lime.models.other import complete_tokens, is_text_only, load_other_processor, text_only
 from lime.models.processing import load_processor
 
 log = logging.getLogger(__name__)
@@ -144,6 +144,8 @@ def _family_of(config: ModelConfig, config_file: Path) -> str:
         return config.family
     if config.family == OTHER:
         return found if found in FAMILIES else OTHER
+    if is_text_only(str(found)):
+        raise ValueError(f"model.path: {config.location} {text_only(str(found))}")
     advice = (
         f"set model.family={found}"
         if found in FAMILIES

@@ -14,11 +14,15 @@ from typing import Any
 
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import PushToHubMixin
 
-from lime.models.config import ImageConfig, VideoConfig
+from lime.models.config import FAMILIES, ImageConfig, VideoConfig
 from lime.models.processing import CheckpointFiles, FrameProcessor, WithFrameProcessor, _image_processor
 
 log = logging.getLogger(__name__)
@@ -66,6 +70,8 @@ def load_other_processor(
     model_type = files.json("config.json").get("model_type", "")
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
     base = _class_named(name) if name is not None else None
+    if is_text_only(model_type):
+        raise ValueError(f"model.path: {path} {text_only(model_type)}")
     if base is None:
         raise ValueError(f"model.path: {path} holds a {model_type!r} model, for which transformers has no processor")
     attributes = base.get_attributes()
@@ -106,6 +112,22 @@ def load_other_processor(
         raise ValueError(f"model.path: the processor of a {model_type} model lacks a library: {error}") from error
     processor.video_processor = frames
     return processor
+
+
+def is_text_only(model_type: str) -> bool:
+    """Whether transformers knows this type as a language model and not as one that takes pictures."""
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (
+        model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type in FAMILIES
+    )
+
+
+def text_only(model_type: str) -> str:
+    """What a text-only checkpoint is, and what can be done with it: the end of a sentence."""
+    return (
+        f"holds a text-only {model_type!r} model: it takes no images and no clips, and cannot train on or answer this "
+        "data set. Take a vision-language checkpoint (model=hf needs AutoModelForImageTextToText), or adapt this one to "
+        "text in a script of your own, with lime.apply and LimeTrainer (examples/)"
+    )
 
 
 def complete_tokens(processor: Any, config: Any) -> None:
