@@ -125,8 +125,8 @@ def text_only(model_type: str) -> str:
     """What a text-only checkpoint is, and what can be done with it: the end of a sentence."""
     return (
         f"holds a text-only {model_type!r} model: it takes no images and no clips, and cannot train on or answer this "
-        "data set. Take a vision-language checkpoint (model=hf needs AutoModelForImageTextToText), or adapt this one to "
-        "text in a script of your own, with lime.apply and LimeTrainer (examples/)"
+        "data set. Take a vision-language checkpoint (for model=hf of AutoModelForImageTextToText), or adapt this one "
+        "to text in a script of your own, with lime.apply and LimeTrainer (examples/)"
     )
 
 

@@ -87,8 +87,8 @@ def test_another_family_is_refused_by_name():
 def test_an_unsupported_model_is_refused(copy):
     folder = copy("qwen2_vl")
     content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**content, "model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"'bert' model.*supported are llava_onevision, qwen2_vl"):
+    (folder / "config.json").write_text(json.dumps({**content, "model_type": "vit"}))
+    with pytest.raises(ValueError, match=r"'vit' model.*supported are llava_onevision, qwen2_vl"):
         load_backbone(config("qwen2_vl", folder))
 
 
