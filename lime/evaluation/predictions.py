@@ -3,7 +3,8 @@
 predictions.jsonl holds one JSON object per line, in the order of the rows:
 id, split, question, media_path, raw, extracted, truth, correct and, where the frozen backbone was scored on
 the same rows, frozen (its raw answer) and frozen_correct. `raw` is null where a row could not be given to the
-model at all.
+model at all. `cut` is true where the answer had not ended at evaluation.max_new_tokens, `too_long` where the truth is
+longer than that; lines of other rows leave them out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS_FILE = "predictions.jsonl"
 Allowed = Mapping[str, Sequence[str] | None]
+
+
+class CutAnswer(str):
+    """A generated answer that had not ended at evaluation.max_new_tokens."""
 
 
 class Row(Protocol):
@@ -58,6 +63,8 @@ class Prediction:
     correct: bool
     frozen: str | None = None
     frozen_correct: bool | None = None
+    cut: bool = False
+    too_long: bool = False
 
 
 class PredictionError(ValueError):
@@ -70,8 +77,11 @@ def collect(
     tasks: Mapping[str, Task],
     allowed: Allowed,
     frozen: Sequence[str | None] | None = None,
+    too_long: Collection[str] = (),
 ) -> list[Prediction]:
-    """Records for `rows` and the model's raw answers to them (and the frozen backbone's).
+    """Records for `rows` and the model's raw answers to them (and the frozen backbone's). A `CutAnswer` is counted.
+
+    too_long: ids of rows whose truth is longer than an answer may be.
 
     tasks and allowed are by split name. Raises ValueError where lengths differ, KeyError for a split without
     a task.
@@ -97,6 +107,8 @@ def collect(
                 frozen_correct=(
                     matches(extract(baseline, kind, choices), row.answer, kind) if frozen is not None else None
                 ),
+                cut=isinstance(raw[index], CutAnswer),
+                too_long=row.id in too_long,
             )
         )
     return records
@@ -166,6 +178,8 @@ def score_predictions(
                 frozen=frozen,
                 allowed=choices,
                 media=[source_media(record.media_path) for record in records],
+                cut=sum(record.cut for record in records),
+                too_long=sum(record.too_long for record in records),
             )
         )
     absent = [split for split in tasks if split not in by_split]
@@ -180,6 +194,9 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> Pa
             values = dataclasses.asdict(record)
             if record.frozen_correct is None:
                 del values["frozen"], values["frozen_correct"]
+            for name in ("cut", "too_long"):
+                if not values[name]:
+                    del values[name]
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
     return path
 
@@ -214,6 +231,9 @@ def read_predictions(path: str | Path) -> list[Prediction]:
             for name in ("raw", "extracted", "frozen"):
                 if not isinstance(values.get(name), str | None):
                     raise PredictionError(f"{path}, line {number}: {name} is {values[name]!r}, expected text or null")
+            for name in ("cut", "too_long"):
+                if not isinstance(values.get(name, False), bool):
+                    raise PredictionError(f"{path}, line {number}: {name} is {values[name]!r}, expected true or false")
             records.append(Prediction(**{name: value for name, value in values.items() if name in fields}))
     if not records:
         raise PredictionError(f"{path}: holds no prediction")

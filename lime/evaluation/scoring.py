@@ -52,7 +52,8 @@ class SplitAnswers:
 
     extracted: what `extract` found in the model's output (None: no answer). frozen: the same of the frozen
     backbone on the same rows. allowed: the closed set of answers, where there is one. media: the medium each row was
-    made from ("" for text), whose rows are not independent; None: every row stands for itself.
+    made from ("" for text), whose rows are not independent; None: every row stands for itself. cut: answers that had
+    not ended at evaluation.max_new_tokens. too_long: truths longer than that.
     """
 
     task: Task
@@ -61,6 +62,8 @@ class SplitAnswers:
     frozen: Sequence[str | None] | None = None
     allowed: Sequence[str] | None = None
     media: Sequence[str] | None = None
+    cut: int = 0
+    too_long: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.truths)
@@ -304,4 +307,8 @@ def _notes(answers: SplitAnswers) -> list[str]:
             f"{unreachable} of {n} truths cannot be given as an answer of type {kind}"
             + (f" among {len(answers.allowed)} allowed answers" if answers.allowed else "")
         )
+    if answers.cut:
+        notes.append(f"{answers.cut} of {n} answers were cut at evaluation.max_new_tokens")
+    if answers.too_long:
+        notes.append(f"{answers.too_long} of {n} truths are longer than evaluation.max_new_tokens and cannot be given")
     return notes

@@ -98,10 +98,15 @@ class LayerRouting:
 
 @dataclass
 class Answering:
-    """How long answering the test rows took, in seconds."""
+    """How long answering the test rows took, in seconds.
+
+    ``cut``: answers that had not ended at evaluation.max_new_tokens. ``too_long``: truths longer than that.
+    """
 
     seconds: float = 0.0
     rows: int = 0
+    cut: int = 0
+    too_long: int = 0
 
 
 @dataclass

@@ -29,7 +29,7 @@ from lime.experiments.quiet import tables_are_shown
 from lime.models.loading import Backbone
 from lime.training import processes
 from lime.training.frozen import FrozenCache, frozen_answers, frozen_cache
-from lime.training.inference import Progress, answer_rows
+from lime.training.inference import Progress, answer_rows, truths_too_long
 from lime.training.journal import Journal, remove_journals
 from lime.training.progress import ProgressDisplay
 
@@ -137,7 +137,8 @@ def answer_adapted(
             journal=journal,
         )
     journal.close()
-    return collect(tests.rows, raw, TASKS, tests.allowed, frozen)
+    too_long = truths_too_long(data.collator, tests.rows, tests.allowed, config.evaluation)
+    return collect(tests.rows, raw, TASKS, tests.allowed, frozen, too_long)
 
 
 def journal_of(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from transformers import GenerationConfig
 from lime import interrupts
 from lime.data.rows import Row
 from lime.evaluation.config import EvaluationConfig
+from lime.evaluation.predictions import CutAnswer
 from lime.training import processes
 from lime.training.journal import Journal
 from lime.training.likelihood import AnswerTokens, base_model, score_batch
@@ -117,9 +119,9 @@ def generate_answers(
     `max_new_tokens`.
 
     Sampling settings and penalties of the checkpoint's generation configuration are not used. Special tokens
-    are left out of the text.
+    are left out of the text. An answer that had not ended then is a `CutAnswer`, and the log says how many there are.
     """
-    tokenizer = collator.processor.tokenizer
+    tokenizer, ends = collator.processor.tokenizer, end_tokens(model, collator)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -129,7 +131,7 @@ def generate_answers(
         temperature=1.0,
         top_k=50,
         top_p=1.0,
-        eos_token_id=end_tokens(model, collator),
+        eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         use_cache=True,
     )
@@ -138,9 +140,39 @@ def generate_answers(
     def generate(kept: Sequence[Row], inputs: dict[str, Tensor]) -> list[str]:
         tokens_BT = model.generate(**inputs, generation_config=settings)  # type: ignore[operator]
         new_BL = tokens_BT[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(new_BL, skip_special_tokens=True)]
+        texts = [text.strip() for text in tokenizer.batch_decode(new_BL, skip_special_tokens=True)]
+        if new_BL.shape[1] < max_new_tokens:
+            return texts
+        ended_B = torch.isin(new_BL.cpu(), torch.tensor(ends)).any(dim=1).tolist()
+        return [text if ended else CutAnswer(text) for text, ended in zip(texts, ended_B, strict=True)]
 
-    return _run(model, collator, rows, batches, generate, num_workers, progress, "generated", journal)
+    answers = _run(model, collator, rows, batches, generate, num_workers, progress, "generated", journal)
+    cut = Counter(row.split for row, answer in zip(rows, answers, strict=True) if isinstance(answer, CutAnswer))
+    if cut:
+        log.warning(
+            "%d of %d generated answers had not ended at evaluation.max_new_tokens=%d and were cut: %s",
+            cut.total(), len(rows), max_new_tokens, ", ".join(f"{split} {count}" for split, count in cut.items()),
+        )  # fmt: skip
+    return answers
+
+
+def truths_too_long(
+    collator: Collator, rows: Sequence[Row], allowed: Mapping[str, Sequence[str] | None], config: EvaluationConfig
+) -> set[str]:
+    """Ids of the rows whose truth has more tokens than `config.max_new_tokens`, so that generation cannot give it.
+
+    Rows that are scored by likelihood have no such bound. The log says how many there are.
+    """
+    opened = [row for row in rows if config.mode == "generate" or not allowed.get(row.split)]
+    tokenizer, texts = collator.processor.tokenizer, [row.answer.strip() for row in opened]
+    lengths = [len(ids) for ids in (tokenizer(texts, add_special_tokens=False).input_ids if texts else ())]
+    found = [row for row, length in zip(opened, lengths, strict=True) if length > config.max_new_tokens]
+    if found:
+        log.warning(
+            "%d of %d truths are longer than evaluation.max_new_tokens=%d and cannot be given as an answer: %s",
+            len(found), len(opened), config.max_new_tokens, ", ".join(row.id for row in found[:5]),
+        )  # fmt: skip
+    return {row.id for row in found}
 
 
 def score_likelihood(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lime.atomic import remove, write_text
+from lime.evaluation.predictions import CutAnswer
 from lime.limits import naming
 from lime.training import processes
 
@@ -81,6 +82,8 @@ class Journal:
         for number, line in enumerate(lines[1:], start=2):
             entry = _json(line)
             row, answer = entry.get("id"), entry.get("answer")
+            if entry.get("cut") and isinstance(answer, str):
+                answer = CutAnswer(answer)
             if isinstance(row, str) and _line(row, answer) == line + "\n":
                 self.answers[row] = answer
             else:
@@ -99,8 +102,9 @@ class Journal:
 
 def _line(row: str, answer: Any) -> str:
     """An answer with a checksum of it."""
-    text = json.dumps([row, answer], ensure_ascii=False)
-    entry = {"id": row, "answer": answer, "checksum": zlib.crc32(text.encode(errors="surrogatepass"))}
+    cut = {"cut": True} if isinstance(answer, CutAnswer) else {}
+    text = json.dumps([row, answer, *cut], ensure_ascii=False)
+    entry = {"id": row, "answer": answer, **cut, "checksum": zlib.crc32(text.encode(errors="surrogatepass"))}
     return json.dumps(entry, ensure_ascii=False) + "\n"
 
 

@@ -208,7 +208,12 @@ class RunRecord(RunStatus):
         self, seconds: float, evaluation: Evaluation, predictions: Sequence[Prediction], left_out: dict[str, Any]
     ) -> None:
         """Scores and per-item results."""
-        self._record.answering = Answering(seconds=round(seconds, 3), rows=len(predictions))
+        self._record.answering = Answering(
+            seconds=round(seconds, 3),
+            rows=len(predictions),
+            cut=sum(prediction.cut for prediction in predictions),
+            too_long=sum(prediction.too_long for prediction in predictions),
+        )
         self._record.scores = csv_rows(evaluation)
         metrics = {score.split: score.metric for score in evaluation.splits}
         self._record.items = {

@@ -13,10 +13,20 @@ import torch
 import lime
 from lime.data.collate import Collator, model_inputs
 from lime.data.rows import MMTDataset, Row
+from lime.data.tasks import TASKS
 from lime.evaluation.config import EvaluationConfig
+from lime.evaluation.predictions import CutAnswer, collect, read_predictions, score_predictions, write_predictions
+from lime.evaluation.tables import summary_lines
 from lime.models.config import ModelConfig
 from lime.models.loading import load_backbone
-from lime.training.inference import answer_likelihoods, answer_rows, generate_answers, score_likelihood
+from lime.training.inference import (
+    answer_likelihoods,
+    answer_rows,
+    generate_answers,
+    score_likelihood,
+    truths_too_long,
+)
+from lime.training.journal import Journal
 from tests.data import tiny
 
 ALLOWED = {
@@ -239,3 +249,37 @@ def test_wrong_use_is_refused(parts: Parts) -> None:
         generate_answers(model, collator, [rows[0], rows[0]])
     with pytest.raises(ValueError, match="batch_size"):
         generate_answers(model, collator, rows, batch_size=0)
+
+
+def test_cut_answers_and_truths_that_are_too_long_are_counted(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, collator, rows = parts
+    second = int(plain_generation(model, collator, rows[0], 2)[-1])
+    monkeypatch.setattr(collator, "end_token_id", second)
+    expected = {row.id for row in rows if second not in plain_generation(model, collator, row, 3).tolist()}
+    assert rows[0].id not in expected
+    journal = Journal(tmp_path, "answers", "key")
+    answers = generate_answers(model, collator, rows, max_new_tokens=3, journal=journal)
+    journal.close()
+    assert {row.id for row, answer in zip(rows, answers, strict=True) if isinstance(answer, CutAnswer)} == expected
+    assert f"{len(expected)} of {len(rows)} generated answers had not ended" in caplog.text
+    resumed = Journal(tmp_path, "answers", "key").answers
+    assert {row for row, answer in resumed.items() if isinstance(answer, CutAnswer)} == expected
+    config = EvaluationConfig(max_new_tokens=3)
+    lengths = {row.id: len(collator.conversation.answers([row])[0]) - 1 for row in rows}
+    too_long = truths_too_long(collator, rows, ALLOWED, config)
+    assert too_long == {row for row, length in lengths.items() if length > 3}
+    assert truths_too_long(collator, rows, {}, EvaluationConfig(max_new_tokens=3, mode="likelihood")) == too_long
+    assert truths_too_long(collator, rows, ALLOWED, EvaluationConfig(mode="likelihood")) == set()
+    path = write_predictions(tmp_path / "predictions.jsonl", collect(rows, answers, TASKS, ALLOWED, None, too_long))
+    again = read_predictions(path)
+    assert {record.id for record in again if record.cut} == expected
+    assert {record.id for record in again if record.too_long} == too_long
+    lines = "\n".join(summary_lines(score_predictions(again, TASKS, ALLOWED, resamples=100)))
+    for split in ALLOWED:
+        count = sum(row.startswith(split) for row in expected)
+        assert (f"{TASKS[split].name}: {count} of 3 answers were cut at evaluation.max_new_tokens" in lines) is (
+            count > 0
+        )
+    assert (" of 3 truths are longer than evaluation.max_new_tokens" in lines) is bool(too_long)
