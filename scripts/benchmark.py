@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.analysis.benchmark import COMMANDS  # noqa: E402
+from lime.printing import print  # noqa: E402
 
 
 def main(arguments: Sequence[str]) -> int:

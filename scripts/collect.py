@@ -20,6 +20,7 @@ from lime.experiments.estimates import METRICS
 from lime.experiments.search import choose, write_choices
 from lime.experiments.tables import WRITERS, make_table
 from lime.ownership import MADE_BY, check_output
+from lime.printing import print
 
 SIGNED = {"md": f"\n<!-- {MADE_BY} -->\n", "tex": f"% {MADE_BY}\n"}
 

@@ -21,6 +21,7 @@ from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.comparison import compare, comparison_table
 from lime.evaluation.predictions import read_predictions
 from lime.ownership import check_output
+from lime.printing import plain, print
 
 SCHEMA = "lime-comparison/1"
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    console.print(f"A: {args.run_a}\nB: {args.run_b}", highlight=False)
+    console.print(plain(f"A: {args.run_a}\nB: {args.run_b}"), highlight=False, markup=False)
     console.print(comparison_table(found, CATEGORIES))
     if args.json is not None:
         write_json(args.json, {"schema": SCHEMA, **dataclasses.asdict(found)})

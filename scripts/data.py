@@ -4,6 +4,7 @@ python scripts/data.py download FOLDER --accept-licences   rows, pictures and cl
 python scripts/data.py prepare FOLDER                      unpack archives, write manifest.json and media.sha256
 python scripts/data.py verify FOLDER                       decode every file, name every fault; exit 1 if there is one
 python scripts/data.py stats FOLDER [model=qwen2vl …]      rows and tokens per task and modality
+python scripts/data.py tasks                               the names that evaluation.splits takes
 python scripts/data.py sample FOLDER                       a small made root, as download leaves one, for trying these
 
 Then: python train.py data=mmt47 data.root=FOLDER
@@ -20,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from lime.printing import plain_logging, print  # noqa: E402
+
 FAULTS, WRONG = 1, 2  # exit codes
 
 
@@ -27,10 +30,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     runs = {"download": _download, "prepare": _prepare, "verify": _verify, "stats": _stats, "sample": _sample}
+    runs["tasks"] = _tasks
     for name, run in runs.items():
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         command.set_defaults(run=run)
-        command.add_argument("folder", type=Path, help="the data root")
+        if name != "tasks":
+            command.add_argument("folder", type=Path, help="the data root")
         if name == "download":
             command.add_argument("--accept-licences", action="store_true", help="accept the terms of every source")
             command.add_argument("--parts", nargs="+", default=["rows", "images", "videos"], help="what to fetch")
@@ -51,6 +56,7 @@ def main(arguments: list[str]) -> int:
             command.add_argument("--texts", type=int, default=60, help="text rows (60)")
             command.add_argument("--side", type=int, default=96, help="pixels of a side (96)")
     options = parser.parse_args(arguments)
+    plain_logging()
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     try:
         return options.run(options)
@@ -148,6 +154,17 @@ def _check_json(options: argparse.Namespace) -> None:
 
     if options.json:
         check_output(options.json, overwrite=options.overwrite)
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    """List categories, tasks and splits; evaluation.splits takes any of these names."""
+    from lime.data.tasks import CATEGORIES, TASKS
+    from lime.data.tools.output import table
+
+    rows = [[task.category, task.name, split, task.published_rows] for split, task in TASKS.items()]
+    print(table(["category", "task", "split", "published rows"], rows))
+    print(f"for instance: evaluation.splits={rows[-1][0]} or evaluation.splits=[{rows[0][1]},{next(iter(CATEGORIES))}]")
+    return 0
 
 
 def _sample(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from lime.experiments.collection import read_sweep
 from lime.experiments.figures.catalogue import draw
 from lime.experiments.figures.style import figure_files, save
 from lime.ownership import check_output
+from lime.printing import print
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from lime.printing import plain_logging, print  # noqa: E402
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     from lime.experiments.optuna_search import FINISHED, Search, read_space
 
+    plain_logging()
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     path = Path(options.space)
     path = path if path.suffix == ".yaml" else ROOT / "experiments" / "spaces" / f"{options.space}.yaml"

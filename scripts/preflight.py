@@ -19,6 +19,7 @@ from lime.config.check import ConfigError  # noqa: E402
 from lime.config.compose import composed  # noqa: E402
 from lime.config.schema import TrainConfig  # noqa: E402
 from lime.ownership import check_output  # noqa: E402
+from lime.printing import plain_logging, print  # noqa: E402
 
 DOES_NOT_FIT, WRONG = 1, 2
 
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
         target, arguments = Path(arguments[at + 1]), arguments[:at] + arguments[at + 2 :]
     overwrite = "--overwrite" in arguments
     arguments = [text for text in arguments if text != "--overwrite"]
+    plain_logging()
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     try:
         if target is not None:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lime.printing import print
 from lime.report.render import write_report_page
 
 

@@ -19,6 +19,7 @@ from lime.atomic import write_text
 from lime.config.check import ConfigError
 from lime.integrations.wandb_sweep import sweep_config
 from lime.ownership import MADE_BY, check_output
+from lime.printing import print
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -28,6 +28,7 @@ from lime.config.searched import register_searched
 from lime.config.sweeps import Plan, make_plan
 from lime.experiments.folders import claim_run_folder
 from lime.limits import explained
+from lime.printing import plain, plain_logging
 from lime.slurm import first_task, requeue, under_slurm
 
 log = logging.getLogger(__name__)
@@ -112,14 +113,16 @@ def _launch(
         finally:
             failed = sweep.summary(plan) if plan is not None and sweep is not None else 0
     except OSError as error:  # a folder that cannot be made, before any run
-        sys.stderr.write(f"error: {explained(error)}\n")
+        sys.stderr.write(f"error: {plain(explained(error))}\n")
         sys.exit(USER_ERROR)
     if failed or job.failures:
         sys.exit(USER_ERROR)
 
 
 def speak_plainly() -> None:
-    """Characters that a terminal lacks are replaced, and a log that cannot be written ends no run."""
+    """Characters that a terminal lacks are replaced, control characters are shown, and a log that cannot be written
+    ends no run."""
+    plain_logging()
     logging.raiseExceptions = False
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a retry of the hub is worth no line, let alone two
     for stream in (sys.stdout, sys.stderr):
@@ -155,6 +158,7 @@ class _Job:
         self.failures: list[str] = []
 
     def __call__(self, config: DictConfig) -> None:
+        plain_logging()  # launchers call it in processes of their own
         folder = None
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
@@ -189,5 +193,5 @@ def _goes_on() -> str:
 
 
 def _tell(error: ConfigError) -> int:
-    sys.stderr.write(f"{error}\n")
+    sys.stderr.write(f"{plain(error)}\n")
     return USER_ERROR

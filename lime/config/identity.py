@@ -12,6 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lime.data.tasks import split_names
+
 RUN_ID = "run_id"
 """OmegaConf resolver: ``${run_id:}`` is the short hash of the configuration that it stands in."""
 
@@ -37,6 +39,9 @@ WITHOUT_EFFECT = (
 def config_hash(values: Mapping[str, Any]) -> str:
     """Short hash of a resolved configuration, without :data:`WITHOUT_EFFECT`. Whole floats equal their integers."""
     kept = _without(values, "", frozenset(WITHOUT_EFFECT))
+    evaluation = kept.get("evaluation")
+    if isinstance(evaluation, dict) and evaluation.get("splits"):  # [sst2] is [glue_test_sst2]
+        evaluation["splits"] = split_names(evaluation["splits"])
     text = json.dumps(_canonical(kept), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:SHORT]
 

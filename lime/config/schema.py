@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from lime.config.adapters import hub_name
 from lime.data.config import DataConfig
-from lime.data.tasks import TASKS
+from lime.data.tasks import known_split_names
 from lime.evaluation.config import EvaluationConfig
 from lime.models.config import ModelConfig
 from lime.training.config import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
@@ -114,7 +114,7 @@ class TrainConfig:
         if self.model.device_map is not None:
             found.append("model.device_map: for eval.py; training places the model itself (trainer=fsdp divides it)")
         found += self.settings().errors(settings_key)
-        found += self.evaluation.errors(TASKS)
+        found += self.evaluation.errors(known_split_names())
         found += self._balance_errors()
         if not self.lime.enabled:
             found += self._without_lime()
@@ -195,7 +195,7 @@ class EvalConfig:
 
     def errors(self) -> list[str]:
         found = _seed_errors(self.seed) + _name_errors(self.name)
-        found += self.evaluation.errors(TASKS)
+        found += self.evaluation.errors(known_split_names())
         local = None if self.adapter is None or hub_name(self.adapter) else self.adapter
         found += _path_errors(self.data, adapter=local, predictions=self.predictions)
         if self.evaluation.mode == "none":

@@ -12,6 +12,7 @@ GLUE). Where a data set knows better (a manifest with `allowed_answers`), the da
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 CATEGORIES: dict[str, str] = {
@@ -130,3 +131,20 @@ def _tasks() -> dict[str, Task]:
 
 TASKS: dict[str, Task] = _tasks()
 """Every task by its test split name, in the order of the published table."""
+
+
+def known_split_names() -> list[str]:
+    """All that names test splits: split names, tasks' short names, categories."""
+    return [*TASKS, *(task.name for task in TASKS.values()), *CATEGORIES]
+
+
+def split_names(chosen: Sequence[str] | str | None) -> list[str] | None:
+    """Test splits by their names, by tasks' short names (`sst2`) or by categories (`glue`), in the order of the table.
+
+    None stays None (all). A name that is none of these is left as it is, behind the others.
+    """
+    if chosen is None:
+        return None
+    names = [chosen] if isinstance(chosen, str) else list(chosen)
+    found = [split for split, task in TASKS.items() if {split, task.name, task.category} & set(names)]
+    return found + [name for name in names if name not in known_split_names()]

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lime.atomic import write_text
 from lime.evaluation.authors import AuthorsScores, AuthorsSplit
+from lime.printing import markdown as md
 
 SCHEMA = "lime-authors-scorer/1"
 AUTHORS_JSON = "authors_scorer.json"
@@ -79,7 +80,7 @@ def authors_markdown(scores: AuthorsScores, names: Mapping[str, str] | None = No
         "## By the authors' scorer", "", CAUTION, "",
         "| Category | authors' scorer | blind | difference |", "|---|---:|---:|---:|",
     ]  # fmt: skip
-    named = {(names or {}).get(category, category): value for category, value in scores.categories.items()}
+    named = {md((names or {}).get(category, category)): value for category, value in scores.categories.items()}
     for name, (authors, blind) in (named | {"**All tasks (macro)**": scores.macro}).items():
         lines.append(f"| {name} | {authors:.1f} | {blind:.1f} | {authors - blind:+.1f} |")
     return "\n".join(lines) + "\n"

@@ -20,7 +20,8 @@ class EvaluationConfig:
         mode); `none` reads no test row, for searches that choose by the validation loss.
     scorer: `blind` extracts answers without seeing the truth; `authors` adds the scores of the published runs'
         scorer beside the blind ones, for comparison with published numbers only.
-    splits: test splits to score; None means every split of the data set.
+    splits: test splits to score, by split name, task (`sst2`) or category (`glue`); None means every split of the
+        data set. `python scripts/data.py tasks` lists the names.
     batch_size: rows per batch.
     max_new_tokens: longest generated answer in tokens, the end token included.
     likelihood_normalisation: `mean` divides the log-likelihood of an answer by its number of tokens (end
@@ -30,15 +31,15 @@ class EvaluationConfig:
 
     mode: str = "generate"
     scorer: str = "blind"
-    splits: list[str] | None = None
+    splits: list[str] | str | None = None
     batch_size: int = 64
     max_new_tokens: int = 50
     likelihood_normalisation: str = "mean"
     baseline_frozen: bool = True
 
     def errors(self, known_splits: Collection[str] = ()) -> list[str]:
-        """Everything wrong with these settings, each message naming its key. `known_splits`: split names to
-        accept."""
+        """Everything wrong with these settings, each message naming its key. `known_splits`: names of splits
+        to accept."""
         found = []
         for key, value, choices in (
             ("mode", self.mode, MODES),
@@ -58,7 +59,7 @@ class EvaluationConfig:
         return found
 
     def _split_errors(self, known_splits: Collection[str]) -> list[str]:
-        splits = self.splits or []
+        splits = [self.splits] if isinstance(self.splits, str) else self.splits or []
         found = []
         if not splits:
             found.append("evaluation.splits: expected null (all splits) or at least one split name, got []")
@@ -67,8 +68,8 @@ class EvaluationConfig:
             found.append(f"evaluation.splits: each split may be named once, named twice: {', '.join(twice)}")
         for split in splits:
             if known_splits and split not in known_splits:
-                near = [name for name in known_splits if name.endswith(f"_{split}")]
-                near = near or difflib.get_close_matches(split, known_splits, n=1)
+                near = difflib.get_close_matches(split, known_splits, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                found.append(f"evaluation.splits: unknown split {split!r}{hint}")
+                listed = "; `python scripts/data.py tasks` lists tasks and categories"
+                found.append(f"evaluation.splits: unknown split {split!r}{hint}{listed}")
         return found

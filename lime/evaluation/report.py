@@ -15,6 +15,7 @@ from lime.evaluation.aggregation import Evaluation, GroupScore
 from lime.evaluation.intervals import Estimate
 from lime.evaluation.predictions import PREDICTIONS_FILE, Allowed, Prediction, write_predictions
 from lime.evaluation.scoring import SplitScore
+from lime.printing import csv_cell
 
 SCHEMA = "lime-results/2"
 RESULTS_JSON = "results.json"
@@ -200,4 +201,4 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
 def _cell(value: object) -> object:
     if value is None:
         return ""
-    return f"{value:.4f}" if isinstance(value, float) else value
+    return f"{value:.4f}" if isinstance(value, float) else csv_cell(value)

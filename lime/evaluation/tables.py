@@ -12,8 +12,9 @@ from rich.text import Text
 from lime.evaluation.aggregation import Evaluation, GroupScore
 from lime.evaluation.intervals import interval_text
 from lime.evaluation.scoring import SplitScore
+from lime.printing import markdown as md
 
-WORST = 8  # tasks named in the line on rows without an answer
+WORST = 8  # tasks named in the lines on rows without an answer and on absent splits
 _NONE = "–"
 
 
@@ -77,7 +78,8 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         rows = -sum(map(_unanswered, silent))
         lines.append(f"Rows without an answer, counted as wrong: {rows} ({worst}{more}).")
     if evaluation.absent:
-        lines.append(f"Not scored ({len(evaluation.absent)}): {', '.join(evaluation.absent)}.")
+        more = f" and {left} more (results.json names them)" if (left := len(evaluation.absent) - WORST) > 0 else ""
+        lines.append(f"Not scored ({len(evaluation.absent)}): {', '.join(evaluation.absent[:WORST])}{more}.")
     return lines
 
 
@@ -90,7 +92,7 @@ def markdown_table(evaluation: Evaluation, categories: Mapping[str, str] | None 
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for group in (*evaluation.categories, evaluation.macro):
         last = group is evaluation.macro
-        name = "**All tasks (macro)**" if last else (categories or {}).get(group.name, group.name)
+        name = "**All tasks (macro)**" if last else md((categories or {}).get(group.name, group.name))
         value = f"{group.score.value:.1f}"
         cells = [
             name,

@@ -13,6 +13,9 @@ from lime.experiments.collection import Point, Sweep, shown
 from lime.experiments.costs import COSTS, costs_of
 from lime.experiments.estimates import MACRO, Difference, SeedMean, difference, seed_mean
 from lime.experiments.published import published
+from lime.printing import csv_cell
+from lime.printing import latex as tex
+from lime.printing import markdown as md
 
 NONE = "–"
 CSV_COLUMNS = (
@@ -96,7 +99,7 @@ def make_table(sweep: Sweep, metric: str = "score", baseline: str | None = None)
 
 def markdown(table: SweepTable) -> str:
     """Means and standard deviations over seeds, paired differences, published values, and notes."""
-    heads = [_heading(table), "seeds", "parameters", *map(_name, table.groups)]
+    heads = [md(_heading(table)), "seeds", "parameters", *map(_name, table.groups)]
     places = {group: table.places(group) for group in table.groups}
 
     def cell(row: Row, group: str) -> str:
@@ -107,29 +110,29 @@ def markdown(table: SweepTable) -> str:
     parts = [
         f"{_capital(metric)} in points: mean over seeds ± standard deviation over seeds. **Best** and _second best_ of "
         "a column by its mean, whether or not the difference is more than noise.",
-        _grid(heads, [[_label(r), _seeds(r), _parameters(r), *(cell(r, g) for g in table.groups)] for r in table.rows]),
+        _grid(heads, [[*_named(r), *(cell(r, g) for g in table.groups)] for r in table.rows]),
     ]
     if not table.scored:
-        heads = [_heading(table), "seeds", "parameters", *(name for name, _ in COSTS.values())]
-        rows = [[_label(r), _seeds(r), _parameters(r), *_costs(r)] for r in table.rows]
+        heads = [md(_heading(table)), "seeds", "parameters", *(name for name, _ in COSTS.values())]
+        rows = [[*_named(r), *_costs(r)] for r in table.rows]
         parts = ["What training took, means over seeds; no run was evaluated.", _grid(heads, rows)]
     elif table.baseline is not None:
-        rows = [[r.label, *(_difference(r.differences[g]) for g in table.groups)] for r in table.rows]
+        rows = [[md(r.label), *(_difference(r.differences[g]) for g in table.groups)] for r in table.rows]
         parts += [
-            f"Difference to {table.baseline} in points with its 95% interval (paired by seed and test item; not "
+            f"Difference to {md(table.baseline)} in points with its 95% interval (paired by seed and test item; not "
             "corrected for the number of comparisons). * the interval excludes 0: more than these test "
             "items' noise. What other seeds would give is not in it; see the deviations above.",
-            _grid([_heading(table), *map(_name, table.groups)], [r for r in rows if r[0] != table.baseline]),
+            _grid([md(_heading(table)), *map(_name, table.groups)], [r for r in rows if r[0] != md(table.baseline)]),
         ]
-    quoted = [[r.label, *(_points(table.published(r, g)) for g in table.groups)] for r in table.rows]
+    quoted = [[md(r.label), *(_points(table.published(r, g)) for g in table.groups)] for r in table.rows]
     if any(value != NONE for row in quoted for value in row[1:]):
         parts += [
             f"Published ({published().source}; LLaVA-OneVision-Qwen2-7B on the full MMT-47: another backbone and other "
             "data, so only the order of the methods compares).",
-            _grid([_heading(table), *map(_name, table.groups)], quoted),
+            _grid([md(_heading(table)), *map(_name, table.groups)], quoted),
         ]
-    notes = [f"- {row.label}: {row.point.unfinished}" for row in table.rows if row.point.unfinished]
-    notes += [f"- {note}" for note in table.sweep.notes]
+    notes = [f"- {md(row.label)}: {md(row.point.unfinished)}" for row in table.rows if row.point.unfinished]
+    notes += [f"- {md(note)}" for note in table.sweep.notes]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
 
@@ -158,7 +161,7 @@ def csv_text(table: SweepTable) -> str:
             if compared is not None:
                 values |= {"difference": _plain(compared.value)}
                 values |= {"difference_low": _plain(compared.low), "difference_high": _plain(compared.high)}
-            writer.writerow(values)
+            writer.writerow({name: csv_cell(value) for name, value in values.items()})
     return file.getvalue()
 
 
@@ -178,9 +181,9 @@ def latex(table: SweepTable) -> str:
     columns = [_name(group) for group in table.groups] if table.scored else [_capital(n) for n, _ in COSTS.values()]
     heads = [_heading(table), "Seeds", "Parameters", *columns]
     lines = [r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}", r"\toprule"]
-    lines += [" & ".join(map(_escaped, heads)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(tex, heads)) + r" \\", r"\midrule"]
     for row in table.rows:
-        cells = [_escaped(_label(row)), _escaped(_seeds(row)), _escaped(_parameters(row).replace(NONE, "--"))]
+        cells = [tex(_label(row)), tex(_seeds(row)), tex(_parameters(row).replace(NONE, "--"))]
         values = [cell(row, group) for group in table.groups] if table.scored else _costs(row)
         lines.append(" & ".join([*cells, *(value.replace(NONE, "--") for value in values)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -211,6 +214,10 @@ def _label(row: Row) -> str:
 def _seeds(row: Row) -> str:
     done, planned = len(row.point.records), len(row.point.runs)
     return str(done) if done == planned else f"{done} of {planned} ({row.point.unfinished})"
+
+
+def _named(row: Row) -> list[str]:
+    return [md(_label(row)), md(_seeds(row)), _parameters(row)]
 
 
 def _parameters(row: Row) -> str:
@@ -245,9 +252,3 @@ def _plain(value: float | None) -> str:
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _escaped(text: str) -> str:
-    for letter in "&%$#_{}":
-        text = text.replace(letter, "\\" + letter)
-    return text

@@ -18,7 +18,7 @@ from lime.config.identity import config_hash
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
-from lime.data.tasks import CATEGORIES, TASKS
+from lime.data.tasks import CATEGORIES, TASKS, split_names
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.authors import score_as_authors
 from lime.evaluation.authors_report import authors_markdown, authors_table, write_authors_scores
@@ -27,6 +27,7 @@ from lime.evaluation.report import write_report
 from lime.evaluation.tables import markdown_table, results_table, summary_lines
 from lime.experiments.quiet import tables_are_shown
 from lime.models.loading import Backbone
+from lime.printing import markdown as md
 from lime.training import processes
 from lime.training.frozen import FrozenCache, frozen_answers, frozen_cache
 from lime.training.inference import Progress, answer_rows, truths_too_long
@@ -43,7 +44,7 @@ class TestRows:
 
     Args:
         data: the opened data module.
-        splits: names of the splits to take; None for every one that is present.
+        splits: names of splits, tasks or categories to take; None for every split that is present.
 
     Raises:
         ValueError: a named split is not there, or none is.
@@ -51,7 +52,8 @@ class TestRows:
 
     __test__ = False  # not a test class of pytest
 
-    def __init__(self, data: MMTDataModule, splits: Sequence[str] | None):
+    def __init__(self, data: MMTDataModule, splits: Sequence[str] | str | None):
+        splits = split_names(splits)
         present = list(data.dataset.tests)
         lacking = [split for split in splits or () if split not in present]
         if lacking:
@@ -63,7 +65,7 @@ class TestRows:
             raise ValueError(f"{data.dataset.root}: no test split to evaluate")
         self.rows: list[Row] = [row for split in self.splits for row in data.test_rows(split)]
         self.allowed: Allowed = {split: data.dataset.allowed_answers(split) for split in self.splits}
-        if data.dataset.absent:
+        if data.dataset.absent and splits is None:
             count = len(data.dataset.absent)
             log.info("%d of %d test splits are absent; they are named below the table", count, len(TASKS))
 
@@ -185,12 +187,14 @@ def report(
 ) -> Evaluation:
     """Score, and where ``writes`` write results.json, .csv and .md and predictions.jsonl into ``folder`` and show the
     table."""
-    evaluation = score_predictions(predictions, TASKS, allowed, categories=CATEGORIES)
+    chosen = split_names(config.evaluation.splits)
+    tasks = TASKS if chosen is None else {split: TASKS[split] for split in chosen}
+    evaluation = score_predictions(predictions, tasks, allowed, categories=CATEGORIES)
     if not writes:
         return evaluation
     write_report(folder, evaluation, predictions, allowed=allowed, info=info)
     lines = [*summary_lines(evaluation)[1:], *left_out_lines(info.get("rows_left_out", {}))]
-    summary = "\n".join(f"- {line.removeprefix('* ')}" for line in lines)
+    summary = "\n".join(f"- {md(line.removeprefix('* '))}" for line in lines)
     text = f"{markdown_table(evaluation, CATEGORIES)}\n{summary}\n"
     beside = None
     if config.evaluation.scorer == "authors":

@@ -17,7 +17,7 @@ from lime import interrupts
 from lime.atomic import remove_leftovers, write_json
 from lime.config.reuse import RUN_FILE, is_own_run, read_run, taken_from, with_run_config
 from lime.config.schema import EvalConfig
-from lime.data.tasks import TASKS
+from lime.data.tasks import TASKS, split_names
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import read_predictions, rescore
 from lime.evaluation.report import stored_allowed_answers
@@ -82,7 +82,7 @@ def _count(config: EvalConfig) -> int:
 
 def _score_again(config: EvalConfig, path: Path, output_dir: Path) -> Evaluation:
     records = read_predictions(path)
-    if (wanted := config.evaluation.splits) is not None:
+    if (wanted := split_names(config.evaluation.splits)) is not None:
         if absent := sorted(set(wanted) - {record.split for record in records}):
             raise ValueError(f"evaluation.splits: {path} holds no predictions of {', '.join(absent)}")
         records = [record for record in records if record.split in wanted]

@@ -21,6 +21,7 @@ from torch import multiprocessing
 from lime import interrupts
 from lime.atomic import write_bytes, write_text
 from lime.limits import explained
+from lime.printing import plain_logging
 from lime.slurm import under_slurm
 
 T = TypeVar("T")
@@ -163,6 +164,7 @@ def _tell(folder: Path, number: int, kind: str, message: str) -> None:
 
 
 def _log(number: int, level: int, logs: Sequence[Path]) -> None:
+    plain_logging()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if number == 0:
         handlers += [logging.FileHandler(path, mode="a", encoding="utf-8") for path in logs]

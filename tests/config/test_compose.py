@@ -99,13 +99,13 @@ def test_no_run_is_recorded_under_another_method() -> None:
 
 
 def test_numbers_are_finite_patterns_compile_and_splits_exist() -> None:
-    found = told("optim.peft_lr=nan", "lime.temperature=inf", "peft.exclude_modules='('", "evaluation.splits=[sst2]")
+    found = told("optim.peft_lr=nan", "lime.temperature=inf", "peft.exclude_modules='('", "evaluation.splits=[sst3]")
     assert len(found) == 4
     text = "\n".join(found)
     assert "optim.peft_lr: expected a number, got nan (not finite)" in text
     assert "lime.temperature: expected a number, got inf (not finite)" in text
     assert "peft.exclude_modules: expected a list of module names, one regular expression, or nothing, got '('" in text
-    assert "evaluation.splits: unknown split 'sst2'; did you mean 'glue_test_sst2'?" in text
+    assert "evaluation.splits: unknown split 'sst3'; did you mean 'sst2'?; `python scripts/data.py tasks`" in text
 
 
 def test_every_row_of_the_published_table_is_a_method() -> None:

@@ -16,6 +16,7 @@ import torch
 from lime.analysis.benchmark.options import command_line
 from lime.analysis.benchmark.timing import Spread
 from lime.atomic import write_json, write_text
+from lime.printing import markdown as md
 
 SCHEMA = "lime-benchmark/1"
 """Name and version of the record's format; the version rises when a reader would have to change."""
@@ -112,10 +113,10 @@ def markdown(content: Mapping[str, Any]) -> str:
     columns = [column for column in columns if any(row.get(column.key) is not None for row in content["rows"])]
     words = [all(isinstance(row.get(column.key), str) for row in content["rows"]) for column in columns]
     lines = [
-        "| " + " | ".join(column.title for column in columns) + " |",
+        "| " + " | ".join(md(column.title) for column in columns) + " |",
         "|" + "|".join("---" if left else "---:" for left in words) + "|",
     ]
-    lines += ["| " + " | ".join(_shown(row.get(c.key), c.form) for c in columns) + " |" for row in content["rows"]]
+    lines += ["| " + " | ".join(md(_shown(row.get(c.key), c.form)) for c in columns) + " |" for row in content["rows"]]
     lines += ["", f"`{content['command_line']}`", "", f"On {describe(content)}.", ""]
     lines += [f"- {note}" for note in content["notes"]]
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from lime.atomic import write_json, write_text
 from lime.data.tasks import TASKS
 from lime.experiments.figures.style import SUFFIXES
 from lime.ownership import MADE_BY
+from lime.printing import markdown as md
 from lime.training.record import environment
 
 SCHEMA = "lime-analysis/2"
@@ -208,7 +209,7 @@ def _accuracy(one: Mapping[str, float]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    lines = ["| " + " | ".join(map(md, cells)) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 

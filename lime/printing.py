@@ -1,0 +1,77 @@
+"""What is shown is text: names, paths and answers of strangers neither steer a terminal nor break a table.
+
+`plain` is for terminals and logs, `markdown`, `latex` and `csv_cell` are for tables. Escape sequences, other control
+characters and marks that turn the direction of writing are shown as Python writes them (`\\x1b`).
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import re
+from typing import Any
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_ALLOWED = "\n\t"
+_MARKDOWN = re.compile(r"[\\|*`<>\[\]&~$]|(?<![^\W_])_|_(?![^\W_])|^[#+\-=](?=\D)|^\d+(?=[.)]\s)")
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", **{letter: "\\" + letter for letter in "&%$#_{}"},
+}  # fmt: skip
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+_PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?%?")
+
+
+def plain(text: object, allowed: str = _ALLOWED) -> str:
+    """Text without control characters but those `allowed` (line ends and tabs)."""
+    return _CONTROL.sub(lambda found: found[0] if found[0] in allowed else _written(found[0]), str(text))
+
+
+def _written(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def one_line(text: object) -> str:
+    """As `plain`, line ends and tabs as spaces."""
+    return plain(re.sub(r"\r\n|[\r\n\t]", " ", str(text)))
+
+
+def markdown(text: object) -> str:
+    """Text as a cell or an item of a list in Markdown."""
+    return _MARKDOWN.sub(
+        lambda found: found[0] + "\\" if found[0].isdigit() else "\\" + found[0],
+        one_line(text),
+    )
+
+
+def latex(text: object) -> str:
+    """Text as a cell in LaTeX."""
+    return "".join(_LATEX.get(char, char) for char in one_line(text))
+
+
+def csv_cell(value: object) -> object:
+    """A value for a cell of a CSV file: text that a spreadsheet would take for a formula gets an apostrophe before it;
+    numbers stay."""
+    if not isinstance(value, str):
+        return value
+    text = plain(value.replace("\n", "\\n"), "")
+    formula = _FORMULA.match(value) and not _PLAIN_NUMBER.fullmatch(value)
+    return f"'{text}" if formula else text
+
+
+def print(*values: object, **options: Any) -> None:  # scripts import it in place of Python's own
+    """As Python's own, with the values as `plain` text."""
+    builtins.print(*map(plain, values), **options)  # noqa: T201
+
+
+class PlainRecord(logging.LogRecord):
+    """A log record whose message is plain text."""
+
+    def getMessage(self) -> str:
+        """The message with its arguments, without control characters."""
+        return plain(super().getMessage())
+
+
+def plain_logging() -> None:
+    """From now on every log of this process, whatever its handlers, gets plain text."""
+    logging.setLogRecordFactory(PlainRecord)
