@@ -47,8 +47,17 @@ class SplitFiles:
         """These columns as an Arrow table."""
         if self.folder is not None:
             with _reading(self.folder):
-                return self._arrow().select_columns(list(names)).with_format("arrow")[:]
-        return pa.concat_tables([_columns_of(shard, names) for shard in self.shards])
+                return _as_text(self._arrow().select_columns(list(names)).with_format("arrow")[:])
+        tables = [_columns_of(shard, names) for shard in self.shards]
+        for shard, table in zip(self.shards, tables, strict=True):
+            for name in names:
+                first, kind = tables[0].schema.field(name).type, table.schema.field(name).type
+                if kind != first:
+                    raise _RefusedError(
+                        f"{shard}: its column {name!r} is of type {kind}, in {self.shards[0].name} of {first}; "
+                        "expected text in both"
+                    )
+        return pa.concat_tables(tables)
 
     def _values(self, name: str, column: pa.ChunkedArray) -> list[Any]:
         try:
@@ -104,7 +113,20 @@ def _reading(place: Path) -> Iterator[None]:
 
 def _columns_of(shard: Path, names: tuple[str, ...]) -> pa.Table:
     with _reading(shard):
-        return pq.read_table(shard, columns=list(names))
+        return _as_text(pq.read_table(shard, columns=list(names)))
+
+
+def _as_text(table: pa.Table) -> pa.Table:
+    """The columns of text, however Arrow holds them (short or large, dictionary, view, all null), as one type."""
+    columns = []
+    for column in table.columns:
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+            column = column.cast(kind)
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        columns.append(column.cast(pa.large_string()) if is_text or pa.types.is_null(kind) else column)
+    return pa.table(columns, names=table.column_names)
 
 
 def _names_of(shard: Path) -> list[str]:
@@ -174,7 +196,8 @@ def _parquet_splits(place: Path) -> dict[str, SplitFiles]:
     parts: dict[tuple[str, int], Path] = {}
     for path in sorted(place.glob("*.parquet")):
         match = _SHARD.match(path.name)
-        assert match is not None
+        if match is None:
+            continue  # a file called .parquet
         split, part = match["split"], int(match["part"] or 0)
         if (other := parts.setdefault((split, part), path)) != path:
             _twice(place, split, other, path)

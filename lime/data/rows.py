@@ -114,7 +114,13 @@ class MMTDataset:
         if self.unknown:
             log.warning("%s: splits that belong to no task are left out: %s", self.root, ", ".join(self.unknown))
         if not known:
-            raise DataError(f"{self.root}: none of its splits is train or one of the 47 test splits: {self.unknown}")
+            place = next(iter(files.values())).place.parent
+            raise DataError(
+                f"{self.root}: none of its splits is train or one of the 47 test splits; it has "
+                f"{', '.join(self.unknown[:8])}{' and others' if len(self.unknown) > 8 else ''}, in {place}. Expected "
+                "files <split>-00000-of-00001.parquet or <split>.parquet, or Arrow folders <split>/, with a name such "
+                f"as {TRAIN} or {next(iter(TASKS))} for <split> (`python scripts/data.py tasks` lists them)"
+            )
         loaded = {name: _read(self.root, files[name]) for name in known}
         self._train = loaded.pop(TRAIN, None)
         self.tests: dict[str, Rows] = loaded

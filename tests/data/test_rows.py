@@ -90,6 +90,64 @@ def test_a_damaged_split_is_named(tmp_path, kind, damage):
         MMTDataset(tmp_path)
 
 
+KINDS = {
+    "string": pa.string(),
+    "large": pa.large_string(),
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+    "large dictionary": pa.dictionary(pa.int8(), pa.large_string()),
+    "view": pa.string_view(),
+    "null": pa.null(),
+}
+
+
+@pytest.mark.parametrize("order", [list(KINDS), list(reversed(KINDS)), ["null", "null", "dictionary", "null"]])
+def test_shards_of_several_arrow_types_are_one_split(tmp_path, order):
+    rows = [row | {"source_type": "text", "media_path": None} for row in tiny.splits()["train"]]
+    texts = [row | {"media_path": ""} for row in rows]
+    pieces, plain = tmp_path / "pieces" / "data", tmp_path / "plain" / "data"
+    for folder in (pieces, plain):
+        folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(texts * len(order)), plain / "train.parquet")
+    for part, kind in enumerate(order):
+        columns = {}
+        for name in rows[0]:
+            values = pa.array([row[name] for row in rows], pa.string())
+            columns[name] = values.cast(pa.null() if name == "media_path" else pa.string())
+            if kind != "null":
+                columns[name] = columns[name].cast(pa.string()).cast(KINDS[kind])
+        numbered = pa.array([f"{text} {part}" for text in columns["question"].to_pylist()])  # no two shards alike
+        columns["question"] = numbered if kind == "null" else numbered.cast(KINDS[kind])
+        pq.write_table(pa.table(columns), pieces / f"train-{part:05}-of-{len(order):05}.parquet")
+    found = MMTDataset(tmp_path / "pieces").train
+    wanted = MMTDataset(tmp_path / "plain").train
+    assert len(found) == len(wanted)
+    for part in range(len(order)):
+        for one, other in zip(found[part * len(rows) :], wanted[: len(rows)], strict=False):
+            assert (one.source_type, one.media_path, one.answer) == (other.source_type, "", other.answer)
+            assert one.question == f"{other.question} {part}"
+
+
+def test_shards_of_text_and_numbers_are_refused_by_name(tmp_path):
+    rows = tiny.splits()["train"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-00000-of-00002.parquet")
+    odd = [row | {"answer": index} for index, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(odd), tmp_path / "train-00001-of-00002.parquet")
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet: its column 'answer' is of type int64"):
+        MMTDataset(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["0000", "0001"], ["MMT_47_part"], ["train-0-of-1"], ["validation", "test", ".."]])
+def test_a_parquet_set_with_odd_names_says_what_it_expected(tmp_path, names):
+    (tmp_path / ".parquet").write_bytes(b"no split")
+    for name in names:
+        pq.write_table(pa.Table.from_pylist(tiny.splits()["train"]), tmp_path / f"{name}.parquet")
+    with pytest.raises(
+        DataError, match=r"Expected files <split>-00000-of-00001\.parquet.*train or image_test"
+    ) as error:
+        MMTDataset(tmp_path)
+    assert all(name in str(error.value) for name in names)
+
+
 def test_views_keep_ids_and_samples_are_stable(root):
     rows = MMTDataset(root).train
     assert rows[3:6][1].id == "train/4"
