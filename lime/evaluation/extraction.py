@@ -277,7 +277,8 @@ def _free_text(text: str, whole: str) -> str | None:
     """Short free text: what follows "answer is" or "answer:", else the first line; outer quotes and full stop
     removed. A text of signs alone is itself."""
     for start, end in _passages(text):
-        passage = inner(text[start:end].split("\n")[0], PUNCTUATION)
-        if any(char.isalnum() for char in passage):
-            return Answer(passage, whole)
+        line = text[start:end].split("\n")[0]
+        for passage in (inner(_CLAUSE_END.split(line)[0], PUNCTUATION), inner(line, PUNCTUATION)):
+            if any(char.isalnum() for char in passage):
+                return Answer(passage, whole)
     return Answer(whole)

@@ -180,6 +180,8 @@ TEXTS = [
     (None, '"Virgin"\nIt is a logo.', "Virgin"),
     (None, "The answer is Virgin.", "Virgin"),
     (None, "Answer: in the kitchen", "in the kitchen"),
+    (None, "Answer: a cat, because it purrs", "a cat"),
+    (None, "Answer: because of you", "because of you"),
     (None, "it's", "it's"),
     (None, "?!", "?!"),
     (["red", "blue"], "it is RED", "red"),
