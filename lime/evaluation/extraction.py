@@ -273,12 +273,19 @@ def _numbers(text: str, answers: list[str]) -> list[Candidate]:
     return candidates
 
 
-def _free_text(text: str, whole: str) -> str | None:
+def _free_text(text: str, whole: str) -> str:
     """Short free text: what follows "answer is" or "answer:", else the first line; outer quotes and full stop
     removed. A text of signs alone is itself."""
+    reading = _short(text)
+    while reading is not None and (shorter := _short(clean(reading))) is not None and len(shorter) < len(reading):
+        reading = shorter  # what was cut off may have been the partner of a quote or an emphasis mark
+    return Answer(whole if reading is None else reading, whole)
+
+
+def _short(text: str) -> str | None:
     for start, end in _passages(text):
         line = text[start:end].split("\n")[0]
         for passage in (inner(_CLAUSE_END.split(line)[0], PUNCTUATION), inner(line, PUNCTUATION)):
             if any(char.isalnum() for char in passage):
-                return Answer(passage, whole)
-    return Answer(whole)
+                return passage
+    return None
