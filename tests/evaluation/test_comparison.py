@@ -1,4 +1,4 @@
-"""Two runs compared row by row; clusters of source media in the bootstrap and in the test."""
+"""Two runs compared row by row; clusters of source media in intervals and in the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals against scipy and published values, and the bootstrap against what it must converge to."""
+"""Wilson's interval and correlations against scipy and published values."""
 
 from __future__ import annotations
 

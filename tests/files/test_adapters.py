@@ -180,7 +180,7 @@ EVIL: dict[str, Any] = {
               "attn_implementation": "eager", "dtype": "float16", "revision": "main"},
     "data": {"root": "/tmp/evil", "name": "mmt47", "frame_cache": {"dir": "/tmp/evil"}, "num_workers": 64,
              "mini": {"workers": 64}, "on_missing_media": "skip", "rows_per_split": 1},
-    "evaluation": {"splits": ["glue_test_sst2"], "scorer": "authors", "batch_size": 10**6, "resamples": 10**9},
+    "evaluation": {"splits": ["glue_test_sst2"], "scorer": "authors", "batch_size": 10**6},
     "cache_dir": "/tmp/evil", "seed": 7, "logger": {"wandb": {"project": "evil"}}, "name": "evil",
 }  # fmt: skip
 
@@ -268,7 +268,7 @@ def test_a_strangers_run_is_evaluated_as_the_command_line_says(
     assert "data.system_prompt='\\x1b[31mBe brief.'" in caplog.text
 
 
-FAST = {"splits": ["glue_test_sst2"], "baseline_frozen": False, "resamples": 100}
+FAST = {"splits": ["glue_test_sst2"], "baseline_frozen": False}
 
 
 def test_hub_names():
