@@ -138,6 +138,11 @@ KINDS = {
     "encoder-decoder": ENCODER_DECODERS,
 }
 ARCHITECTURES = {name: one for kind in KINDS.values() for name, one in kind.items()}
+OTHER_TOKENS = {
+    **_types("canine longformer led pegasus_x fsmt"),
+    "funnel": Architecture({"block_sizes": [1, 1], "num_hidden_layers": ...}),
+}
+"""Types whose attention lays its tokens out in another order or number than the model's own."""
 
 TOKENS = 6
 
@@ -151,7 +156,7 @@ def config_of(model_type: str) -> PretrainedConfig:
         if (getattr(known, name, None) is not None or name.endswith("_token_id"))
         and not isinstance(getattr(type(known), name, None), property)
     }
-    options |= ARCHITECTURES[model_type].options if model_type in ARCHITECTURES else {}
+    options |= {**ARCHITECTURES, **OTHER_TOKENS}[model_type].options
     return AutoConfig.for_model(model_type, **{name: value for name, value in options.items() if value is not ...})
 
 

@@ -18,6 +18,9 @@ QUICK = ("gpt2", "falcon", "mamba", "bert", "vit", "swin", "t5")
 ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in tiny.ARCHITECTURES]
 
 
+OTHERS = [pytest.param(name, marks=() if name == "fsmt" else pytest.mark.slow) for name in tiny.OTHER_TOKENS]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_it_works_or_says_what_it_needs(name: str, tmp_path: Path) -> None:
     needs = tiny.ARCHITECTURES[name].needs
@@ -55,6 +58,22 @@ def test_it_works_or_says_what_it_needs(name: str, tmp_path: Path) -> None:
         if "input_ids" in inputs and base.can_generate():
             row = {key: inputs[key][:1] for key in ("input_ids", "attention_mask")}
             assert model.generate(**row, max_new_tokens=3).shape[0] == 1
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_attention_over_other_tokens(name: str) -> None:
+    """Without padding it works; with padding it is refused by the layer's name."""
+    base = tiny.build(name)
+    inputs = tiny.inputs_of(base)
+    whole = {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
+    with torch.no_grad():
+        frozen = tiny.output_of(base, whole)
+        model, _ = lime.apply(base)
+        torch.testing.assert_close(tiny.output_of(model.eval(), whole), frozen, atol=1e-5, rtol=1e-5)
+        with pytest.raises(
+            ValueError, match=r"attention.* with padding; .*target_modules, exclude_modules|attn.* with pad"
+        ):
+            tiny.output_of(model, inputs)
 
 
 def test_the_page_has_every_architecture() -> None:
