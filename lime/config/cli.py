@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from lime import interrupts
 from lime.atomic import write_text
 from lime.config.check import ConfigError, build
-from lime.config.identity import register_run_id
+from lime.config.identity import register_mini_root, register_run_id
 from lime.config.overrides import check, force, register, with_method
 from lime.config.schema import TrainConfig
 from lime.config.searched import register_searched
@@ -40,6 +40,7 @@ INFO_FLAGS = ("help", "hydra_help", "version", "info", "cfg", "shell_completion"
 
 register_run_id()  # on import, so that the workers of a parallel launcher know them too
 register_searched()
+register_mini_root()
 
 
 def launch(

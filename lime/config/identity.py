@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,39 +17,80 @@ from lime.data.tasks import split_names
 
 RUN_ID = "run_id"
 """OmegaConf resolver: ``${run_id:}`` is the short hash of the configuration that it stands in."""
+MINI_ROOT = "mini_root"
+"""OmegaConf resolver: ``${mini_root:SEED,TRAIN,TEST}`` is the folder of the embedded benchmark of these settings."""
 
 SHORT = 12
+EMBEDDED_DATA = "mmt47_mini"
+EMBEDDED_ROOT = "data/mmt47_mini"
+_EMBEDDED_SETTINGS = (0, 140, 60)
 
 WITHOUT_EFFECT = (
     "name",
-    "ckpt_path",
     "cache_dir",
     "reuse",
     "callbacks",
     "logger",
-    "data.root",
+    "model.recipe",
     "data.num_workers",
+    "data.prefetch",
     "data.cache_mb",
+    "data.frame_cache",
     "data.mini.workers",
     "trainer.num_threads",
     "trainer.preflight",
+    "trainer.log_every_n_steps",
 )
-"""Keys (or sections) that name, place, show or speed up a run. What ``data.root`` holds counts by its fingerprint."""
+"""Keys (or sections) that name, place, show or speed up a run; ``model.recipe`` acts through the keys that take it up.
+
+The number of threads changes sums in their last digits: it stands in the record, but does not make another run."""
 
 
-def config_hash(values: Mapping[str, Any]) -> str:
-    """Short hash of a resolved configuration, without :data:`WITHOUT_EFFECT`. Whole floats equal their integers."""
+def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that can change a result.
+
+    Paths count by the place they lead to, so that ``a`` and ``./a`` are one. ``data.root`` of the embedded benchmark
+    does not count, since its settings say what is generated there; those settings do not count for other data.
+    ``ckpt_path`` counts where it names a checkpoint, with the checkpoint's size and time.
+    """
     kept = _without(values, "", frozenset(WITHOUT_EFFECT))
+    data, model = kept.get("data"), kept.get("model")
+    if isinstance(data, dict):
+        embedded = data.get("name") == EMBEDDED_DATA
+        data.pop("root" if embedded else "mini", None)
+        if isinstance(data.get("root"), str):
+            data["root"] = _place(data["root"])
+    if isinstance(model, dict) and isinstance(model.get("path"), str) and Path(model["path"]).expanduser().exists():
+        model["path"] = _place(model["path"])
     evaluation = kept.get("evaluation")
     if isinstance(evaluation, dict) and evaluation.get("splits"):  # [sst2] is [glue_test_sst2]
         evaluation["splits"] = split_names(evaluation["splits"])
-    text = json.dumps(_canonical(kept), sort_keys=True, ensure_ascii=True)
+    start = kept.pop("ckpt_path", None)
+    if start not in (None, "auto"):
+        kept["ckpt_path"] = [_place(str(start)), *_state(Path(str(start)).expanduser())]
+    return kept
+
+
+def config_hash(values: Mapping[str, Any]) -> str:
+    """Short hash of the :func:`decisive` part of a resolved configuration. Whole floats equal their integers."""
+    text = json.dumps(_canonical(decisive(values)), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:SHORT]
 
 
 def register_run_id() -> None:
     """Offer ``${run_id:}`` to every configuration composed in this process."""
     OmegaConf.register_new_resolver(RUN_ID, _resolve, replace=True)
+
+
+def register_mini_root() -> None:
+    """Offer ``${mini_root:…}`` to every configuration composed in this process."""
+    OmegaConf.register_new_resolver(MINI_ROOT, mini_root, replace=True)
+
+
+def mini_root(seed: int, train_per_task: int, test_per_task: int) -> str:
+    """A folder for each variant of the embedded benchmark, so that one run never replaces another's rows."""
+    variant = (seed, train_per_task, test_per_task)
+    return EMBEDDED_ROOT + ("" if variant == _EMBEDDED_SETTINGS else "-" + "-".join(map(str, variant)))
 
 
 def _resolve(*, _root_: DictConfig) -> str:
@@ -59,6 +101,17 @@ def _resolve(*, _root_: DictConfig) -> str:
 def _plain(root: DictConfig, key: str) -> Any:
     value = root[key]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _place(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _state(path: Path) -> list[Any]:
+    """Size and time of a file; of a folder (DeepSpeed's checkpoints), those of its files."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    states = [file.stat() for file in files if file.exists()]
+    return [[state.st_size, state.st_mtime_ns] for state in states]
 
 
 def _without(values: Mapping[str, Any], prefix: str, dropped: frozenset[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lime.config.check import ConfigError, build, known_keys, unknown_key
+from lime.config.identity import register_mini_root
 from lime.config.schema import method_of
 from lime.config.searched import register_searched
 from lime.tuner.settings import PEFT_TYPES
@@ -43,6 +44,7 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
         ConfigError: an overlay is not a YAML mapping; names the file.
     """
     register_searched()
+    register_mini_root()
     store = ConfigStore.instance()
     store.store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
     for path in sorted(experiments.glob("*.yaml")) if experiments else ():

@@ -8,6 +8,7 @@ never ignored.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from lime.data.fingerprint import media_fingerprint
 from lime.data.layout import SplitFiles, find_splits, is_blank
 from lime.data.tasks import MODALITIES, TASKS
 
@@ -101,8 +103,7 @@ class MMTDataset:
     """An opened data root.
 
     `train` the training rows; `tests` {split: rows} in the order of the task table; `absent` the test splits
-    not there; `manifest` the content of root/manifest.json ({} without one); `fingerprint` a SHA-256 over all
-    rows present. Raises DataError for a root that does not exist or holds no split, a split that lacks a
+    not there; `manifest` the content of root/manifest.json ({} without one). Raises DataError for a root that does not exist or holds no split, a split that lacks a
     column, a row with an empty question or answer, an unknown source type, or a path that leaves the root.
     """
 
@@ -126,7 +127,6 @@ class MMTDataset:
         self.tests: dict[str, Rows] = loaded
         self.absent: list[str] = [name for name in TASKS if name not in loaded]
         self.manifest: dict[str, Any] = read_manifest(self.root)
-        self.fingerprint = self._fingerprint()
 
     @property
     def has_train(self) -> bool:
@@ -149,11 +149,27 @@ class MMTDataset:
         labels = TASKS[split].labels
         return list(labels) if labels else None
 
-    def _fingerprint(self) -> str:
+    @functools.cached_property
+    def rows_fingerprint(self) -> str:
+        """SHA-256 over all rows present: texts and media paths."""
         total = hashlib.sha256()
-        for rows in ([self._train] if self._train is not None else []) + list(self.tests.values()):
+        for rows in self._splits():
             total.update(rows.digest().encode())
         return total.hexdigest()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that can change a number: rows, media (see `lime.data.fingerprint`), declared answers."""
+        media = media_fingerprint(self.root, (row.media_path for rows in self._splits() for row in rows if _seen(row)))
+        answers = json.dumps(self.manifest.get("allowed_answers", {}), sort_keys=True)
+        return hashlib.sha256(f"{self.rows_fingerprint} {media} {answers}".encode()).hexdigest()
+
+    def _splits(self) -> list[Rows]:
+        return [*([self._train] if self._train is not None else []), *self.tests.values()]
+
+
+def _seen(row: Row) -> bool:
+    return row.source_type != "text"
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def _versions(runs: Sequence[Run]) -> list[str]:
     parts: list[tuple[str, Callable[[Record], str | None]]] = [
         ("versions of the code", lambda record: record.identity.code),
         ("data sets", lambda record: record.identity.data),
+        ("numbers of threads", lambda record: str(record.identity.threads) if record.identity.threads else None),
     ]
     notes = []
     for title, of in parts:

@@ -27,14 +27,16 @@ class RecordError(ValueError):
 
 @dataclass
 class Identity:
-    """What makes a run the same run: hashes of its configuration, the rows of its data and the code.
+    """What makes a run the same run: hashes of its configuration, its data (rows and media) and the code.
 
-    ``data`` is None in a run that ended before its data was read.
+    ``data`` is None in a run that ended before its data was read. ``threads``, the CPU threads of one process, do not
+    make another run, but change sums, and with them losses, in their last digits.
     """
 
     config: str = ""
     code: str = ""
     data: str | None = None
+    threads: int | None = None
 
 
 @dataclass

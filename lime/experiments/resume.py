@@ -1,13 +1,13 @@
 """Sweeps that resume: a finished run is not repeated, a failed or interrupted one runs again.
 
-A run is finished if its record says so for the same configuration, data and code (see ``reuse``). The record may lie in
+A run is finished if its record says so for the same configuration, data (media included), backbone and code (see
+``reuse``). The record may lie in
 the run's own folder or, since grids share points, in that of another sweep beside it; it is then copied. A lock, which
 the system releases however a process ends, tells a run that is under way from one that was killed.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections import Counter
@@ -19,6 +19,7 @@ from lime.config.schema import TrainConfig
 from lime.config.sweeps import Plan, read_plan
 from lime.experiments.code import code_version
 from lime.experiments.folders import claim_run_folder
+from lime.experiments.inputs import same_inputs
 from lime.experiments.lock import BusyError, is_locked, run_lock
 from lime.experiments.quiet import warnings_alone
 from lime.experiments.records import RECORD_FILE, Record, RecordError, RunError, read_record, write_record
@@ -76,13 +77,13 @@ class ResumingSweep:
             self._seconds.append(time.monotonic() - started)
             log.info("%s", _outcome(folder))
         elif found == folder:
-            log.info("%sskipped: finished before, %s", where, folder / RECORD_FILE)
+            log.info("%sskipped: finished before%s, %s", where, _threads(read_record(found)), folder / RECORD_FILE)
         else:
             record = read_record(found)
             record.name, record.overrides = config.name, overrides
             record.reused_from = str(found)
             write_record(folder, record)
-            log.info("%sskipped: finished before in %s; its record is copied", where, found)
+            log.info("%sskipped: finished before%s in %s; its record is copied", where, _threads(record), found)
 
     def _place(self, folder: Path) -> str:
         """``run 3 of 50 (about 12 min left): seed=1, ``; the time is that of this and the later runs, one by one."""
@@ -156,27 +157,14 @@ def finished(config: TrainConfig, folder: Path) -> Path | None:
             continue
         if config.reuse == "exact" and record.identity.code != code_version():
             continue
-        if record.identity.data == data_fingerprint(config):
+        if same_inputs(config, record):
             return candidate
     return None
 
 
-def data_fingerprint(config: TrainConfig) -> str:
-    """Fingerprint of the rows of the run's data, read once per process. The embedded benchmark is generated first."""
-    mini = config.data.mini
-    key = (mini.seed, mini.train_per_task, mini.test_per_task) if config.data.name == "mmt47_mini" else None
-    return _fingerprint(str(config.data.root), key, mini.workers)
-
-
-@functools.cache
-def _fingerprint(root: str, mini: tuple[int, int, int] | None, workers: int) -> str:
-    from lime.data.rows import MMTDataset
-
-    if mini is not None:
-        from lime.data.mini import ensure
-
-        ensure(Path(root), seed=mini[0], train_per_task=mini[1], test_per_task=mini[2], workers=workers)
-    return MMTDataset(root).fingerprint
+def _threads(record: Record) -> str:
+    count = record.identity.threads
+    return f" (with {count} thread{'s' if count > 1 else ''})" if count else ""
 
 
 def _resumable(folder: Path, config: TrainConfig) -> bool:
@@ -197,7 +185,7 @@ def _resumable(folder: Path, config: TrainConfig) -> bool:
         return False
     if config.reuse != "any_code" and record.identity.code != code_version():
         return False
-    return record.identity.data in (None, data_fingerprint(config))
+    return record.identity.data is None or same_inputs(config, record)
 
 
 def _clear(folder: Path) -> None:

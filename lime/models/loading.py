@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -17,19 +16,17 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from lime.models.config import EMBEDDED, FAMILIES, OTHER, ModelConfig
+from lime.models.fingerprint import checkpoint_fingerprint, processing_fingerprint
 from lime.models.other import complete_tokens, is_text_only, load_other_processor, text_only
 from lime.models.processing import load_processor
 
 log = logging.getLogger(__name__)
 
-_WHOLE = 64 * 2**20
-_SAMPLE = 2**20
-
 
 @dataclass
 class Backbone:
-    """A loaded backbone. `fingerprint` identifies configuration and weights; `revision` is the hub commit,
-    if any.
+    """A loaded backbone. `fingerprint` identifies configuration and weights, `processing` tokenizer, processor and
+    template; `revision` is the hub commit, if any.
     """
 
     name: str
@@ -39,6 +36,7 @@ class Backbone:
     path: str
     revision: str | None
     fingerprint: str
+    processing: str = ""
 
 
 def load_backbone(config: ModelConfig) -> Backbone:
@@ -71,7 +69,8 @@ def load_backbone(config: ModelConfig) -> Backbone:
         )
     fingerprint = checkpoint_fingerprint(config_file.parent)
     log.info("loaded %s (%s) from %s, fingerprint %s", config.name, model.config.model_type, location, fingerprint[:12])
-    return Backbone(config.name, family, model.eval(), processor, location, revision, fingerprint)
+    processing = processing_fingerprint(config_file.parent)
+    return Backbone(config.name, family, model.eval(), processor, location, revision, fingerprint, processing)
 
 
 def load_processor_alone(config: ModelConfig) -> tuple[str, ProcessorMixin]:
@@ -210,23 +209,3 @@ def _load_model(config: ModelConfig, location: str, family: str) -> PreTrainedMo
     if report["unexpected_keys"]:
         log.warning("%s: %d weights that the model does not have", location, len(report["unexpected_keys"]))
     return model
-
-
-def checkpoint_fingerprint(folder: Path) -> str:
-    """SHA-256 over config.json and the weight files of a checkpoint folder.
-
-    Files above 64 MiB count by name, size, first and last MiB (which hold the safetensors header and the last
-    weights), so that a fingerprint of a large model takes no minute.
-    """
-    total = hashlib.sha256()
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        size = path.stat().st_size
-        total.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as stream:
-            if size <= _WHOLE:
-                total.update(stream.read())
-            else:
-                total.update(stream.read(_SAMPLE))
-                stream.seek(-_SAMPLE, 2)
-                total.update(stream.read())
-    return total.hexdigest()

@@ -157,6 +157,7 @@ def journal_of(
     decisive = {
         "settings": config_hash(settings),
         "backbone": backbone.fingerprint,
+        "processing": backbone.processing,
         "data": data.dataset.fingerprint,
         "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
         "rows": [row.id for row in tests.rows],

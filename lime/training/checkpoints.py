@@ -17,7 +17,7 @@ import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lime.atomic import replacing
-from lime.config.identity import WITHOUT_EFFECT, config_hash
+from lime.config.identity import decisive
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ def checkpoint_to_resume(ckpt_path: str | None, folder: Path, settings: Mapping[
     before = _settings_before(folder)
     if path is None and not _has_results(folder):
         return None
-    if before is not None and config_hash(before) != config_hash(dict(settings)):
-        differing = sorted(_differences(before, settings, ""))
+    differing = sorted(_differences(_continued(before), _continued(settings), "")) if before is not None else []
+    if differing:
         shown = "; ".join(differing[:_SHOWN]) + ("; …" if len(differing) > _SHOWN else "")
         raise ValueError(
             f"ckpt_path: {folder} holds a run with other settings ({shown}). Take another folder, or start anew with "
@@ -156,9 +156,12 @@ def _has_results(folder: Path) -> bool:
     return (folder / "adapter").is_dir() or (folder / "results.json").is_file()
 
 
+def _continued(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be as before where a run goes on in its own folder, wherever it had started from."""
+    return decisive({**values, "ckpt_path": None})
+
+
 def _differences(before: Any, now: Any, key: str) -> list[str]:
-    if key in WITHOUT_EFFECT:
-        return []
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         names = dict.fromkeys([*before, *now])
         return [

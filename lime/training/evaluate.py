@@ -123,6 +123,7 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
         "backbone": {
             "name": backbone.name,
             "fingerprint": backbone.fingerprint,
+            "processing": backbone.processing,
             "revision": backbone.revision,
         },
     }

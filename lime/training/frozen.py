@@ -26,6 +26,7 @@ from lime.training.journal import Journal
 log = logging.getLogger(__name__)
 
 VERSION = 2  # raise when the way of answering changes
+_PLACES = ("name", "path", "revision", "recipe")
 _INPUT_KEYS = ("max_length", "system_prompt", "video_backend", "on_missing_media", "on_overlong")
 
 
@@ -64,10 +65,11 @@ def frozen_cache(
     decisive = {
         "version": VERSION,
         "backbone": backbone.fingerprint,
+        "processing": backbone.processing,
         "data": data_fingerprint,
         "rows": hashlib.sha256("\n".join(row.id for row in rows).encode()).hexdigest(),
         "allowed": {split: answers for split, answers in allowed.items() if answers},
-        "model": {k: v for k, v in dataclasses.asdict(model_config).items() if k not in ("name", "path", "revision")},
+        "model": {k: v for k, v in dataclasses.asdict(model_config).items() if k not in _PLACES},
         "input": {key: getattr(data_config, key) for key in _INPUT_KEYS},
         "normalisation": config.likelihood_normalisation,
         "max_new_tokens": config.max_new_tokens,

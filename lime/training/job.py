@@ -283,6 +283,7 @@ class _Run:
             "backbone": {
                 "name": backbone.name,
                 "fingerprint": backbone.fingerprint,
+                "processing": backbone.processing,
                 "revision": backbone.revision,
             },
         }

@@ -187,6 +187,7 @@ class RunRecord(RunStatus):
         """Versions, commit, hardware and fingerprints."""
         self._record.environment = info
         self._record.identity.data = data_fingerprint
+        self._record.identity.threads = info["hardware"]["threads"]
         write_record(self._folder, self._record)
 
     def trained(self, parameters: Parameters, training: Training, routing: dict[str, LayerRouting]) -> None:

@@ -219,7 +219,7 @@ def test_identity_is_what_can_change_a_result() -> None:
     config = values()
     same = copy.deepcopy(config)
     same.update(name="elsewhere", cache_dir="x", reuse="never", logger={"wandb": {"project": "p"}})
-    same["data"].update(root="/other", num_workers=3)
+    same["data"].update(num_workers=3)
     same["callbacks"]["progress"] = True
     same["trainer"]["batch_size"] = 4.0  # as YAML may write it
     assert config_hash(same) == config_hash(config)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import logging
 import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,15 +16,13 @@ from filelock import FileLock
 
 from lime.atomic import move, remove, write_text
 from lime.data.files import MediaError, media_file
+from lime.data.fingerprint import CHECKSUMS, write_checksums
 from lime.data.layout import find_splits
 from lime.data.rows import MANIFEST, MMTDataset, read_manifest
 from lime.data.tools.archives import ArchiveError, extract, is_archive, list_members
 from lime.data.tools.output import dump
 
 log = logging.getLogger(__name__)
-
-CHECKSUMS = "media.sha256"
-"""Checksums of all media that rows name, in the format of `sha256sum` (`sha256sum --check media.sha256`)."""
 
 _FILMS = {
     ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".wmv", ".asf", ".flv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv",
@@ -183,12 +179,9 @@ def _splits(dataset: MMTDataset) -> dict[str, Any]:
 
 def _manifest(root: Path, dataset: MMTDataset, named: Sequence[str]) -> dict[str, Any]:
     present = [path for path in named if _is_usable(root, path)]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
-        digests = list(pool.map(lambda path: _sha256(root / path), present))
     if (root / CHECKSUMS).exists() and "prepared" not in read_manifest(root):
         raise FileExistsError(f"{root / CHECKSUMS} is there already, and was not written by this command; move it away")
-    listing = "".join(f"{digest}  {path}\n" for digest, path in zip(digests, present, strict=True))
-    write_text(root / CHECKSUMS, listing)
+    checksum = write_checksums(root, present)
     splits = {
         name: {"rows": len(rows), **Counter(row.source_type for row in rows)} for name, rows in _splits(dataset).items()
     }
@@ -196,13 +189,13 @@ def _manifest(root: Path, dataset: MMTDataset, named: Sequence[str]) -> dict[str
         "splits": splits,
         "digests": {name: rows.digest() for name, rows in _splits(dataset).items()},
         "absent": dataset.absent,
-        "rows_fingerprint": dataset.fingerprint,
+        "rows_fingerprint": dataset.rows_fingerprint,
         "media": {
             "named": len(named),
             "present": len(present),
             "bytes": sum((root / path).stat().st_size for path in present),
             "checksums": CHECKSUMS,
-            "checksum": hashlib.sha256(listing.encode()).hexdigest(),
+            "checksum": checksum,
         },
     }
 
@@ -213,8 +206,3 @@ def _is_usable(root: Path, media_path: str) -> bool:
     except MediaError:
         return False
     return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

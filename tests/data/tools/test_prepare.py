@@ -200,7 +200,7 @@ def test_files_land_where_the_rows_look_and_a_second_run_does_nothing(packed):
     manifest = json.loads((packed / "manifest.json").read_text())["prepared"]
     assert manifest["splits"]["train"] == {"rows": 12, "text": 4, "image": 4, "video": 4}
     assert manifest["media"]["named"] == manifest["media"]["present"] == 16
-    assert manifest["rows_fingerprint"] == MMTDataset(packed).fingerprint
+    assert manifest["rows_fingerprint"] == MMTDataset(packed).rows_fingerprint
     assert not (packed / ".lime-unpacking").exists()
     stamps = {path: path.stat().st_mtime_ns for path in packed.glob("media/*")}
     assert prepare(packed).unpacked == []

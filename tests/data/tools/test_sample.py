@@ -41,7 +41,7 @@ def test_it_is_prepared_and_without_fault(prepared: Path) -> None:
 
 def test_the_same_arguments_give_the_same_rows(prepared: Path, tmp_path: Path) -> None:
     again = write_sample(tmp_path / "again", images=12, clips=6, texts=12)
-    assert MMTDataset(again).fingerprint == MMTDataset(prepared).fingerprint
+    assert MMTDataset(again).rows_fingerprint == MMTDataset(prepared).rows_fingerprint
 
 
 def test_what_it_cannot_make_is_said(tmp_path: Path) -> None:
