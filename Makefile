@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
@@ -16,6 +17,9 @@ help:  ## Print the targets
 setup: $(STAMP)  ## Create the virtual environment and install everything, pinned
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(RECENT)' || { echo "$(PYTHON) is not Python 3.11 or newer: make setup PYTHON=python3.11" >&2; exit 2; }
+	@if test -e $(BIN)/python && ! $(BIN)/python -c '$(RECENT)'; then \
+	  echo "$(VENV) was made with another Python than is needed: made again"; $(PYTHON) -m venv --clear $(VENV); fi
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt pip setuptools
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'

@@ -48,7 +48,9 @@ def unknown_key(key: str, schema: type) -> str:
     while prefix and prefix[:-1] not in known:
         prefix = _split(prefix[:-1])[0]
     siblings = {_split(name)[1]: name for name in known if _split(name)[0] == prefix}
-    elsewhere = {_split(name)[1]: name for name in reversed(known)}
+    elsewhere: dict[str, str] = {}
+    for name in sorted(known, key=lambda name: name.count(".")):  # the nearest to the top first
+        elsewhere.setdefault(_split(name)[1], name)
     nearest = [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)]
     nearest += [elsewhere[name] for name in difflib.get_close_matches(leaf, elsewhere, n=1, cutoff=0.75)]
     if nearest:

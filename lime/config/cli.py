@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
-import hydra
-from hydra._internal.utils import get_args_parser
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lime import interrupts
 from lime.atomic import write_text
-from lime.config.check import ConfigError, build
+from lime.config.check import ConfigError, build, unknown_key
 from lime.config.identity import register_mini_root, register_run_id
-from lime.config.overrides import check, force, register, with_method
+from lime.config.overrides import check, force, register, with_home, with_method, without_null_groups
 from lime.config.schema import TrainConfig
 from lime.config.searched import register_searched
+from lime.config.source import COMPOSE_ERRORS, absolute, said
 from lime.config.sweeps import Plan, make_plan
 from lime.experiments.folders import claim_run_folder
 from lime.limits import explained
@@ -50,6 +55,7 @@ def launch(
     config_name: str,
     experiments: Path | None = None,
     sweep: Sweep | None = None,
+    prepare: Callable[[list[str]], list[str]] | None = None,
 ) -> None:
     """Compose ``config_name``, check it against ``schema`` and call ``task(configuration, output folder, overrides)``.
 
@@ -63,11 +69,12 @@ def launch(
     Args:
         experiments: folder of overlays for ``+experiment=NAME``.
         sweep: what a sweep does beyond calling the task; None calls the task for every run.
+        prepare: changes the command line before it is read.
     """
     speak_plainly()
     with interrupts.taken():
         try:
-            _launch(task, schema, config_dir, config_name, experiments, sweep)
+            _launch(task, schema, config_dir, config_name, experiments, sweep, prepare)
         except interrupts.Interrupted as stop:
             if stop.signal == getattr(signal, "SIGUSR1", None) and under_slurm() and first_task():
                 requeue()
@@ -85,32 +92,23 @@ def _launch(
     config_name: str,
     experiments: Path | None,
     sweep: Sweep | None,
+    prepare: Callable[[list[str]], list[str]] | None,
 ) -> None:
     try:
         register(schema, experiments)
+        line = read_line(prepare(sys.argv[1:]) if prepare else sys.argv[1:], schema, config_dir, config_name)
+        plan = None if line.informs else _checked(line, schema)
     except ConfigError as error:
         sys.exit(_tell(error))
-    arguments = get_args_parser().parse_args()
-    name = arguments.config_name or config_name
-    arguments.overrides = with_method(arguments.overrides, schema)
-    sys.argv = [sys.argv[0], *force(with_method(sys.argv[1:], schema), schema)]
-    plan = None
-    if not any(getattr(arguments, flag, None) for flag in INFO_FLAGS):
-        try:
-            check(arguments.overrides, config_dir, name, schema)
-            if arguments.multirun and sweep is not None:
-                plan = make_plan(force(arguments.overrides, schema), config_dir, name, schema)
-        except ConfigError as error:
-            sys.exit(_tell(error))
     job = _Job(task, schema, sweep)
     failed = 0
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are
     try:
-        if plan is not None:
+        if plan is not None and sweep is not None:
             plan.write()
             logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
         try:
-            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
+            _run(line, job, schema)
         finally:
             failed = sweep.summary(plan) if plan is not None and sweep is not None else 0
     except OSError as error:  # a folder that cannot be made, before any run
@@ -118,6 +116,93 @@ def _launch(
         sys.exit(USER_ERROR)
     if failed or job.failures:
         sys.exit(USER_ERROR)
+
+
+@dataclass
+class Line:
+    """A command line, read: Hydra's options, the overrides, and where the configuration comes from."""
+
+    options: argparse.Namespace
+    overrides: list[str]
+    folder: str
+    name: str
+
+    @property
+    def extra(self) -> str | None:
+        """The folder of --config-dir."""
+        return str(Path(self.options.config_dir).absolute()) if self.options.config_dir is not None else None
+
+    @property
+    def multirun(self) -> bool:
+        return bool(self.options.multirun)
+
+    @property
+    def informs(self) -> bool:
+        """Whether it only asks Hydra to show something."""
+        return any(getattr(self.options, flag, None) for flag in INFO_FLAGS)
+
+
+def read_line(arguments: Sequence[str], schema: type, config_dir: Path, config_name: str) -> Line:
+    """Read a command line, options and overrides in any order.
+
+    Raises:
+        ConfigError: an option that is none, with the key that is perhaps meant; options that exclude each other.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError([message])
+
+    parser.error = refuse  # type: ignore[method-assign]
+    options, unknown = parser.parse_known_intermixed_args(list(arguments))
+    if unknown:
+        raise ConfigError([_no_option(text, arguments, schema) for text in unknown])
+    if options.experimental_rerun is not None:
+        raise ConfigError(
+            ["--experimental-rerun: not supported; a run is repeated by the overrides in its record.json"]
+        )
+    asked = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
+    if len(asked) > 1:
+        raise ConfigError([f"--{' and --'.join(asked)}: expected only one of them"])
+    if options.resolve and not (options.cfg or options.help):
+        raise ConfigError(["--resolve: goes with --cfg or --help"])
+    folder = absolute(options.config_path, config_dir.parent) if options.config_path else str(config_dir)
+    if not folder.startswith("pkg://") and not Path(folder).is_dir():
+        raise ConfigError([f"--config-path: {options.config_path}: no such folder"])
+    overrides = with_method(without_null_groups(with_home(options.overrides)), schema)
+    return Line(options, overrides, folder, options.config_name or config_name)
+
+
+def _no_option(text: str, arguments: Sequence[str], schema: type) -> str:
+    name, _, value = text.lstrip("-").partition("=")
+    after = [*arguments, ""][list(arguments).index(text) + 1]
+    value = value or ("" if "=" in after or after.startswith("-") else after)
+    told = unknown_key(name.replace("-", "_"), schema)
+    meant = told.rpartition("did you mean ")[2].rstrip("?") if "did you mean" in told else ""
+    hint = f"; did you mean {meant}={value or 'VALUE'}?" if meant else "; --help shows all"
+    return f"{text.partition('=')[0]}: no such option; settings are written KEY=VALUE{hint}"
+
+
+def _checked(line: Line, schema: type) -> Plan | None:
+    """Check the line, tell what should be told, and plan the sweep."""
+    several = line.multirun or any(text.lstrip("+") == "hydra.mode=MULTIRUN" for text in line.overrides)
+    notes = check(line.overrides, line.folder, line.name, schema, line.extra, multirun=several)
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
+    return make_plan(force(line.overrides, schema), line.folder, line.name, schema, line.extra) if several else None
+
+
+def _run(line: Line, job: _Job, schema: type) -> None:
+    """Hand the line to Hydra. What it refuses is told in a sentence; what a job raises keeps its traceback."""
+    options = argparse.Namespace(**{**vars(line.options), "overrides": force(line.overrides, schema)})
+    options.config_dir, options.config_path, options.config_name = line.extra, None, None
+    version.setbase("1.3")
+    try:
+        _run_hydra(options, get_args_parser(), job, line.folder, line.name)
+    except COMPOSE_ERRORS as error:
+        if not line.informs and not isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise
+        sys.exit(_tell(ConfigError([said(error)])))
 
 
 def speak_plainly() -> None:
@@ -161,10 +246,12 @@ class _Job:
     def __call__(self, config: DictConfig) -> None:
         plain_logging()  # launchers call it in processes of their own
         folder = None
+        hydra_config = HydraConfig.get()
+        here = Path.cwd()
+        os.chdir(hydra_config.runtime.cwd)  # with hydra.job.chdir too, paths count from where the command was given
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
             settings: Any = build(self._schema, values)
-            hydra_config = HydraConfig.get()
             folder = Path(hydra_config.runtime.output_dir)
             overrides = [text.removeprefix("++") for text in hydra_config.overrides.task]
             if hydra_config.mode == RunMode.MULTIRUN and self._sweep is not None:
@@ -178,11 +265,13 @@ class _Job:
                 write_text(status, json.dumps({"status": "interrupted", "error": {"type": stop.signal.name}}) + "\n")
             raise
         except Exception as error:
-            said = explained(error)
-            if said is None:
+            told = said(error) if isinstance(error, OmegaConfBaseException) else explained(error)
+            if told is None:
                 raise
-            log.error("error: %s", said)
-            self.failures.append(said)
+            log.error("error: %s", told)
+            self.failures.append(told)
+        finally:
+            os.chdir(here)
 
 
 def _goes_on() -> str:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
-from lime.config.check import build
+from lime.config.check import ConfigError, build
+from lime.config.cli import read_line
 from lime.config.overrides import check, force, register
+from lime.config.source import Source, values_of
 
 T = TypeVar("T")
 
 
-def composed(overrides: Sequence[str], config_dir: Path, config_name: str, schema: type[T]) -> T:
-    """What `launch` would hand to its task for these overrides.
+def composed(arguments: Sequence[str], config_dir: Path, config_name: str, schema: type[T]) -> T:
+    """What `launch` would hand to its task for this command line of a single run, `+experiment=NAME` included.
 
     Raises:
-        ConfigError: everything that is wrong with them.
+        ConfigError: everything that is wrong with it.
     """
-    register(schema)
-    check(overrides, config_dir, config_name, schema)
-    with initialize_config_dir(str(config_dir), version_base="1.3", job_name=config_name):
-        config = compose(config_name, overrides=force(overrides, schema))
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    return build(schema, values)
+    register(schema, config_dir.parent / "experiments")
+    line = read_line(arguments, schema, config_dir, config_name)
+    if line.multirun or line.informs:
+        raise ConfigError(["this takes the options of a single run: no -m, --cfg, --info or --help of train.py"])
+    check(line.overrides, line.folder, line.name, schema, line.extra, multirun=False)
+    with Source(line.folder, line.name, line.extra).opened() as place:
+        return build(schema, values_of(place.compose(force(line.overrides, schema))))

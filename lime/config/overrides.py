@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -22,11 +25,16 @@ from lime.config.check import ConfigError, build, known_keys, unknown_key
 from lime.config.identity import register_mini_root
 from lime.config.schema import method_of
 from lime.config.searched import register_searched
+from lime.config.source import COMPOSE_ERRORS, Opened, Source, said, values_of
 from lime.tuner.settings import PEFT_TYPES
 
 SCHEMA_NODE = "schema"
 EXPERIMENT_GROUP = "experiment"
 LAUNCHER_PLUGINS = {"parallel": "submitit", "slurm": "submitit", "ray": "ray"}
+SWEPT_KEYS = "hydra.sweeper.params"
+OPTIONAL_GROUPS = ("debug",)
+"""Groups of which the primary configuration takes nothing; ``GROUP=null`` says so again."""
+MOST_POINTS = 10_000  # of a sweep
 
 
 def register(schema: Callable[[], Any], experiments: Path | None = None) -> None:
@@ -57,7 +65,7 @@ def _overlay(path: Path, keys: set[str]) -> DictConfig:
     try:
         node = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError([f"{path}: cannot be read as YAML ({_whole_message(error)})"]) from error
+        raise ConfigError([f"{path}: cannot be read as YAML ({said(error)})"]) from error
     if not isinstance(node, DictConfig):
         raise ConfigError([f"{path}: expected a mapping of keys to values, as in the other overlays"])
     params = OmegaConf.select(node, "hydra.sweeper.params")
@@ -67,47 +75,136 @@ def _overlay(path: Path, keys: set[str]) -> DictConfig:
     return node
 
 
-def check(overrides: Sequence[str], config_dir: Path, config_name: str, schema: type) -> None:
-    """Raise one :class:`ConfigError` with everything that is wrong with these command-line overrides.
+def check(
+    overrides: Sequence[str],
+    config_dir: Path | str,
+    config_name: str,
+    schema: type,
+    extra: str | None = None,
+    multirun: bool | None = None,
+) -> list[str]:
+    """Compose as Hydra would and check the result; returns what is not wrong but should be told.
 
-    Unknown keys, unknown group choices, syntax, wrong types (every value of a sweep) and the schema's own checks.
+    Args:
+        extra: folder of ``--config-dir``.
+        multirun: whether ``-m`` was given; None where that does not matter.
+
+    Raises:
+        ConfigError: everything that is wrong with these command-line overrides: unknown keys, unknown group choices,
+            syntax, wrong types (every value of a sweep) and the schema's own checks.
     """
-    problems: list[str] = []
-    groups = _groups(config_dir)
     keys = set(known_keys(schema))
-    usable: list[str] = []
-    sweeps: dict[str, list[Any]] = {}
-    for text in overrides:
+    with Source(str(config_dir), config_name, extra).opened() as place:
+        reading = _Reading(place, keys, schema, multirun)
+        for text in overrides:
+            reading.take(text)
+        problems = reading.problems
         try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
-            problems.append(f"{text}: cannot be read as KEY=VALUE ({_first_line(error)})")
-            continue
-        problem = _problem_of(override, groups, keys, schema)
-        if problem is not None:
-            problems.append(problem)
-            continue
+            config = place.compose([_forced(text, keys) for text in reading.usable])
+            values: Any = values_of(config)
+            problems += hydra_problems(config)
+        except COMPOSE_ERRORS as error:
+            raise ConfigError([*problems, *_culprits(place, reading.usable, keys, error)]) from error
+        problems.extend(_schema_problems(schema, values))
+        for key, elements in reading.swept.items():
+            for element in elements:
+                problems.extend(_schema_problems(schema, _with(values, key, element)))
+        if problems:
+            raise ConfigError(problems)
+        several = bool(multirun) or config.hydra.mode == RunMode.MULTIRUN
+        notes = [] if multirun is None or several else _sweep_without_m(config, overrides, values)
+        return notes + _fallen_back(place, reading.usable, keys, values, schema)
+
+
+class _Reading:
+    """The overrides of a command line, read one by one: what is wrong with them, and one run that they stand for."""
+
+    def __init__(self, place: Opened, keys: set[str], schema: type, multirun: bool | None):
+        self._place, self._keys, self._schema, self._multirun = place, keys, schema, multirun
+        self.problems: list[str] = []
+        self.usable: list[str] = []
+        self.swept: dict[str, list[Any]] = {}
+        self._searched = False
+
+    def take(self, text: str) -> None:
+        try:
+            override = self._place.read([text])[0]
+            if not self._searched or override.key_or_group == "hydra.searchpath":
+                self._place.search([*self.usable, text])
+                self._searched = True
+        except COMPOSE_ERRORS as error:
+            self.problems.append(f"{text}: cannot be read as KEY=VALUE ({_first_line(error)})")
+            return
+        key = override.key_or_group
         if override.is_sweep_override():
-            elements = list(override.sweep_iterator())
-            prefix = text[: text.index("=") + 1]
-            usable.append(f"{prefix}{elements[0]}")
-            if override.key_or_group not in groups:
-                parsed = [OverridesParser.create().parse_override(f"x={e}").value() for e in elements[1:]]
-                sweeps[override.key_or_group] = parsed
-        else:
-            usable.append(text)
+            self._sweep(text, override)
+        elif (problem := self._problem(key, override)) is not None:
+            self.problems.append(problem)
+        elif override.value() is not None or not self._place.is_group(key) or override.is_delete():
+            self.usable.append(text)
+
+    def _sweep(self, text: str, override: Override) -> None:
+        key = override.key_or_group
+        try:
+            values = listed(override)
+        except ConfigError as error:
+            self.problems += error.problems
+            return
+        prefix = text[: text.index("=") + 1]
+        if self._multirun is False:
+            self.problems.append(f"{text}: several values make a sweep, which needs -m (a list is {prefix}[…])")
+        elements = [OverridesParser.create().parse_override(f"{prefix}{value}") for value in values]
+        problems = [problem for element in elements if (problem := self._problem(key, element)) is not None]
+        if self._place.is_group(key) and any(element.value() is None for element in elements):
+            problems.append(f"{key}: null in a sweep: name the choices, or leave the group out")
+        self.problems += problems
+        if not problems:
+            self.usable.append(f"{prefix}{values[0]}")
+            if not self._place.is_group(key) and not override.is_hydra_override():
+                self.swept[key] = [element.value() for element in elements[1:]]
+
+    def _problem(self, key: str, override: Override) -> str | None:
+        if key.startswith(("hydra.", "hydra/")):
+            return None
+        if not self._place.is_group(key):
+            return None if key in self._keys else unknown_key(key, self._schema)
+        if override.is_delete():
+            return None
+        choices, value = self._place.choices(key), override.value()
+        if value is None:
+            return None if key in OPTIONAL_GROUPS else f"{key}: null is none of its choices ({', '.join(choices)})"
+        names = value if isinstance(value, list) else [value]
+        for name in names:
+            if str(name) not in choices:
+                return _unknown_choice(key, str(name), choices)
+            if not isinstance(name, str):
+                return f"{key}: expected the name of a choice, got {name!r}"
+        if key == "launcher":
+            return _unusable_launcher(str(value), self._multirun)
+        return None
+
+
+def listed(override: Override) -> list[str]:
+    """The values of a swept override, as text for a command line.
+
+    Raises:
+        ConfigError: they cannot be listed, are none, or too many.
+    """
+    text = override.input_line
+    if not override.is_discrete_sweep():
+        raise ConfigError(
+            [f"{text}: an interval has no list of values; name them (seed=1,2,3 or range(1,4)); "
+             "scripts/optuna_search.py searches intervals"]
+        )  # fmt: skip
     try:
-        with initialize_config_dir(str(config_dir), version_base="1.3", job_name=config_name):
-            config = compose(config_name, overrides=[_forced(text, keys) for text in usable])
-        values: Any = OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([*problems, _whole_message(error)]) from error
-    problems.extend(_schema_problems(schema, values))
-    for key, elements in sweeps.items():
-        for element in elements:
-            problems.extend(_schema_problems(schema, _with(values, key, element)))
-    if problems:
-        raise ConfigError(problems)
+        values = list(itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1))
+    except COMPOSE_ERRORS as error:
+        raise ConfigError([f"{text}: its values cannot be listed ({_first_line(error)})"]) from error
+    if not values:
+        raise ConfigError([f"{text}: matches nothing"])
+    if len(values) > MOST_POINTS:
+        raise ConfigError([f"{text}: more than {MOST_POINTS:,} values; expected at most so many"])
+    return values
 
 
 def force(arguments: Sequence[str], schema: type) -> list[str]:
@@ -133,29 +230,10 @@ def with_method(arguments: Sequence[str], schema: type) -> list[str]:
 
 
 def _forced(text: str, keys: set[str]) -> str:
-    return f"++{text}" if "=" in text and text.partition("=")[0] in keys and "." in text.partition("=")[0] else text
-
-
-def _groups(config_dir: Path) -> dict[str, list[str]]:
-    folders = [path for path in sorted(config_dir.iterdir()) if path.is_dir()]
-    stored = ConfigStore.instance().repo.get(EXPERIMENT_GROUP, {})
-    groups = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in folders}
-    return {**groups, EXPERIMENT_GROUP: sorted(name.removesuffix(".yaml") for name in stored)} if stored else groups
-
-
-def _problem_of(override: Override, groups: Mapping[str, list[str]], keys: set[str], schema: type) -> str | None:
-    key = override.key_or_group
-    if key.startswith(("hydra.", "hydra/")):
-        return None
-    if key in groups:
-        names = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
-        for name in names:
-            if name is not None and not isinstance(name, (list, dict)) and str(name) not in groups[key]:
-                return _unknown_choice(key, str(name), groups[key])
-            if key == "launcher" and (problem := _missing_launcher(str(name))):
-                return problem
-        return None
-    return None if key in keys else unknown_key(key, schema)
+    key, equals, _ = text.partition("=")
+    bare = key.lstrip("+")
+    known = "." in key and key in keys
+    return f"++{bare}{text[len(key) :]}" if equals and (known or bare.startswith(SWEPT_KEYS)) else text
 
 
 def _unknown_choice(group: str, name: str, choices: Sequence[str]) -> str:
@@ -164,12 +242,18 @@ def _unknown_choice(group: str, name: str, choices: Sequence[str]) -> str:
     return f"{group}: no choice named {name!r}; {hint}(choices: {', '.join(choices)})"
 
 
-def _missing_launcher(name: str) -> str | None:
-    """What to install where Hydra's plugin for this launcher is not there."""
+def _unusable_launcher(name: str, multirun: bool | None) -> str | None:
+    """Why a launcher cannot be used here: no sweep, its plugin for Hydra or SLURM's command is not there."""
     plugin = LAUNCHER_PLUGINS.get(name)
-    if plugin is None or find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is not None:
+    if plugin is None:
         return None
-    return f"launcher={name}: its plugin for Hydra is not installed; `pip install 'lime-moe[{name}]'`"
+    if multirun is False:
+        return f"launcher={name}: starts the runs of a sweep, which needs -m"
+    if find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is None:
+        return f"launcher={name}: its plugin for Hydra is not installed; `pip install 'lime-moe[{name}]'`"
+    if name == "slurm" and shutil.which("srun") is None:
+        return "launcher=slurm: no srun on this machine; start it where SLURM is (or take launcher=parallel)"
+    return None
 
 
 def _schema_problems(schema: type, values: Any) -> list[str]:
@@ -191,5 +275,90 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _whole_message(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).strip().splitlines())
+def without_null_groups(arguments: Sequence[str]) -> list[str]:
+    """The command line without ``debug=null``, which is the default and which Hydra does not take."""
+    return [text for text in arguments if text.lstrip("+") not in [f"{group}=null" for group in OPTIONAL_GROUPS]]
+
+
+_HOME = re.compile(r"(?<=[=,\[])~(?=/|,|\]|$)")
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``KEY=~/…`` as the home folder, which shells leave as it is inside a word."""
+    return [_HOME.sub(lambda _: str(Path.home()), text) if "=" in text else text for text in arguments]
+
+
+def hydra_problems(config: DictConfig) -> list[str]:
+    """What is wrong with Hydra's own section: interpolations that lead nowhere."""
+    found = []
+    for key in ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "job.chdir", "sweeper.params"):
+        try:
+            value = OmegaConf.select(config, f"hydra.{key}")
+            if OmegaConf.is_config(value):
+                OmegaConf.to_container(value, resolve=True)
+            elif value is None and key in ("run.dir", "sweep.dir", "sweep.subdir"):
+                found.append(f"hydra.{key}: expected a folder, got null")
+        except COMPOSE_ERRORS as error:
+            found.append(f"hydra.{key}: {said(error)}")
+    return found
+
+
+def _culprits(place: Opened, usable: Sequence[str], keys: set[str], error: Exception) -> list[str]:
+    """Which of the overrides Hydra cannot take by themselves; the error alone where all can."""
+    found = []
+    for text in usable:
+        try:
+            values_of(place.compose([_forced(text, keys)]))
+        except COMPOSE_ERRORS as own:
+            found.append(f"{text}: {_told(own)}")
+    return found or [_told(error)]
+
+
+def _told(error: Exception) -> str:
+    """Messages made for people as they are; of the others what kind they are."""
+    meant = isinstance(error, (HydraException, OmegaConfBaseException))
+    return said(error) if meant else f"Hydra cannot compose this ({type(error).__name__}: {said(error)})"
+
+
+def _sweep_without_m(config: DictConfig, overrides: Sequence[str], values: dict[str, Any]) -> list[str]:
+    """That an experiment's sweep is one run without -m."""
+    swept = [str(key).lstrip("+") for key in config.hydra.sweeper.get("params") or {}]
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    left = [key for key in swept if key not in given]
+    if not left:
+        return []
+    now = ", ".join(f"{key}={_at(values, key)}" for key in left)
+    return [f"+experiment={config.name} sweeps {', '.join(left)}: without -m this is a single run, with {now}"]
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _fallen_back(
+    place: Opened, usable: Sequence[str], keys: set[str], values: dict[str, Any], schema: type
+) -> list[str]:
+    """Keys that ``~KEY`` removed and that now have the schema's default, which is another than the configuration's."""
+    removed = [text for text in usable if text.startswith("~")]
+    if not removed:
+        return []
+    try:
+        rest = [_forced(text, keys) for text in usable if not text.startswith("~")]
+        before = dataclasses.asdict(build(schema, values_of(place.compose(rest))))
+        now = dataclasses.asdict(build(schema, values))
+    except (*COMPOSE_ERRORS, ConfigError):  # what is left is right by itself: there is nothing to compare it with
+        return []
+    found = [f"{key} is {new!r}, not {old!r}" for key, old, new in _pairs(before, now, "") if old != new]
+    if not found:
+        return []
+    return [f"{' '.join(removed)}: back to the schema's default, not the configuration's: {'; '.join(found)}"]
+
+
+def _pairs(before: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before:
+            yield from _pairs(before[name], now.get(name), f"{key}.{name}".strip("."))
+    else:
+        yield key, before, now

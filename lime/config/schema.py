@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lime.config.adapters import hub_name
+from lime.config.bounds import bound_errors
 from lime.data.config import DataConfig
 from lime.data.tasks import known_split_names
 from lime.evaluation.config import EvaluationConfig
@@ -19,6 +20,7 @@ from lime.models.config import ModelConfig
 from lime.training.config import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
 from lime.tuner.settings import MIXTURES, PEFT_TYPES, LimeSettings
 
+AUTO = "auto"
 PEFT_OPTIONS = {
     "peft": "type",
     "r": "r",
@@ -110,6 +112,8 @@ class TrainConfig:
             _seed_errors(self.seed)
             + _name_errors(self.name)
             + _path_errors(self.data, ckpt_path=None if self.ckpt_path == "auto" else self.ckpt_path)
+            + _model_path_errors(self.model.path)
+            + self._checkpoint_errors()
         )
         if self.model.device_map is not None:
             found.append("model.device_map: for eval.py; training places the model itself (trainer=fsdp divides it)")
@@ -118,7 +122,16 @@ class TrainConfig:
         found += self._balance_errors()
         if not self.lime.enabled:
             found += self._without_lime()
-        return found + self._method_errors()
+        return found + self._method_errors() + list(bound_errors(self))
+
+    def _checkpoint_errors(self) -> list[str]:
+        """A folder where a checkpoint's file is expected (only DeepSpeed's are folders)."""
+        path = Path(self.ckpt_path or AUTO)
+        if self.ckpt_path in (None, AUTO) or not path.is_dir() or self.trainer.strategy == "deepspeed":
+            return []
+        inside = sorted([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")], key=lambda file: file.stat().st_mtime)
+        hint = f"did you mean {inside[-1]}?" if inside else "expected a file, RUN/checkpoints/NAME.ckpt"
+        return [f"ckpt_path: {path} is a folder; {hint} (hydra.run.dir=RUN goes on with a run in its own folder)"]
 
     def _method_errors(self) -> list[str]:
         """A method that is not what ``peft`` and ``lime`` make: tables would show the run under a wrong name."""
@@ -194,8 +207,9 @@ class EvalConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def errors(self) -> list[str]:
-        found = _seed_errors(self.seed) + _name_errors(self.name)
+        found = _seed_errors(self.seed) + _name_errors(self.name) + list(bound_errors(self))
         found += self.evaluation.errors(known_split_names())
+        found += _model_path_errors(self.model.path)
         local = None if self.adapter is None or hub_name(self.adapter) else self.adapter
         found += _path_errors(self.data, adapter=local, predictions=self.predictions)
         if self.evaluation.mode == "none":
@@ -225,6 +239,18 @@ def _path_errors(data: DataConfig, **paths: str | None) -> list[str]:
     if data.name != "mmt47_mini" and data.root and not Path(data.root).is_dir():
         found.append(f"data.root: {data.root}: no such folder; expected one that holds the data set")
     return found
+
+
+def _model_path_errors(path: str | None) -> list[str]:
+    """A checkpoint folder that is not there. A name as on the hub, ORG/NAME, is looked for when it is loaded."""
+    if path is None:
+        return []
+    if Path(path).is_dir():
+        lacking = not (Path(path) / "config.json").is_file()
+        return [f"model.path: {path} has no config.json: expected a checkpoint folder"] if lacking else []
+    if path.count("/") == 1 and path[0] not in "./~":
+        return []
+    return [f"model.path: {path}: no such folder; expected one with config.json, or a hub name ORG/NAME"]
 
 
 def _name_errors(name: str) -> list[str]:

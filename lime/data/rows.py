@@ -103,8 +103,9 @@ class MMTDataset:
     """An opened data root.
 
     `train` the training rows; `tests` {split: rows} in the order of the task table; `absent` the test splits
-    not there; `manifest` the content of root/manifest.json ({} without one). Raises DataError for a root that does not exist or holds no split, a split that lacks a
-    column, a row with an empty question or answer, an unknown source type, or a path that leaves the root.
+    not there; `manifest` the content of root/manifest.json ({} without one). Raises DataError for a root that does
+    not exist or holds no split, a split that lacks a column, a row with an empty question or answer, an unknown
+    source type, or a path that leaves the root.
     """
 
     def __init__(self, root: str | Path) -> None:

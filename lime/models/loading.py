@@ -130,6 +130,18 @@ def _how(config: ModelConfig) -> str:
     return (
         f"On a machine with access: `hf download {name}{revision} --local-dir FOLDER` (config, tokenizer, "
         "processor files and *.safetensors), bring FOLDER here, and set model.path=FOLDER"
+        f"{_instead(config)}"
+    )
+
+
+def _instead(config: ModelConfig) -> str:
+    """What runs without the hub, for the backbones that have a configuration of their own."""
+    tiny = next((name for name, family in EMBEDDED.items() if family == config.family), None)
+    if tiny is None or config.name in EMBEDDED:
+        return ""
+    return (
+        f". Without access: model={tiny} comes with the package, and `python scripts/random_checkpoint.py {config.name} "
+        "FOLDER` writes one of this size with random weights"
     )
 
 
