@@ -1,4 +1,4 @@
-"""The largest values that options take: far above any use, and below what would end in a traceback or a full machine."""
+"""The largest values that options take: far above any use, below what ends in a traceback or a full machine."""
 
 from __future__ import annotations
 

@@ -53,6 +53,8 @@ def unknown_key(key: str, schema: type) -> str:
         elsewhere.setdefault(_split(name)[1], name)
     nearest = [siblings[name] for name in difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)]
     nearest += [elsewhere[name] for name in difflib.get_close_matches(leaf, elsewhere, n=1, cutoff=0.75)]
+    if not nearest and len(leaf) > 3:  # a part of a name: targets, experts
+        nearest = [elsewhere[name] for name in elsewhere if leaf.rstrip("s") in name.split("_")]
     if nearest:
         return f"{key}: unknown key; did you mean {nearest[0]}?"
     return f"{key}: unknown key; known here: {', '.join(siblings.values())}"

@@ -83,7 +83,7 @@ class Opened:
         return found
 
     def is_group(self, name: str) -> bool:
-        return "." not in name and bool(self._repository.group_exists(name))
+        return bool(name) and "." not in name and bool(self._repository.group_exists(name))
 
     def choices(self, group: str) -> list[str]:
         return list(self._repository.get_group_options(group, ObjectType.CONFIG))

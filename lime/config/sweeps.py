@@ -150,9 +150,8 @@ class _Planning:
             return
         point = {key: _value(values, key, text) for key, _, text in (text.partition("=") for text in varied)}
         if folder != self.folder:
-            self._problem(
-                f"this point would lie in {folder}, the sweep in {self.folder}; give each its own command", name
-            )
+            self._problem(f"it would lie in {folder}, the sweep in {self.folder}: give it a command of its own", name)
+            return
         before = self.runs.setdefault(run, PlannedRun(run, point))
         if before.point != point:
             other = ", ".join(f"{key}={value}" for key, value in before.point.items() if value != point[key])

@@ -1,9 +1,9 @@
 """Sweeps that resume: a finished run is not repeated, a failed or interrupted one runs again.
 
 A run is finished if its record says so for the same configuration, data (media included), backbone and code (see
-``reuse``). The record may lie in
-the run's own folder or, since grids share points, in that of another sweep beside it; it is then copied. A lock, which
-the system releases however a process ends, tells a run that is under way from one that was killed.
+``reuse``). The record may lie in the run's own folder or, since grids share points, in that of another sweep beside it;
+it is then copied. A lock, which the system releases however a process ends, tells a run that is under way from one that
+was killed.
 """
 
 from __future__ import annotations
@@ -170,76 +170,8 @@ def _threads(record: Record) -> str:
 def _resumable(folder: Path, config: TrainConfig) -> bool:
     """Whether an unfinished attempt left a checkpoint that this code wrote, to go on from (``ckpt_path=auto``).
 
-<<<<<<< HEAD
     A failed attempt counts: its disk was full, its machine had no memory left. One that diverged does not.
     """
-=======
-
-def backbone_fingerprints(config: TrainConfig) -> dict[str, str]:
-    """Fingerprints of the backbone as it lies on this machine; empty for one that the hub has yet to give."""
-    folder = Path(config.model.location).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        if str(folder).count("/") != 1 or folder.is_absolute():
-            return {}
-        found = try_to_load_from_cache(config.model.location, "config.json", revision=config.model.revision)
-        if not isinstance(found, str):
-            return {}
-        folder = Path(found).parent
-    if not (folder / "config.json").is_file():
-        return {}
-    return _fingerprints_of(folder, _state_of(folder))
-
-
-@functools.cache
-def _fingerprints_of(folder: Path, state: str) -> dict[str, str]:
-    """``state`` makes a changed folder be read again."""
-    return {"fingerprint": checkpoint_fingerprint(folder), "processing": processing_fingerprint(folder)}
-
-
-def data_fingerprint(config: TrainConfig) -> str:
-    """Fingerprint of the run's data, read again where a file changed. The embedded benchmark is generated first."""
-    root = Path(str(config.data.root))
-    if config.data.name == "mmt47_mini":
-        from lime.data.mini import ensure
-
-        mini = config.data.mini
-        ensure(
-            root,
-            seed=mini.seed,
-            train_per_task=mini.train_per_task,
-            test_per_task=mini.test_per_task,
-            workers=mini.workers,
-        )
-    return _fingerprint(root, _state_of(root))
-
-
-@functools.cache
-def _fingerprint(root: Path, state: str) -> str:
-    """``state`` makes changed data be read again."""
-    from lime.data.rows import MMTDataset
-
-    return MMTDataset(root).fingerprint
-
-
-def _state_of(folder: Path) -> str:
-    """Names, sizes and times of all files below a folder, in one hash."""
-    total = hashlib.sha256()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(place, name)
-            with contextlib.suppress(OSError):  # a broken link: reading it will tell
-                state = path.stat()
-                total.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\0".encode(errors="surrogateescape"))
-    return total.hexdigest()
-
-
-def _resumable(config: TrainConfig, folder: Path) -> bool:
-    """Whether an interrupted attempt left a checkpoint that this code wrote, on these data and this backbone, to go on
-    from (``ckpt_path=auto``)."""
->>>>>>> eac1e69 (The check before Hydra is Hydra: composed at the same places, listed by the same sweeper, told without tracebacks)
     from lime.training.checkpoints import newest_checkpoint  # imports the model libraries, as the run will anyway
 
     if newest_checkpoint(folder) is None or not (folder / RECORD_FILE).is_file():

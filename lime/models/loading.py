@@ -140,8 +140,8 @@ def _instead(config: ModelConfig) -> str:
     if tiny is None or config.name in EMBEDDED:
         return ""
     return (
-        f". Without access: model={tiny} comes with the package, and `python scripts/random_checkpoint.py {config.name} "
-        "FOLDER` writes one of this size with random weights"
+        f". Without access: model={tiny} comes with the package, and `python scripts/random_checkpoint.py "
+        f"{config.name} FOLDER` writes one of this size with random weights"
     )
 
 
