@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from lime.config.scripts import parse_mixed  # noqa: E402
 from lime.printing import plain_logging, print  # noqa: E402
 
 FAULTS, WRONG = 1, 2  # exit codes
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
             command.add_argument("--clips", type=int, default=6, help="clips (6)")
             command.add_argument("--texts", type=int, default=60, help="text rows (60)")
             command.add_argument("--side", type=int, default=96, help="pixels of a side (96)")
-    options = parser.parse_args(arguments)
+    options = parse_mixed(parser, arguments)
     plain_logging()
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     try:

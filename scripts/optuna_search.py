@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import shlex
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from lime.config.scripts import parse_mixed  # noqa: E402
 from lime.printing import plain_logging, print  # noqa: E402
 
 
@@ -25,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=20, help="trials in all, earlier ones included (default 20)")
     parser.add_argument("--name", help="name of the search and of its folder (default: search_SPACE)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampler (default 0)")
-    options = parser.parse_args(arguments)
+    options = parse_mixed(parser, arguments)
     if importlib.util.find_spec("optuna") is None:
         print("error: needs Optuna: pip install 'lime-moe[optuna]'", file=sys.stderr)
         return 2
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     best = search.study.best_trial
     print(f"best: trial {best.number}, {best.value:.4f}, {search.folder / best.user_attrs['run']}")
-    print("python train.py " + " ".join(f"{key}={value}" for key, value in best.params.items()))
+    print("python train.py " + shlex.join(search.overrides(best.params)))
     return 0
 
 

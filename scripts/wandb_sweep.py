@@ -17,6 +17,7 @@ import yaml
 
 from lime.atomic import write_text
 from lime.config.check import ConfigError
+from lime.config.scripts import parse_mixed
 from lime.integrations.wandb_sweep import sweep_config
 from lime.ownership import MADE_BY, check_output
 from lime.printing import print
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--project", default="lime", help="project of the sweep (default: lime)")
     parser.add_argument("--out", type=Path, help="file to write (default: print)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
-    options = parser.parse_args(arguments)
+    options = parse_mixed(parser, arguments)
     try:
         if options.out is not None:
             check_output(options.out, overwrite=options.overwrite)

@@ -7,10 +7,12 @@ either ``{low, high}`` (whole numbers where both are; ``log: true`` for a logari
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,15 +29,17 @@ from optuna.trial import TrialState
 
 from lime.config.check import build
 from lime.config.compose import composed
-from lime.config.identity import config_hash
+from lime.config.identity import EMBEDDED_DATA, config_hash, decisive
 from lime.config.schema import TrainConfig
+from lime.experiments.inputs import backbone_fingerprints, data_fingerprint
 from lime.experiments.records import Record
 from lime.experiments.resume import state
 
 log = logging.getLogger(__name__)
 
 OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {"validation_loss": "minimize", "macro": "maximize"}
-RUN, FINISHED = "run", (TrialState.COMPLETE, TrialState.FAIL)
+MOST_DRAWS = 50  # to find settings that were not tried
+RUN, SETTINGS, FINISHED = "run", "settings", (TrialState.COMPLETE, TrialState.FAIL)
 
 
 @dataclass
@@ -94,7 +98,11 @@ class Search:
         name: of the search; its folder is ``multirun/NAME`` in the working folder, with the study in ``optuna.db``.
         overrides: for train.py, after those of the space.
         root: the project's folder.
-        seed: of Optuna's sampler (TPE), which proposes at random for the first ten trials.
+        seed: of Optuna's sampler (TPE), which proposes at random for the first ten trials. Each trial draws with a seed
+            of its own, made of this one and the trial's number, so that restarts and parallel processes propose others.
+
+    Raises:
+        ValueError: the study was begun with another space, other settings, other data or another backbone.
     """
 
     def __init__(self, name: str, space: Space, overrides: Sequence[str], root: Path, seed: int = 0):
@@ -106,10 +114,38 @@ class Search:
         self.study = optuna.create_study(
             study_name=name,
             storage=f"sqlite:///{self.folder / 'optuna.db'}",
-            sampler=optuna.samplers.TPESampler(seed=seed),
             direction=OBJECTIVES[space.objective],
             load_if_exists=True,
         )
+        self._seed = seed
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        """Refuse to mix trials that cannot be compared."""
+        config = composed(self._overrides, self._root / "conf", "train", TrainConfig)
+        settings = dict(_flat(decisive(dataclasses.asdict(config)), ""))
+        for key in self._space.space:
+            settings.pop(key, None)
+        settings |= {f"space.{key}": values for key, values in self._space.space.items()}
+        settings |= {"objective": self._space.objective, "backbone": backbone_fingerprints(config)}
+        if config.data.name != EMBEDDED_DATA:  # of which the settings say all
+            settings["data"] = data_fingerprint(config)
+        now = json.loads(json.dumps(settings))
+        before = self.study.user_attrs.get(SETTINGS)
+        if before is None:
+            self.study.set_user_attr(SETTINGS, now)
+            return
+        differing = [
+            f"{key}: {before.get(key)} then, {now.get(key)} now"
+            for key in dict.fromkeys([*before, *now])
+            if before.get(key) != now.get(key)
+        ]
+        if differing:
+            shown = "; ".join(differing[:4]) + ("; …" if len(differing) > 4 else "")
+            raise ValueError(
+                f"{self.folder / 'optuna.db'}: this search was begun with something else ({shown}); take it up with "
+                "the same, or give this one another --name"
+            )
 
     def run(self, trials: int) -> None:
         """Go on until so many trials have ended, earlier ones included. Trials that were killed run again first.
@@ -118,7 +154,7 @@ class Search:
         """
         self._take_up()
         while len(self.study.get_trials(deepcopy=False, states=FINISHED)) < trials:
-            trial = self.study.ask(self._distributions)
+            trial = self._ask()
             overrides = self.overrides(trial.params)
             folder = self.folder / self._run_id(overrides)
             trial.set_user_attr(RUN, folder.name)
@@ -131,6 +167,29 @@ class Search:
             else:
                 self.study.tell(trial, value, skip_if_finished=True)
                 log.info("trial %d: %s %.4f with %s", trial.number, self._space.objective, value, trial.params)
+
+    def _ask(self) -> optuna.Trial:
+        """The next trial, whose settings no earlier one has.
+
+        Raises:
+            ValueError: nothing new was found, as in a space of choices that have all been tried.
+        """
+        for _ in range(MOST_DRAWS):
+            trial = self.study.ask()
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=zlib.crc32(f"{self._seed} {trial.number}".encode()), constant_liar=True
+            )
+            for key, kind in self._distributions.items():
+                _suggest(trial, key, kind)
+            if "fixed_params" in self.study._storage.get_trial_system_attrs(
+                trial._trial_id
+            ):  # of a trial that was interrupted
+                return trial
+            earlier = self.study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
+            if not any(other.number < trial.number and other.params == trial.params for other in earlier):
+                return trial
+            self.study.tell(trial, state=TrialState.PRUNED)
+        raise ValueError(f"{self.folder}: no new settings in {MOST_DRAWS} draws: the space is tried; widen it")
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """The command line of a trial."""
@@ -147,6 +206,23 @@ class Search:
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 self.study.enqueue_trial(trial.params)
                 log.info("trial %d was interrupted; its settings are tried again", trial.number)
+
+
+def _suggest(trial: optuna.Trial, key: str, kind: BaseDistribution) -> None:
+    if isinstance(kind, CategoricalDistribution):
+        trial.suggest_categorical(key, kind.choices)
+    elif isinstance(kind, IntDistribution):
+        trial.suggest_int(key, kind.low, kind.high, log=kind.log)
+    elif isinstance(kind, FloatDistribution):
+        trial.suggest_float(key, kind.low, kind.high, log=kind.log)
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def objective(record: Record, name: str) -> float | None:

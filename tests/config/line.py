@@ -57,7 +57,7 @@ def line(*arguments: str, program: str = "train", conf: Path = ROOT / "conf") ->
             launch(task, schema, conf, program, experiments, Runs() if program == "train" else None)
         except SystemExit as stop:
             found.code = stop.code if isinstance(stop.code, int) else 1
-        except Exception:
+        except Exception:  # noqa: BLE001  # what Python would print
             found.code = 1
             traceback.print_exc()
     logging.getLogger().handlers[:] = handlers

@@ -31,7 +31,8 @@ def clear(found: Outcome) -> bool:
     [
         ("method=glob(lime*)", 6), ("method=glob([lora*,dora])", 3), ("seed=range(1,4)", 3), ("seed=choice(1,2)", 2),
         ("lime.routing_norm='slice','token'", 2), ("trainer.max_steps=null,2", 2), ("data.system_prompt=null,'a b'", 2),
-        ("lime.max_experts=null,1", 2), ("hydra.sweeper.params={seed:'1,2'}", 2), ("+hydra.sweeper.params.seed='3,4'", 2),
+        ("lime.max_experts=null,1", 2), ("hydra.sweeper.params={seed:'1,2'}", 2),
+        ("+hydra.sweeper.params.seed='3,4'", 2),
         ("evaluation.splits=[glue_test_sst2],null", 2), ("seed=shuffle(range(1,3))", 2), ("optim.peft_lr=1e-3,2e-3", 2),
     ],
 )  # fmt: skip
@@ -87,7 +88,7 @@ def test_globs_quotes_and_nulls_are_listed_as_hydra_does() -> None:
         ("-m data.num_workers=0,1", "the same run as data.num_workers=0, in the same folder"),
         ("-m data.prefetch=2,3 seed=1,2", "the same run as data.prefetch=2"),
         ("-m data.mini.seed=1,2 data.root=here", "data.root: here would hold another variant for each point"),
-        ("=", "cannot be read as KEY=VALUE"),
+        ("=", "unknown key"),
         ("seed==", "cannot be read as KEY=VALUE"),
         ("seed=[", "cannot be read as KEY=VALUE"),
     ],
@@ -189,13 +190,15 @@ KEYS = [
     "peft.target_modules", "peft.exclude_modules", "peft.base", "peft.base_options", "peft.type", "peft.scope",
     "lime.num_experts", "lime.temperature", "lime.top_k", "lime.n_gram", "lime.enabled", "lime.balance",
     "lime.balance.alpha", "lime.routing_norm", "lime.max_experts", "data.root", "data.name", "data.train_rows",
-    "data.validation_fraction", "data.max_length", "data.mini", "data.mini.seed", "data.frame_cache", "data.num_workers",
+    "data.validation_fraction", "data.max_length", "data.mini", "data.mini.seed", "data.frame_cache",
+    "data.num_workers",
     "optim.peft_lr", "optim.betas", "optim.schedule", "trainer.max_epochs", "trainer.max_steps", "trainer.batch_size",
     "trainer.devices", "trainer.precision", "trainer.strategy", "evaluation.splits", "evaluation.resamples",
     "evaluation.mode", "evaluation.batch_size", "callbacks.keep_checkpoints", "logger.wandb", "logger.wandb.tags",
     "model.path", "model.name", "model.image.max_tiles", "model.dtype", "hydra.run.dir", "hydra.sweep.dir",
     "hydra.sweep.subdir", "hydra.job.name", "hydra.job.chdir", "hydra.verbose", "hydra/launcher", "hydra/sweeper",
-    "hydra.sweeper.params", "hydra.launcher", "hydra.mode", "hydra.searchpath", "hydra.output_subdir", "hydra", "nonsense",
+    "hydra.sweeper.params", "hydra.launcher", "hydra.mode", "hydra.searchpath", "hydra.output_subdir", "hydra",
+    "nonsense",
     "trainer.nonsense", "", "lime.", ".r", "a.b.c", "hydra.job_logging", "hydra/job_logging", "hydra.callbacks",
 ]  # fmt: skip
 VALUES = [

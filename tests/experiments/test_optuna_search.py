@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +21,13 @@ from lime.config.compose import composed
 from lime.config.identity import config_hash
 from lime.config.overrides import check, register
 from lime.config.schema import TrainConfig
+from lime.config.scripts import parse_mixed
 from lime.experiments.optuna_search import FINISHED, RUN, Search, Space, read_space
 from lime.experiments.records import Training, write_record
+from tests.data import tiny
 from tests.experiments.made import failed, record
 from tests.experiments.test_sweeps import base
+from tests.training.parts import data_root
 
 ROOT = Path(__file__).parents[2]
 SPACES = sorted((ROOT / "experiments" / "spaces").glob("*.yaml"))
@@ -79,6 +84,66 @@ def test_a_trial_that_was_killed_is_tried_again_with_its_settings(started: list[
     assert all(one in FINISHED for one in states)
 
 
+def test_restarts_and_parallel_processes_propose_other_settings(started: list[list[str]]) -> None:
+    for trials in (3, 6, 9):  # a process each
+        Search("s", SPACE, [], ROOT).run(trials)
+    one, two = Search("s", SPACE, [], ROOT), Search("s", SPACE, [], ROOT)
+    drawn = [search._ask().params for search in (one, two, one, two)]  # under way at the same time
+    lines = [tuple(call[-2:]) for call in started]
+    assert len(set(lines)) == len(lines) == 9
+    assert len({str(params) for params in drawn}) == 4
+
+
+def test_a_space_of_choices_is_tried_once_and_then_said_to_be_done(started: list[list[str]]) -> None:
+    small = Space(space={"lime.num_experts": {"choices": [2, 3, 4]}})
+    with pytest.raises(ValueError, match="the space is tried; widen it"):
+        Search("s", small, [], ROOT).run(10)
+    assert sorted(call[-1] for call in started) == [f"lime.num_experts={n}" for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "space", "told"),
+    [
+        (["seed=8"], SPACE, "seed: 7 then, 8 now"),
+        (["seed=7", "data=mmt47_mini_small"], SPACE, "data.train_rows: None then, 3300 now"),
+        (["seed=7"], dataclasses.replace(SPACE, objective="macro"), "objective: validation_loss then, macro now"),
+        (["seed=7"], Space(space={"lime.n_gram": {"choices": [1, 3]}}), "space.lime.n_gram"),
+    ],
+)
+def test_a_study_refuses_other_settings(
+    started: list[list[str]], overrides: list[str], space: Space, told: str
+) -> None:
+    Search("s", SPACE, ["seed=7", "data.num_workers=1"], ROOT)
+    Search("s", SPACE, ["seed=7", "data.num_workers=2"], ROOT)  # changes no number
+    with pytest.raises(ValueError, match=told):
+        Search("s", space, overrides, ROOT)
+
+
+def test_a_study_refuses_other_data(started: list[list[str]], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(data_root(), tmp_path / "root"))
+    Search("s", SPACE, ["data=mmt47", f"data.root={root}"], ROOT)
+    tiny.write_image(sorted(root.rglob("*.png"))[0], 64, 48, seed=99)
+    with pytest.raises(ValueError, match="data: "):
+        Search("s", SPACE, ["data=mmt47", f"data.root={root}"], ROOT)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["lime_lora --trials 30 seed=1 --name x lime.n_gram=2", "--trials 30 lime_lora seed=1 lime.n_gram=2 --name x"],
+)
+def test_overrides_come_anywhere_on_the_line(arguments: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("space")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--name")
+    options = parse_mixed(parser, arguments.split())
+    assert (options.space, options.trials, options.name) == ("lime_lora", 30, "x")
+    assert options.overrides == ["seed=1", "lime.n_gram=2"]
+    with pytest.raises(SystemExit):
+        parse_mixed(parser, [*arguments.split(), "--trails"])
+
+
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_space_is_one_that_train_takes(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -114,5 +179,7 @@ def test_real_trials(tmp_path: Path) -> None:
         said.append(done.stdout.splitlines()[-3:])
     assert said[0] == said[1]
     assert said[0][0] == "2 trials, 0 without a result"
-    assert said[0][2].startswith("python train.py optim.peft_lr=0.00")
+    assert said[0][2].startswith("python train.py ")
+    assert "evaluation.mode=none" in said[0][2]
+    assert "optim.peft_lr=0.00" in said[0][2]
     assert len(list(tmp_path.glob("multirun/search_tiny/*/record.json"))) == 2
