@@ -202,11 +202,15 @@ KEYS = [
     "trainer.nonsense", "", "lime.", ".r", "a.b.c", "hydra.job_logging", "hydra/job_logging", "hydra.callbacks",
 ]  # fmt: skip
 VALUES = [
-    "null", "1", "0", "-1", "1e9", "1000000000", "1e400", "nan", "inf", "true", "a", "''", "'a b'", "\"x\"", "[]", "[1,2]",
-    "[a,b]", "{}", "{a:1}", "{a:{b:[1]}}", "${seed}", "${foo}", "${now:%Y}", "${oc.env:NONE}", "${run_id:}", "${", "$", "1,2",
+    "null", "1", "0", "-1", "1e9", "1000000000", "1e400", "nan", "inf", "true", "a", "''", "'a b'", "\"x\"", "[]",
+    "[1,2]",
+    "[a,b]", "{}", "{a:1}", "{a:{b:[1]}}", "${seed}", "${foo}", "${now:%Y}", "${oc.env:NONE}", "${run_id:}", "${", "$",
+    "1,2",
     "a,b", "'a','b'", "null,1", "lora,dora", "glob(*)", "glob(lime*)", "range(1,3)", "interval(0,1)", "choice(1,a)",
-    "sort(2,1)", "shuffle(1,2)", "lora", "lime_lora", "fast", "num_experts", "ü", "~/x", "/dev/null", "..", "off", "???",
-    "int(1)", "tag(a,interval(1,2))", "extend_list(1)", "99999999999999999999999", "0.5", "[[1],[2]]", "a=b", "a:b", " ", "",
+    "sort(2,1)", "shuffle(1,2)", "lora", "lime_lora", "fast", "num_experts", "ü", "~/x", "/dev/null", "..", "off",
+    "???",
+    "int(1)", "tag(a,interval(1,2))", "extend_list(1)", "99999999999999999999999", "0.5", "[[1],[2]]", "a=b", "a:b",
+    " ", "",
 ]  # fmt: skip
 PREFIXES = ["", "", "", "", "", "", "+", "++", "~"]
 
