@@ -1,8 +1,18 @@
 """Adapt a frozen vision-language model and evaluate it: python train.py --help"""
 
+import sys
 from pathlib import Path
 
-from lime.config.cli import launch
+try:
+    from lime.config.cli import launch
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] == "lime":
+        raise
+    sys.stderr.write(
+        f"error: {error.name} is not installed for {sys.executable}: run `make setup` once, then `source "
+        ".venv/bin/activate` in every new terminal (or .venv/bin/python in place of python)\n"
+    )
+    sys.exit(2)
 from lime.config.schema import TrainConfig
 from lime.experiments.resume import ResumingSweep
 

@@ -28,6 +28,7 @@ from lime.config.searched import register_searched
 from lime.config.source import COMPOSE_ERRORS, Opened, Source, said, values_of
 from lime.tuner.settings import PEFT_TYPES
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 SCHEMA_NODE = "schema"
 EXPERIMENT_GROUP = "experiment"
 LAUNCHER_PLUGINS = {"parallel": "submitit", "slurm": "submitit", "ray": "ray"}
@@ -53,11 +54,17 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
     """
     register_searched()
     register_mini_root()
+    OmegaConf.register_new_resolver("choices", _choices, replace=True)
     store = ConfigStore.instance()
     store.store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
     for path in sorted(experiments.glob("*.yaml")) if experiments else ():
         node = _overlay(path, set(known_keys(schema)))  # type: ignore[arg-type]
         store.store(path.stem, node=node, group=EXPERIMENT_GROUP, package="_global_", provider=str(path))
+
+
+def _choices(group: str) -> str:
+    """What ``${choices:GROUP}`` shows in a help text."""
+    return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
 
 
 def _overlay(path: Path, keys: set[str]) -> DictConfig:

@@ -1,9 +1,15 @@
-"""Command lines of the scripts: options and overrides (KEY=VALUE) in any order."""
+"""Command lines of eval.py and the scripts: a run in place of its adapter; options and overrides in any order."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
+from pathlib import Path
+
+WITH_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
+"""Options of Hydra that take the next word."""
+_PLAIN = re.compile(r"[\w./+@-]+")
 
 
 def parse_mixed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -18,3 +24,20 @@ def parse_mixed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
+
+
+def with_run(arguments: Sequence[str]) -> list[str]:
+    """The command line of eval.py with ``RUN`` (also ``adapter=RUN``) as the adapter that the run RUN saved."""
+    found: list[str] = []
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        key, equals, value = text.partition("=")
+        place = value if key == "adapter" and equals else text
+        folder = Path(place).expanduser()
+        named = place is value or not (text.startswith("-") or before in WITH_A_VALUE)
+        if not named or not place or not folder.is_dir():
+            found.append(text)
+            continue
+        inside = folder / "adapter"
+        chosen = str(inside if inside.is_dir() and not (folder / "run.yaml").is_file() else folder)
+        found.append(f"adapter={chosen}" if _PLAIN.fullmatch(chosen) else f"adapter='{chosen}'")
+    return found

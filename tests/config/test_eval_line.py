@@ -1,0 +1,48 @@
+"""The command line of eval.py takes a run, and its help shows what it takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lime.config.scripts import with_run
+from tests.config.line import ROOT, line
+
+
+def test_a_run_stands_for_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run in ("runs/a", "runs/lr=1, b"):
+        (tmp_path / run / "adapter").mkdir(parents=True)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/run.yaml").write_text("")
+    assert with_run(["runs/a", "seed=1"]) == ["adapter=runs/a/adapter", "seed=1"]
+    assert with_run(["adapter=runs/a"]) == ["adapter=runs/a/adapter"]
+    assert with_run(["adapter=runs/a/adapter"]) == ["adapter=runs/a/adapter"]
+    assert with_run(["saved"]) == ["adapter=saved"]
+    assert with_run(["runs/lr=1, b"]) == ["adapter='runs/lr=1, b/adapter'"]
+    kept = ["--config-dir", "saved", "adapter=ORG/NAME", "evaluation.mode=likelihood", "nowhere", "-m"]
+    assert with_run(kept) == kept
+
+
+def test_help_shows_what_eval_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = line("--help", program="eval").said
+    assert "python eval.py RUN" in said
+    assert "model: hf, llava_onevision" in said
+    assert "evaluation.mode" not in said.split("== Keys")[0].split("== Groups")[1]
+    for group in ("trainer", "launcher", "method", "peft", "optim"):
+        assert f"\n{group}:" not in said
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+def test_without_the_environment_it_says_how_to_get_it(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / program)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert "is not installed for" in done.stderr
+    assert "make setup" in done.stderr
+    assert "Traceback" not in done.stderr
