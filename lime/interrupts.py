@@ -15,8 +15,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -139,6 +141,28 @@ def blamed() -> Iterator[None]:
         if _state.received is None:
             raise
         raise Interrupted(_state.received) from error
+
+
+@contextmanager
+def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Helper processes that leave signals to this one; they are ended at once when the block ends by an error.
+
+    Spawned, not forked: the caller may hold threads. Starting costs under a second.
+    """
+    # The process in which Python tracks semaphores would die of a hangup, with tracebacks: it inherits what is blocked.
+    if hasattr(signal, "pthread_sigmask"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=worker_process) as pool:
+        try:
+            yield pool
+        except BaseException:
+            end_children()  # the pool would finish what it began
+            raise
 
 
 def worker_process(*_: object) -> None:

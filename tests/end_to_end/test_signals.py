@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lime.experiments.lock import OWNER_FILE
+from tests.data import tiny
 from tests.end_to_end.command import ROOT
 from tests.end_to_end.test_kill import arguments, finish, same, steps
 
@@ -44,7 +47,7 @@ def reach(running: subprocess.Popen[str], folder: Path, moment: Moment) -> None:
 
 def group(leader: int) -> list[str]:
     """Command lines of the living processes of a process group."""
-    found = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(["ps", "-ww", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 2) for line in found.splitlines()]
     return [line[2] for line in lines if line[0] == str(leader) and not line[1].startswith("Z")]
 
@@ -198,3 +201,29 @@ def test_generation_leaves_nothing_behind(tmp_path: Path, whole_group: bool) -> 
     assert "Traceback" not in said
     assert gone(running.pid), group(running.pid)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_verification_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """To the whole group, once while the processes start and once while they decode."""
+    rows = [tiny.row("image", f"media/{i}.png", f"what is {i}?", "red") for i in range(800)]
+    root = tiny.write_root(tmp_path / "root", {"train": rows}, media=False)
+    (root / "media").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    Image.fromarray(pixels).save(root / "media" / "0.png")
+    for i in range(1, 800):
+        (root / "media" / f"{i}.png").hardlink_to(root / "media" / "0.png")
+    for seconds in (0.0, 1.5):
+        running = subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts" / "data.py"), "verify", str(root), "--workers", "2"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        reach(running, root, lambda _, leader=running.pid: sum("spawn_main" in line for line in group(leader)) == 2)
+        time.sleep(seconds)
+        os.killpg(running.pid, number)
+        said = running.communicate(timeout=60)[0]
+        assert running.returncode == 128 + number, said
+        assert said.strip().splitlines()[-1].startswith(f"stopped by {number.name}"), said
+        assert "Traceback" not in said
+        assert gone(running.pid), group(running.pid)

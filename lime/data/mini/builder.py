@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -216,13 +214,8 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[_Made]:
     if workers == 1:
         yield from map(_make, jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=interrupts.worker_process) as pool:
-        try:
-            yield from pool.map(_make, jobs)
-        except BaseException:
-            interrupts.end_children()  # the pool would finish what it began
-            raise
+    with interrupts.process_pool(workers) as pool:
+        yield from pool.map(_make, jobs)
 
 
 def _make(job: _Job) -> _Made:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -281,13 +279,7 @@ def _checked(root: str, work: list[tuple[str, str]], workers: int, bounds: Bound
         for start, part in chunks:
             yield (start, len(part)), check_chunk(root, part, bounds)
         return
-    # Spawned, not forked: the caller may hold threads. Starting costs under a second.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=interrupts.worker_process) as pool:
+    with interrupts.process_pool(workers) as pool:
         results = pool.map(check_chunk, [root] * len(chunks), [part for _, part in chunks], [bounds] * len(chunks))
-        try:
-            for (start, part), found in zip(chunks, results, strict=True):
-                yield (start, len(part)), found
-        except BaseException:
-            interrupts.end_children()  # the pool would finish what it began
-            raise
+        for (start, part), found in zip(chunks, results, strict=True):
+            yield (start, len(part)), found
