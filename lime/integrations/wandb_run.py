@@ -148,8 +148,8 @@ class WandbRun:
         for p in predictions:
             image = picture(p)
             shown = wandb.Image(image) if image is not None else None
-            values = (p.id, p.split, shown, p.question, p.raw, p.extracted, p.truth, p.correct, p.frozen)
-            table.add_data(*values)
+            raw, extracted, frozen = (None if text is None else str(text) for text in (p.raw, p.extracted, p.frozen))
+            table.add_data(p.id, p.split, shown, p.question, raw, extracted, p.truth, p.correct, frozen)
         self._run.log({PREDICTIONS: table})
 
     def log_results(self, results: Mapping[str, Any]) -> None:
