@@ -19,6 +19,7 @@ from peft import (
     get_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -102,6 +103,11 @@ def _inject(model: PreTrainedModel, config: PeftConfig, adapter_name: str) -> Pe
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute in the model")
         adapted: PeftModel = get_peft_model(model, config, adapter_name=adapter_name)
         adapted.training = adapted.base_model.training = model.training
+        for layer in adapted.modules():
+            if isinstance(layer, BaseTunerLayer):  # peft's own begin in training mode
+                layer.train(layer.get_base_layer().training)
+            elif isinstance(layer, AuxiliaryTrainingWrapper):
+                layer.train(layer.original_module.training)
         return adapted
 
 

@@ -19,6 +19,16 @@ from lime.tuner.context import RoutingCacheLayer, RoutingState, ScopeCall
 from lime.tuner.reading import key_value_cache, read_flat, read_sequences
 
 
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raise NotImplementedError for an argument of peft that LiME would drop."""
+    for argument in ("adapter_names", "alora_offsets"):
+        if arguments.get(argument) is not None:
+            raise NotImplementedError(
+                f"{argument}: the rows of a batch under LiME all go through the active adapter; pass the rows of "
+                "each adapter by themselves, after model.set_adapter(name)"
+            )
+
+
 class OpenCall:
     """Forward pre-hook of a tower: reads mask, cache and sequence lengths from its arguments."""
 
@@ -26,6 +36,7 @@ class OpenCall:
         self.state, self.scope, self.flat = state, scope, flat
 
     def __call__(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_arguments(kwargs)
         call = ScopeCall(self.scope)
         if not in_backward():  # a whole tower that is recomputed was recorded the first time
             call.recorder = self.state.recorder

@@ -223,7 +223,7 @@ def check_fit(layer: str, settings: LimeSettings, base: nn.Linear) -> None:
         raise ValueError(
             f"num_experts: {settings.num_experts} experts need as many routing features, but {layer} has only "
             f"{base.out_features} outputs; use at most {base.out_features} experts or leave that layer out of "
-            "target_modules"
+            "target_modules, or name it in exclude_modules"
         )
     if settings.peft == "slicefine":
         widths = {"columns": base.in_features, "rows": base.out_features}
@@ -231,5 +231,5 @@ def check_fit(layer: str, settings: LimeSettings, base: nn.Linear) -> None:
             if settings.orientation in (what, "both") and settings.r > width:
                 raise ValueError(
                     f"r: a slice of {settings.r} {what} does not fit {layer}, which has {width}; use r of at most "
-                    f"{width} or leave that layer out of target_modules"
+                    f"{width} or leave that layer out of target_modules, or name it in exclude_modules"
                 )

@@ -10,6 +10,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lime.tuner.base import LimeLayer
+from lime.tuner.config import LimeConfig
 from lime.tuner.generating import GenerateOnePrompt
 from lime.tuner.hooks import CloseCall, OpenCall
 from lime.tuner.prompt import CHILD, PromptLayer, prompt_layer
@@ -45,6 +46,20 @@ def remove_adapter(model: nn.Module, name: str, kind: type[BaseTunerLayer] = Lim
             _remove_saved_modules(model, name)
     _remove_idle_hooks(model)
     return bool(found)
+
+
+def check_name_is_free(model: nn.Module, name: str) -> None:
+    """Raise ValueError where the adapter `name` is one of the `peft` library's own: it would stay, and be saved with
+    the new one. (A `PeftModel` whose adapter LiME is to modulate is handed over without that configuration.)"""
+    earlier: Any = getattr(model, "peft_config", None)
+    if not isinstance(earlier, dict) or name not in earlier or isinstance(earlier[name], LimeConfig):
+        return
+    for place, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer) and name in layer._all_available_adapter_names():
+            raise ValueError(
+                f"{place}: has an adapter {name!r} of the peft library already, a {type(layer).__name__}; call "
+                "unload() first, take another name, or give lime.apply the PeftModel to modulate that adapter"
+            )
 
 
 def _unwrap(model: nn.Module, place: str, layer: BaseTunerLayer) -> None:

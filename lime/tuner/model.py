@@ -21,9 +21,9 @@ from lime.tuner.config import LimeConfig, LimePeftType
 from lime.tuner.context import RoutingState
 from lime.tuner.format import upgrade_keys
 from lime.tuner.generating import GenerateOnePrompt
-from lime.tuner.hooks import CloseCall, OpenCall
+from lime.tuner.hooks import CloseCall, OpenCall, check_arguments
 from lime.tuner.layer import LimeLinear, check_fit
-from lime.tuner.leaving import remove_adapter, remove_hooks
+from lime.tuner.leaving import check_name_is_free, remove_adapter, remove_hooks
 from lime.tuner.linear import LINEAR, shape_of
 from lime.tuner.over import LimeOver
 from lime.tuner.over_injection import inject_base
@@ -56,6 +56,7 @@ class LimeModel(BaseTuner):
                 "transformers cannot load or add an adapter over another type of the peft library, because its loader "
                 "knows the tensors of one type alone; load it with lime.load or PeftModel.from_pretrained"
             )
+        check_name_is_free(model, adapter_name)
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self.training = model.training
 
@@ -66,12 +67,7 @@ class LimeModel(BaseTuner):
         Raises:
             NotImplementedError: an argument that peft would drop.
         """
-        for argument in ("adapter_names", "alora_offsets"):
-            if kwargs.get(argument) is not None:
-                raise NotImplementedError(
-                    f"{argument}: the rows of a batch under LiME all go through the active adapter; pass the rows of "
-                    "each adapter by themselves, after model.set_adapter(name)"
-                )
+        check_arguments(kwargs)
         yield
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:

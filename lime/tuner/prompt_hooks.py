@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from lime.method import windows
+from lime.tuner.hooks import check_arguments
 from lime.tuner.prompt import Insertion, PromptLayer, prompt_layer
 from lime.tuner.prompt_cache import check_cache, held_prompt, hide, mark
 
@@ -35,6 +36,7 @@ class InsertPrompt:
         layer = prompt_layer(tower)
         if layer is None:
             return None
+        check_arguments(kwargs)
         layer.running.insertion = Insertion()
         names = layer.acting()
         if args:

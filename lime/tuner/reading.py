@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
@@ -37,7 +38,9 @@ def read_sequences(
         kwargs = {**dict(zip(_names(type(tower).forward), args, strict=False)), **kwargs}
     tokens = _tokens(kwargs)
     if tokens is not None:
-        call.shape = tokens.shape[:2]
+        queries = kwargs.get("query_embeds")  # of a Q-Former, before its text
+        before = queries.shape[1] if isinstance(queries, Tensor) and queries is not tokens else 0
+        call.shape = torch.Size((tokens.shape[0], before + tokens.shape[1]))
     call.batch = _batch(tower, tokens, kwargs)
     _read_memory(call, kwargs)
     _read_cache(call, kwargs)
@@ -140,7 +143,8 @@ def _read_mask(call: ScopeCall, tower: nn.Module, mask: Any) -> None:
 
 
 def _frames(downsampled: Any, mask: Tensor, tokens: int) -> Tensor:
-    found: Tensor = downsampled(tokens, mask, add_adapter=False)
+    options = {"add_adapter": False} if "add_adapter" in inspect.signature(downsampled).parameters else {}
+    found: Tensor = downsampled(tokens, mask, **options)
     return found
 
 

@@ -29,6 +29,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "n_vocab"), 64),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_k"), 2),
+    **{"entity_vocab_size": 16, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_chunk_size": 8},
     "num_key_value_heads": 2,
     "image_size": 16,
     "patch_size": 8,

@@ -131,7 +131,22 @@ def test_what_stays_is_refused_by_name() -> None:
     base = small.build("llava_onevision")
     get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(TypeError, match=r"q_proj: LiME adapts plain linear layers, got Linear; .* peft='any'"):
-        lime.apply(base)
+        lime.apply(base, adapter_name="other")
+
+
+@pytest.mark.parametrize("second", [way for way in WAYS if way not in FOREIGN])
+def test_one_of_the_library_of_that_name_is_refused(second: str) -> None:
+    """On layers of its own too: it would stay, and be saved with the new one."""
+    base = small.build("llava_onevision", layers=1)
+    lime.apply(base, enabled=False, target_modules=["gate_proj"])
+    before = {key: value.clone() for key, value in base.state_dict().items()}
+    message = r"gate_proj: has an adapter 'default' of the peft library already, a Linear; call unload\(\) first"
+    with pytest.raises(ValueError, match=message):
+        lime.apply(base, **WAYS[second])
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(base, lime.LimeConfig(**WAYS[second]))
+    assert before.keys() == base.state_dict().keys()
+    assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
 
 
 def test_a_layer_that_another_adapter_trains_in_full_is_no_target() -> None:

@@ -13,7 +13,16 @@ import pytest
 import torch
 from peft import get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Wav2Vec2Config, Wav2Vec2Model
+from transformers import (
+    InstructBlipQFormerConfig,
+    InstructBlipQFormerModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Speech2TextConfig,
+    Speech2TextForConditionalGeneration,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 
 import lime
 from lime.method import fused
@@ -250,6 +259,63 @@ def test_an_audio_model_knows_its_padding(options: dict[str, Any]) -> None:
     both.sum().backward()
 
 
+@pytest.mark.parametrize("options", [{"n_gram": 3}, {"peft": "mocle", "num_experts": 2}], ids=["windows", "mocle"])
+def test_a_speech_model_with_a_decoder_knows_its_padding(options: dict[str, Any]) -> None:
+    """Its mask counts frames of the input, its encoder's layers see fewer."""
+    torch.manual_seed(0)
+    sizes = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
+    sizes |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 48)
+    config = Speech2TextConfig(
+        vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, input_feat_per_channel=8, conv_channels=32,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, **sizes,
+    )  # fmt: skip
+    base = Speech2TextForConditionalGeneration(config).eval()
+    sound = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, 40, dtype=torch.long)
+    mask[1, 24:] = 0
+    x = {"attention_mask": mask, "decoder_input_ids": torch.tensor([[1, 5, 9, 7], [1, 8, 3, 6]])}
+    frozen = base(sound, **x).logits
+    model = small.apply_random(base, **options)
+    out = model(sound, **x).logits
+    assert not torch.allclose(out, frozen, atol=1e-3)
+    other = sound.clone()
+    other[1, 32:] = 5.0  # beyond what the convolutions bring into the last real frame
+    torch.testing.assert_close(model(other, **x).logits, out, atol=1e-5, rtol=1e-4)
+    out.sum().backward()
+
+
+def test_queries_before_the_text_count() -> None:
+    """A Q-Former's mask covers its queries and its text; its layers that see the queries alone do not know which."""
+    torch.manual_seed(0)
+    config = InstructBlipQFormerConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        encoder_hidden_size=32, max_position_embeddings=32,
+    )  # fmt: skip
+    base = InstructBlipQFormerModel(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    x = {
+        "input_ids": torch.randint(3, 60, (2, 5), generator=generator),
+        "query_embeds": torch.randn(2, 4, 32, generator=generator),
+        "attention_mask": torch.ones(2, 9, dtype=torch.long),
+        "encoder_hidden_states": torch.randn(2, 6, 32, generator=generator),
+    }
+    frozen = base(**x).last_hidden_state
+    model = small.apply_random(base)
+    out = model(**x).last_hidden_state
+    assert not torch.allclose(out, frozen, atol=1e-3)
+    alone = model(**{key: value[1:] for key, value in x.items()}).last_hidden_state
+    torch.testing.assert_close(out[1:], alone, atol=1e-5, rtol=1e-4)
+    padded = {**x, "attention_mask": x["attention_mask"].index_fill(1, torch.tensor([7, 8]), 0)}
+    with pytest.raises(
+        ValueError, match=r"crossattention.*tokens \(2, 4\), .* are \(2, 9\), with padding; .*exclude_m"
+    ):
+        model(**padded)
+    model = small.apply_random(InstructBlipQFormerModel(config).eval(), n_gram=3, exclude_modules=r".*crossattention.*")
+    other = {**padded, "input_ids": x["input_ids"].index_fill(1, torch.tensor([3, 4]), 9)}
+    out = model(**padded).last_hidden_state[:, :7]
+    torch.testing.assert_close(model(**other).last_hidden_state[:, :7], out)
+
+
 @types
 def test_no_tokens_give_no_output_and_no_gradient(options: dict[str, Any]) -> None:
     if options.get("peft") == "prompt_tuning":
@@ -338,10 +404,26 @@ def test_a_model_stays_in_its_mode(options: dict[str, Any], training: bool) -> N
         assert torch.equal(model(**x).logits, model(**x).logits)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("peft", ["lora", "dora", "any", "lora_fa"])
+def test_a_type_alone_stays_in_the_model_s_mode(peft: str, training: bool) -> None:
+    """The library's own layers begin in training mode, dropout included."""
+    options: dict[str, Any] = {} if peft == "any" else {"dropout": 0.5}
+    if peft == "any":
+        options["base_options"] = {"lora_dropout": 0.5}
+    base = llama().train(training)
+    base.model.layers[0].train()
+    model, _ = lime.apply(base, peft=peft, enabled=False, modules_to_save=["lm_head"], **options)
+    first = "base_model.model.model.layers.0"
+    modes = {name.startswith(first): module.training for name, module in model.named_modules()}
+    assert modes == {True: True, False: training}
+    assert {m.training for name, m in model.named_modules() if not name.startswith(first)} == {training}
+
+
 @types
 def test_names_of_adapters_for_each_row_are_refused(options: dict[str, Any]) -> None:
     model, x = adapted(**options), inputs()
-    for call in (model, model.generate):
+    for call in (model, model.generate, model.base_model.model):
         with pytest.raises(NotImplementedError, match=r"adapter_names: .*set_adapter"):
             call(**x, adapter_names=["default", "__base__"])
     model(**x, adapter_names=None)
