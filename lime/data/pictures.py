@@ -27,8 +27,8 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 def load_image(path: str | Path, row_id: str | None = None, bounds: Bounds = BOUNDS) -> Image.Image:
     """An RGB picture of 8 bits, turned as its EXIF orientation says.
 
-    Deeper pictures are scaled by their type's range: 16 bits by 256; 32-bit integers that all fit in 16 bits as 16
-    bits, else by 2^24 (signed: 2^23); floats from 0 to 1 by 255. Raises MediaError, also for values that are negative
+    Deeper pictures are scaled by their type's range: 16 bits by 256; 32-bit integers that all fit in 8 or 16 bits as
+    those, else by 2^24 (signed: 2^23); floats from 0 to 1 by 255. Raises MediaError, also for values that are negative
     or floats outside 0 to 1, and for a picture of more than `bounds.pixels`.
     """
     with _opened(path, row_id, bounds) as image:
@@ -57,7 +57,8 @@ def _opened(path: str | Path, row_id: str | None, bounds: Bounds) -> Iterator[Im
     if Image.MAX_IMAGE_PIXELS is not None and bounds.pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = bounds.pixels  # Pillow's own bound; ours counts
     try:
-        with Image.open(path) as image:
+        # Given a name, Pillow maps a TIFF of one channel as if its lines were those of the turned picture.
+        with Path(path).open("rb") as stream, Image.open(stream) as image:
             if image.format == "EPS":  # Pillow would have Ghostscript run it
                 raise MediaError(path, "not a readable picture (EPS is a program; convert it)", row_id, "wrong_type")
             bounds.check_pixels(path, *image.size, row_id)
@@ -102,8 +103,8 @@ def _eight_bits(image: Image.Image, path: str | Path, row_id: str | None) -> Ima
         values_HW &= 0xFFFFFFFF  # Pillow keeps them as signed ones
     if values_HW.min(initial=0) < 0:
         raise MediaError(path, "a picture of signed integers with values below 0; convert it to 8 or 16 bits", row_id)
-    if bits == 32 and values_HW.max(initial=0) < 2**16:
-        bits, signed = 16, False
+    if bits == 32 and (high := values_HW.max(initial=0)) < 2**16:
+        bits, signed = 16 if high >= 2**8 else 8, False
     scaled_HW = values_HW >> (bits - 8 - int(signed))
     if image.mode.startswith("I;") and tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow turns only 8 bits
         scaled_HW = 255 - scaled_HW

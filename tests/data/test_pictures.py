@@ -19,6 +19,7 @@ DEEP = {
     "u16.tif": lambda: Image.fromarray((RAMP * 257).astype(np.uint16)),
     "i32.tif": lambda: Image.fromarray((RAMP * (2**31 // 256)).astype(np.int32)),
     "i32_of_16.tif": lambda: Image.fromarray((RAMP * 257).astype(np.int32)),
+    "i32_of_8.tif": lambda: Image.fromarray(RAMP.astype(np.int32)),
     "f32.tif": lambda: Image.fromarray((RAMP / 255).astype(np.float32)),
     "u8.png": lambda: Image.fromarray(RAMP.astype(np.uint8)),
 }
@@ -89,6 +90,24 @@ def test_the_size_told_is_that_of_the_picture(tmp_path, suffix, orientation):
     assert picture.size == ((40, 60) if orientation in (5, 6, 7, 8) else (60, 40))
     corner = {2: (0, -1), 3: (-1, -1), 4: (-1, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}.get(orientation, (0, 0))
     assert np.asarray(picture)[corner].min() > 200, "turned as the orientation says"
+
+
+@pytest.mark.parametrize("kind", ["u1", "<u2", ">u2", "<i4", "<f4"])
+def test_a_turned_tiff_of_one_channel_is_turned(tmp_path, kind):
+    values = np.arange(72).reshape(6, 12) / 72
+    scaled = values if kind == "<f4" else (values * (255 if kind == "u1" else 65535)).round()
+    modes = {"u1": "L", "<u2": "I;16", ">u2": "I;16B", "<i4": "I", "<f4": "F"}
+    source = Image.frombytes(modes[kind], (12, 6), scaled.astype(kind).tobytes())
+    for orientation in range(1, 9):
+        path, exif = tmp_path / f"{orientation}.tif", Image.Exif()
+        exif[0x0112] = orientation
+        source.save(path, exif=exif)
+        picture = load_image(path)
+        assert image_size(path) == (picture.height, picture.width)
+        seen = values.T if orientation in (5, 6, 7, 8) else values
+        seen = seen[:, ::-1] if orientation in (2, 3, 6, 7) else seen
+        seen = seen[::-1] if orientation in (3, 4, 7, 8) else seen
+        assert np.abs(np.asarray(picture)[..., 0] / 255 - seen).max() < 0.01
 
 
 def test_the_size_told_is_that_of_the_picture_for_every_format(tmp_path):
