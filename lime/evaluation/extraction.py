@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 
 from lime.evaluation.numerals import numbers
-from lime.evaluation.text import PUNCTUATION, clean, inner, key, number_of, parse_number
+from lime.evaluation.text import PUNCTUATION, clean, inner, key, number_of
 
 ANSWER_TYPES = ("letter", "yes_no", "number", "label", "text")
 
@@ -55,6 +55,7 @@ _LETTER = re.compile(r"(?<![\w'.])(?P<open>[(\[]\s*)?(?P<letter>[A-Za-z])(?P<clo
 _OPTION_WORD = re.compile(r"\b(?:option|choice|letter|answer)s?\s*[:(\[]?\s*$", re.IGNORECASE)
 _FUNCTION_WORD = re.compile(r"^\s+(?:is|was|because|since|and|or|as|seems|but|would)\b")
 _PREFIX = re.compile(r"^\s*[(\[]?\s*([A-Za-z])\s*(?:[)\]][.:]?|[.:])\s*(?=\S)")
+_BETWEEN_WORDS = re.compile(r"(?<![\d\s_\-])[\s_\-]+|[\s_\-]+(?![\d\s_\-])")  # not between two digits
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _YES_NO = re.compile(r"(?<![\w'])(yes|no|true|false)(?![\w'])", re.IGNORECASE)
 _YES_NO_LEAD = re.compile(
@@ -118,7 +119,8 @@ def _rules(answer_type: str, answers: list[str] | None) -> Callable[[str], list[
         by_letter = {_bare_letter(answer): answer for answer in reversed(answers)}
         if None not in by_letter:
             return lambda text: _letters(text, {str(letter): answer for letter, answer in by_letter.items()})
-        if all(parse_number(answer) is not None for answer in answers):
+        values = {number and number[0] for number in map(number_of, answers)}
+        if None not in values and len(values) == len(answers):
             return lambda text: _numbers(text, answers)
         by_truth = {_OPPOSITE.get(answer.strip().lower()): answer for answer in reversed(answers)}
         if set(by_truth) == {"yes", "no"}:
@@ -207,8 +209,11 @@ def _letters(text: str, answers: dict[str, str]) -> list[Candidate]:
 
 
 def _label_pattern(label: str) -> str:
-    words = [word for part in re.split(r"[\s_\-]+", label.strip()) for word in _CAMEL.split(part) if word]
-    body = r"[\s_\-]*".join(re.escape(word) for word in words) or re.escape(label.strip())
+    label = label.strip()
+    inside = label.strip("-") or label
+    before, _, after = label.partition(inside)  # a minus at its ends is a sign: `-5 °C`, `A-`
+    words = [word for part in _BETWEEN_WORDS.split(inside) for word in _CAMEL.split(part) if word]
+    body = re.escape(before) + (r"[\s_\-]*".join(map(re.escape, words)) or re.escape(inside)) + re.escape(after)
     left = r"(?<![-\d.,])" if body[:1].isdigit() else ""
     right = r"(?![.,]?\d)" if body[-1:].isdigit() else ""
     return rf"{left}(?<![^\W_]){body}(?![^\W_]){right}"

@@ -4,8 +4,8 @@ Written as digits: `1,234.5` and `1.234,5` are one number, and so are groups of 
 `5 million` and `2 dozen` are multiplied, `3 and a half` is 3.5. Written as words: one hundred and five, twenty-five,
 minus three, three point five, a dozen.
 
-Digits joined by other signs, `3/4`, `1:20`, `(3,4)`, `10^2`, `2.1.3`, and words such as one third and twenty-first are
-expressions: they are not the number that they begin with, and are equal to themselves alone.
+Digits joined by other signs, `3/4`, `1:20`, `(3,4)`, `10^2`, `2.1.3`, `5k`, `0x1F`, and words such as one third and
+twenty-first are expressions: they are not the number that they begin with, and are equal to themselves alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _TEENS = dict(
 _TENS = dict(
     zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True),
 )
+_TENS["fourty"] = 40  # often written so
 _UNITS = {**_ONES, **_TEENS, **_TENS}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MULTIPLES = {"dozen": 12, "hundred": 100, **_SCALES}
@@ -37,10 +38,11 @@ _ORDINALS = (
 _PARTS = f"(?:half|halves|quarters?|(?:(?!first|second)(?:{_ORDINALS}))s?)"
 _SIMPLE = "|".join(_UNITS)
 _MULTIPLE = "|".join(_MULTIPLES)
+_POINT = rf"point(?:[\s-]+(?:{'|'.join(_ONES)})(?!\w))+"
 _WORDS = (
-    rf"(?:(?:an?[\s-]+)?(?:{_MULTIPLE})|{_SIMPLE})"
-    rf"(?:(?:[\s-]+and)?[\s-]+(?:{_SIMPLE}|{_MULTIPLE})(?!\w))*"
-    rf"(?:\s+point(?:[\s-]+(?:{'|'.join(_ONES)})(?!\w))+)?"
+    rf"(?:(?:(?:an?[\s-]+)?(?:{_MULTIPLE})|{_SIMPLE})"
+    rf"(?:(?:[\s-]+and)?[\s-]+(?:{_SIMPLE}|(?:{_MULTIPLE})s?)(?!\w))*"
+    rf"(?:\s+{_POINT})?|(?:(?<!\w\s)|(?<=\bis\s)|(?<=minus\s)|(?<=negative\s)){_POINT})"
 )
 _SIGN = r"[-+]?|(?:minus|negative)\s+"
 _HALF = r"(?P<half>\s+and\s+a\s+half)?"
@@ -53,8 +55,8 @@ _DIGITS = r"(?:\d+(?:[.,]\d+)*|\.\d+)"
 _DIGIT_NUMBER = re.compile(
     rf"(?<![\w.])(?<!\d[,:/^])(?P<sign>{_SIGN})\s?[$€£¥₹]?"
     rf"(?P<digits>{_DIGITS})(?P<exponent>[eE][-+]?\d+(?!\w))?"
-    rf"(?P<joined>(?:(?::|[ ]?[/^*×][ ]?)[-+]?{_DIGITS})+)?"
-    rf"(?P<scales>(?:\s+(?:{_MULTIPLE})(?!\w))*){_HALF}",
+    rf"(?P<joined>(?:(?::|[ ]?[/^*×][ ]?)[-+]?{_DIGITS})+|_\d\w*|(?<=0)x[0-9a-f]+|(?-i:k|K|M|bn|mn|B)(?!\w))?"
+    rf"(?P<scales>(?:\s+(?:{_MULTIPLE})s?(?!\w))*){_HALF}",
     re.IGNORECASE,
 )
 _ENGLISH = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
@@ -109,7 +111,7 @@ def _in_digits(text: str) -> Iterator[Number]:
         value = Decimal(literal)
         if match["scales"] or match["half"]:
             for word in match["scales"].lower().split():
-                value *= _MULTIPLES[word]
+                value *= _MULTIPLES[word.removesuffix("s")]
             if match["half"]:
                 value += Decimal("0.5").copy_sign(value)
             literal = plain_literal(value)
@@ -135,14 +137,15 @@ def _in_words(text: str) -> Iterator[Number]:
 
 def _values(words: str) -> list[Decimal]:
     """The numbers that a run of number words says: one, where the words build on each other."""
-    whole, _, fraction = words.partition(" point")
+    whole, _, fraction = f" {words}".partition(" point")
     found: list[int] = []
     total, group, last, limit = 0, 0, "", 0  # closed by a scale; open below it; kind of the word before; that scale
-    for word in re.split(r"[\s-]+", whole):
+    for word in re.findall(r"[^\s-]+", whole):
         if word in ("and", "a", "an"):
             continue
+        word = word.removesuffix("s") if word.removesuffix("s") in _MULTIPLES else word
         kind = _kind(word)
-        if last and not _builds(last, kind, word, limit):
+        if last and (not _builds(last, kind, word, limit) or (kind == "multiple" and group >= 100)):
             found.append(total + group)
             total, group, last, limit = 0, 0, "", 0
         if kind == "scale":

@@ -42,7 +42,8 @@ _UNIT_WORD = re.compile(r"(?<=[\w.])\s+(percent|dollars?|euros?)(?=[\s.)\]\"']*$
 _SIGN_OF = {"perc": "%", "doll": "$", "euro": "€"}
 _KEPT = frozenset("#%&*/@\\‰‱′″‴§¶†‡")  # punctuation by its Unicode category that says something
 PUNCTUATION = " \t\n\r\"'.,;:!?"
-_FEET = re.compile(r"(?<=\d)(''|\"|')(?!\w)")
+_FEET = re.compile(r"(?:(?<=\d)|(?<=\b[^\W\d_]))(''|\"|')(?!\w)")
+_HALF_OPEN = re.compile(r"\([^()\[\]]+,[^()\[\]]+\]|\[[^()\[\]]+,[^()\[\]]+\)")
 
 
 def clean(raw: str) -> str:
@@ -154,6 +155,8 @@ def key(text: str) -> str:
     cleaned = clean(text)
     plain = _GROUPED.sub(lambda match: digits_value(match.group()) or match.group(), _fold_case(cleaned))
     kept = "".join(_kept_pieces(_ARTICLE.sub("", inner(plain))))
+    if _HALF_OPEN.fullmatch(interval := inner(plain, PUNCTUATION)):
+        kept = interval[0] + kept + interval[-1]
     return kept or cleaned or text.strip()
 
 
@@ -205,4 +208,10 @@ def _between(before: str, run: str, after: str) -> str:
         return run[-1] if run[-1] in "-." else ""
     if not after and run[:1] == "-" and before[-1:].isalnum():
         return "-"
+    if run[-1:] == "-" and after[:1].isalpha() and (_is_sign(before) if before else not after[1:2].isalpha()):
+        return "-"  # e^-x, -x
     return ""
+
+
+def _is_sign(before: str) -> bool:
+    return unicodedata.category(before[-1])[0] in "SP"

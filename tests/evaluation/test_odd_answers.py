@@ -106,6 +106,48 @@ def test_a_number_is_all_of_what_is_written(raw: str, truth: str) -> None:
     assert not judge(raw, truth, "text")
 
 
+@pytest.mark.parametrize(
+    ("raw", "truth"),
+    [
+        ("point five", "5"), ("5k", "5"), ("5M", "5"), ("5bn", "5"), ("0x1F", "0"), ("1_000", "1"), ("3 millions", "3"),
+        ("two dozens", "2"), ("fourty two", "2"), ("one hundred one hundred", "10100"), ("two and a half million", "2"),
+    ],
+)  # fmt: skip
+def test_a_number_is_not_read_from_a_part_of_another(raw: str, truth: str) -> None:
+    assert not judge(raw, truth, "number")
+
+
+@pytest.mark.parametrize(
+    ("raw", "truth"),
+    [
+        ("point five", "0.5"), ("3 millions", "3000000"), ("two dozens", "24"), ("fourty two", "42"),
+        ("five thousands", "5000"), ("The answer is point five.", "0.5"), ("minus point two five", "-0.25"), ("5 kg", "5"), ("5 km", "5"), ("5 M", "5"),
+    ],
+)  # fmt: skip
+def test_number_words_in_other_forms(raw: str, truth: str) -> None:
+    assert judge(raw, truth, "number")
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [["A+", "A-", "A", "B"], ["Na+", "Na", "Cl-", "Cl"], ["-5 °C", "5 °C"], ["1-2", "2-1", "12"], ["$5", "€5", "5"]],
+)
+@pytest.mark.parametrize("form", ["The answer is {}.", "Answer: {}", "It is {} because I say so.", "**{}**"])
+def test_labels_that_differ_in_a_sign(allowed: list[str], form: str) -> None:
+    for answer in allowed:
+        assert extract(form.format(answer), "label", allowed) == answer
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("e^-x", "e^x"), ("-x", "x"), ("x = -y", "x = y"), ("[0, 1)", "(0, 1]"), ("[0, 1)", "[0, 1]"), ("f'(x)", "f(x)"),
+     ("f''(x)", "f'(x)"), ("x'", "x")],
+)  # fmt: skip
+def test_signs_of_formulas_count(one: str, other: str) -> None:
+    for first, second in ((one, other), (other, one), (one, one)):
+        assert judge(first, second, "text") == (first == second)
+
+
 def test_a_label_is_no_part_of_a_word_with_marks() -> None:
     assert extract("वह की है", "label", ["क", "ख"]) is None
     assert extract("वह क है", "label", ["क", "ख"]) == "क"
