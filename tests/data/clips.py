@@ -128,6 +128,7 @@ WHOLE: dict[str, Writer] = {
     "late.mkv": lambda p: encode(p, _square(), shift=80),
     "skipped.avi": lambda p: encode(p, _square(12), "mpeg4", times=_WITH_GAPS),
     "cover.mkv": lambda p: encode(p, _square(), cover=True),
+    "cover.mp4": lambda p: encode(p, _square(), cover=True),
     "turned90.mp4": lambda p: encode(p, _square()[:, :48], turn=-90),
     "turned180.mp4": lambda p: encode(p, _square()[:, :48], turn=180),
     "turned270.mkv": lambda p: encode(p, _square()[:, :48], turn=90),
