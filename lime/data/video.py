@@ -26,6 +26,7 @@ CONTAINERS = (
     "h264,hevc,vvc,m4v,mjpeg,vc1,vc1test,dirac,cavsvideo,avs2,avs3,yuv4mpegpipe,smk,bink,roq,flic,nuv,nsv,amv,dhav,ea,"
     "swf,4xm,mtv,lmlm4,ismv,avif,av1"
 )
+_PICTURES = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")  # codecs of covers; of whole clips, where alone
 _FILES_ONLY = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 _FEW = 64  # frames that one thread decodes as fast as several
 _FASTEST = 240.0  # frames a second; more are counted as if they were so many
@@ -118,12 +119,15 @@ def opened(path: Path, row_id: str | None) -> Iterator[Any]:
 
 
 def video_stream(container: Any, path: Path, row_id: str | None) -> Any:
-    """The film in a container: FFmpeg's choice, but for cover pictures. Raises MediaError where there is none."""
+    """The film in a container: FFmpeg's choice, but for cover pictures, and for pictures beside a film that are not
+    marked as such. Raises MediaError where there is none."""
     cover = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     films = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not films:
         what = "no video stream but a cover picture" if container.streams.video else "no video stream"
         raise MediaError(path, f"holds {what}", row_id, "wrong_type")
+    moving = [stream for stream in films if stream.codec_context and stream.codec_context.name not in _PICTURES]
+    films = moving or films
     best = container.streams.best("video")
     stream = best if best in films else films[0]
     if stream.codec_context is None:
