@@ -23,6 +23,7 @@ from lime.ownership import check_replaceable, mark
 
 PART = re.compile(r"\.lime-part\.(\d+)\.[0-9a-f]{32}")
 OLD = re.compile(r"\.lime-old\.(\d+)\.[0-9a-f]{32}\.(.+)", re.DOTALL)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors' error is of no errno, and names no file
 _STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
 
 
@@ -98,12 +99,13 @@ def replacing_folder(path: Path, kind: str | None, *, overwrite: bool = False) -
     with _errors_name(path, temporary):
         temporary.mkdir(parents=True)
     try:
-        yield temporary
-        if kind is not None:
-            mark(temporary, kind, files=True)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        with _errors_name(path, temporary):
+            yield temporary
+            if kind is not None:
+                mark(temporary, kind, files=True)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
         check_replaceable(path, kind, overwrite=overwrite)  # again: the block may have taken long
         if path.exists():
             path.rename(old)
@@ -171,10 +173,16 @@ def _alive(process: int) -> bool:
 
 @contextmanager
 def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
-    """A full disk and the like name the file that was to be written, not the temporary one."""
+    """A full disk and the like name the file that was to be written, not the temporary one (or one in it)."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary)):
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else temporary
+        if error.errno is None or not named.is_relative_to(temporary):
             raise
-        raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise type(error)(error.errno, error.strerror, str(path / named.relative_to(temporary))) from error
+    except Exception as error:
+        if (found := _OS_ERROR.search(str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error

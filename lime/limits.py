@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 try:
     import resource
 except ImportError:  # not on Windows
@@ -16,19 +18,23 @@ except ImportError:  # not on Windows
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some room, or take a folder on another disk (hydra.run.dir=FOLDER)",
     errno.EDQUOT: "your quota is used up: free some room, or take a folder elsewhere (hydra.run.dir=FOLDER)",
-    errno.EFBIG: "the file may not grow any larger: raise `ulimit -f`",
+    errno.EIO: "the disk failed to write or read it: look at the disk, or take a folder on another one",
     errno.EROFS: "the disk can only be read: take a folder that can be written",
     errno.EACCES: "you may not write or read there: change its permissions, or take another folder",
     errno.EPERM: "you may not write or read there: change its permissions, or take another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder: take another folder",
+    errno.ENOENT: "it is not there and cannot be made there: look at how the path is written, or take another",
     errno.EEXIST: "a file stands where a folder is wanted: take another name",
     errno.ENAMETOOLONG: "the name is too long for this disk: take a shorter one",
 }  # fmt: skip
 _MEMORY = re.compile(
     r"can't allocate memory|Cannot allocate memory|not enough memory|out of memory|failed to map segment|"
-    r"can't start new thread|Insufficient memory|bad_alloc", re.IGNORECASE
+    r"Insufficient memory|bad_alloc", re.IGNORECASE
 )  # fmt: skip
 _FILES = re.compile(r"Too many open files|received 0 items of ancdata", re.IGNORECASE)
+
+
+_THREADS = re.compile(r"can't start new thread|Thread creation failed|Resource temporarily unavailable", re.IGNORECASE)
 
 
 @contextmanager
@@ -49,11 +55,13 @@ def explained(error: BaseException) -> str | None:
         number = one.errno if isinstance(one, OSError) else None
         if number in (errno.EMFILE, errno.ENFILE) or _FILES.search(text):
             return f"{_first_line(text)}; {_files_advice()}"
+        if number == errno.EAGAIN or _THREADS.search(text):
+            return f"the machine gave no more threads or processes ({_first_line(text)}); {_threads_advice()}"
         if number == errno.ENOMEM or isinstance(one, MemoryError) or _MEMORY.search(text):
             return f"the machine gave no more memory ({_first_line(text) or type(one).__name__}); {_memory_advice()}"
-    if isinstance(error, OSError) and error.errno in _ADVICE:
+    if isinstance(error, OSError) and error.errno in (*_ADVICE, errno.EFBIG):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; {_ADVICE[error.errno]}"
+        return f"{where}{error.strerror}; {_ADVICE.get(error.errno) or _size_advice()}"
     if isinstance(error, OSError) and error.errno is not None and error.filename and Path(str(error.filename)).is_dir():
         return f"{error.filename}: {error.strerror}; expected a file"
     return str(error) if isinstance(error, (ValueError, OSError)) else None
@@ -98,6 +106,32 @@ def _limit(kind: str) -> int | None:
     return None if found == resource.RLIM_INFINITY else found
 
 
+def largest_file() -> int | None:
+    """Bytes that a file of this process may have at most, where that is limited."""
+    return _limit("RLIMIT_FSIZE")
+
+
+def lock_file(path: Path) -> FileLock:
+    """A lock on ``path``. Raises OSError where that cannot be made, which a lock would wait for without end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return FileLock(path)
+
+
+def _size_advice() -> str:
+    limit = largest_file()
+    said = f" (now {limit / 2**20:,.1f} MB, `ulimit -f {limit // 1024}`)" if limit is not None else ""
+    return f"this process may not write larger files{said}: raise that, `ulimit -f unlimited`"
+
+
+def _threads_advice() -> str:
+    if _limit("RLIMIT_AS") is not None:  # each takes address space
+        return _memory_advice()
+    limit = _limit("RLIMIT_NPROC")
+    said = f" (now {limit})" if limit is not None else ""
+    return f"raise the number of your processes, `ulimit -u`{said}, or lower data.num_workers or trainer.num_threads"
+
+
 def _memory_advice() -> str:
     limit = _limit("RLIMIT_AS")
     said = f"this process may take {limit / 2**20:,.0f} MB (`ulimit -v`): raise that, or " if limit is not None else ""
@@ -107,4 +141,5 @@ def _memory_advice() -> str:
 def _files_advice() -> str:
     limit = _limit("RLIMIT_NOFILE")
     said = f" (now {limit})" if limit is not None else ""
-    return f"raise the number of files that this process may open, `ulimit -n 4096`{said}, or lower data.num_workers"
+    more = max(4096, 2 * (limit or 0))
+    return f"raise the number of files that this process may open, `ulimit -n {more}`{said}, or lower data.num_workers"

@@ -32,6 +32,7 @@ from lime.config.searched import register_searched
 from lime.config.source import COMPOSE_ERRORS, absolute, said
 from lime.config.sweeps import Plan, make_plan
 from lime.experiments.folders import claim_run_folder
+from lime.experiments.submitted import as_task, ended_with_the_sweep
 from lime.limits import explained
 from lime.printing import plain, plain_logging
 from lime.slurm import first_task, requeue, under_slurm
@@ -198,7 +199,8 @@ def _run(line: Line, job: _Job, schema: type) -> None:
     options.config_dir, options.config_path, options.config_name = line.extra, None, None
     version.setbase("1.3")
     try:
-        _run_hydra(options, get_args_parser(), job, line.folder, line.name)
+        with ended_with_the_sweep():
+            _run_hydra(options, get_args_parser(), job, line.folder, line.name)
     except COMPOSE_ERRORS as error:
         if not line.informs and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise
@@ -244,7 +246,11 @@ class _Job:
         self.failures: list[str] = []
 
     def __call__(self, config: DictConfig) -> None:
-        plain_logging()  # launchers call it in processes of their own
+        with as_task():  # launchers call it in processes of their own
+            self._call(config)
+
+    def _call(self, config: DictConfig) -> None:
+        plain_logging()
         folder = None
         hydra_config = HydraConfig.get()
         here = Path.cwd()

@@ -18,6 +18,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lime.atomic import replacing
 from lime.config.identity import decisive
+from lime.limits import largest_file
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             except RuntimeError as error:  # torch does not say why: the disk is full, or the file may not grow
                 free = shutil.disk_usage(temporary.parent).free
                 number = errno.ENOSPC if free < ROOM else errno.EIO
+                if temporary.is_file() and temporary.stat().st_size == largest_file():
+                    number = errno.EFBIG
                 raise OSError(number, f"could not be written ({free / 2**20:,.0f} MB free)", str(path)) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.training.parts import data_root, metrics
 
 pytestmark = pytest.mark.slow
 
+KILLS: Counter[str] = Counter()
 ROWS = 6  # optimiser steps: 24 rows, batches of 4 in pairs, two epochs
 
 
@@ -59,6 +61,7 @@ def kill_when(folder: Path, moment: Callable[[Path], bool], *more: str) -> None:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
+    KILLS["tried"] += 1
 
 
 def steps(folder: Path) -> set[int]:
@@ -97,6 +100,13 @@ def check_whole(folder: Path) -> None:
             assert [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def counted() -> Iterator[None]:
+    KILLS.clear()
+    yield
+    print(f"{KILLS['tried']} kills tried, {KILLS['survived']} survived, with the same results in the end")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kill") / "whole"
@@ -121,6 +131,7 @@ def test_started_again_it_ends_the_same(name: str, whole: Path, tmp_path: Path) 
     check_whole(folder)
     finish(folder)
     same(folder, whole)
+    KILLS["survived"] += 1
 
 
 def test_with_another_number_of_workers(whole: Path, tmp_path: Path) -> None:
@@ -128,6 +139,7 @@ def test_with_another_number_of_workers(whole: Path, tmp_path: Path) -> None:
     kill_when(folder, MOMENTS["in the middle of the first epoch"])
     finish(folder, "data.num_workers=2")
     same(folder, whole)
+    KILLS["survived"] += 1
 
 
 def test_two_processes(tmp_path: Path) -> None:
@@ -137,6 +149,7 @@ def test_two_processes(tmp_path: Path) -> None:
     kill_when(tmp_path / "run", MOMENTS["in the middle of the first epoch"], *two)
     finish(tmp_path / "run", *two)
     same(tmp_path / "run", tmp_path / "whole")
+    KILLS["survived"] += 1
 
 
 def test_other_settings_in_the_same_folder_are_refused(whole: Path, tmp_path: Path) -> None:

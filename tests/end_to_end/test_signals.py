@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -204,9 +205,9 @@ def test_generation_leaves_nothing_behind(tmp_path: Path, whole_group: bool) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_verification_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
-    """To the whole group, once while the processes start and once while they decode."""
+@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGTERM, 0.0), (signal.SIGINT, 1.5), (signal.SIGHUP, 0.5)])
+def test_verification_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, seconds: float) -> None:
+    """To the whole group, while the processes start and while they decode."""
     rows = [tiny.row("image", f"media/{i}.png", f"what is {i}?", "red") for i in range(800)]
     root = tiny.write_root(tmp_path / "root", {"train": rows}, media=False)
     (root / "media").mkdir()
@@ -214,16 +215,44 @@ def test_verification_leaves_nothing_behind(tmp_path: Path, number: signal.Signa
     Image.fromarray(pixels).save(root / "media" / "0.png")
     for i in range(1, 800):
         (root / "media" / f"{i}.png").hardlink_to(root / "media" / "0.png")
-    for seconds in (0.0, 1.5):
-        running = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "data.py"), "verify", str(root), "--workers", "2"],
-            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
-        reach(running, root, lambda _, leader=running.pid: sum("spawn_main" in line for line in group(leader)) == 2)
-        time.sleep(seconds)
-        os.killpg(running.pid, number)
-        said = running.communicate(timeout=60)[0]
+    running = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "data.py"), "verify", str(root), "--workers", "2"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    reach(running, root, lambda _: sum("spawn_main" in line for line in group(running.pid)) == 2)
+    time.sleep(seconds)
+    os.killpg(running.pid, number)
+    said = running.communicate(timeout=60)[0]
+    assert running.returncode == 128 + number, said
+    assert said.strip().splitlines()[-1].startswith(f"stopped by {number.name}"), said
+    assert "Traceback" not in said
+    assert gone(running.pid), group(running.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_runs_of_a_parallel_sweep_stop_with_it(tmp_path: Path, number: signal.Signals, whole_group: bool) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    overrides = [text for text in arguments(tmp_path / "x")[2:] if not text.startswith("hydra.run.dir")]
+    overrides += ["launcher=parallel", "seed=1,2", "trainer.max_epochs=100000", "trainer.preflight=false"]
+    running = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *overrides],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    sweep = tmp_path / "multirun" / "main"
+    try:
+        reach(running, sweep, lambda folder: len(list(folder.glob("*/metrics.csv"))) == 2)
+        (os.killpg if whole_group else os.kill)(running.pid, number)
+        said = running.communicate(timeout=120)[0]
         assert running.returncode == 128 + number, said
-        assert said.strip().splitlines()[-1].startswith(f"stopped by {number.name}"), said
-        assert "Traceback" not in said
         assert gone(running.pid), group(running.pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert f"stopped by {number.name}" in said
+    assert "2 interrupted" in said
+    assert "Traceback" not in said
+    for path in sweep.glob("*/status.json"):
+        status = json.loads(path.read_text())
+        assert (status["status"], status["error"]["type"]) == ("interrupted", number.name)
+        assert steps(path.parent)

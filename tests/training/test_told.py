@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lime.atomic import replacing, replacing_folder
+from lime.data.mini import ensure
 from lime.limits import explained
 
 BAR = """
@@ -70,6 +72,11 @@ def test_log_lines_stand_above_the_bar() -> None:
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a/b"), ["/a/b", "a file, not a folder"]),
         (OSError(errno.EMFILE, "Too many open files", "/a/b"), ["ulimit -n", "data.num_workers"]),
         (RuntimeError("unable to open shared memory: Too many open files (24)"), ["ulimit -n"]),
+        (OSError(errno.EFBIG, "File too large", "/a/b"), ["/a/b", "ulimit -f unlimited"]),
+        (OSError(errno.EIO, "Input/output error", "/a/b"), ["/a/b", "look at the disk"]),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a/b"), ["/a/b", "how the path is written"]),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), ["ulimit -u", "data.num_workers"]),
+        (RuntimeError("can't start new thread"), ["ulimit -u", "data.num_workers"]),
         (MemoryError(), ["memory", "trainer.batch_size"]),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), ["memory"]),
         (ImportError("libtorch.so: failed to map segment from shared object"), ["memory", "trainer.batch_size"]),
@@ -82,6 +89,34 @@ def test_what_the_machine_refuses_is_told_in_a_sentence(error: Exception, parts:
     assert "\n" not in said
     for part in parts:
         assert part in said
+
+
+def test_the_limit_of_a_file_s_size_is_told_with_its_number() -> None:
+    code = (
+        "import errno, resource as r; from lime.limits import explained; "
+        "r.setrlimit(r.RLIMIT_FSIZE, (3 * 2**20, r.RLIM_INFINITY)); "
+        "print(explained(OSError(errno.EFBIG, 'File too large', '/a/b')))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "/a/b: File too large; this process may not write larger files (now 3.0 MB, `ulimit -f 3072`)" in said
+
+
+def test_an_error_of_a_library_that_names_no_file_is_told_with_the_one_that_was_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as one, replacing(tmp_path / "a.safetensors"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert (one.value.errno, one.value.filename) == (errno.ENOSPC, str(tmp_path / "a.safetensors"))
+    with pytest.raises(OSError, match="too large") as one, replacing_folder(tmp_path / "adapter", "adapter") as folder:
+        raise OSError(errno.EFBIG, "File too large", str(folder / "x"))
+    assert one.value.filename == str(tmp_path / "adapter" / "x")
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "/proc/none/nope", "FILE/nope", "FILE/in/nope"])
+def test_generation_into_a_place_that_cannot_be_written_names_the_key(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    root = place.replace("FILE", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"data\.root: .* cannot be written to .*data\.root=FOLDER") as one:
+        ensure(root, train_per_task=1, test_per_task=1, workers=1)
+    assert root in str(one.value)
 
 
 def test_faults_of_the_program_keep_their_traceback() -> None:

@@ -14,6 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from lime.data.mini.media import write_image, write_video
 from lime.data.mini.tasks import MINI_TASKS
 from lime.data.mini.tasks_video import FPS
 from lime.data.rows import COLUMNS, Rows
+from lime.limits import lock_file
 from lime.ownership import MARKER, kind_of, mark
 
 log = logging.getLogger(__name__)
@@ -89,12 +91,12 @@ def generate(
     task and part the answers are balanced: their counts differ by at most one.
 
     Raises:
-        ValueError: a size below 1, or more rows than a text task has distinct items.
+        ValueError: a size below 1, more rows than a text task has distinct items, or `root` cannot be written.
         FileExistsError: `root` holds something that was not generated here.
     """
     settings = Settings(seed, train_per_task, test_per_task)
     root = Path(os.path.realpath(root))  # through a link: what it leads to is replaced, not the link
-    with _locked(root):
+    with _told(root), _locked(root):
         _generate(root, settings, workers)
 
 
@@ -107,18 +109,38 @@ def ensure(
     """
     settings = Settings(seed, train_per_task, test_per_task)
     root = Path(root)
-    if _complete(root, settings):  # also where nothing can be written beside it
-        return root
-    place = Path(os.path.realpath(root))
-    with _locked(place):
-        if not _complete(place, settings):
-            _generate(place, settings, workers)
+    with _told(root):
+        if _complete(root, settings):  # also where nothing can be written beside it
+            return root
+        place = Path(os.path.realpath(root))
+        with _locked(place):
+            if not _complete(place, settings):
+                _generate(place, settings, workers)
     return root
 
 
+@contextmanager
+def _told(root: Path) -> Iterator[None]:
+    """What the machine refuses while `root` is written is told with the key that names it."""
+    try:
+        yield
+    except FileExistsError as error:
+        if error.errno is None:  # ours
+            raise
+        raise ValueError(_refusal(root, error)) from error
+    except OSError as error:
+        raise ValueError(_refusal(root, error)) from error
+
+
+def _refusal(root: Path, error: OSError) -> str:
+    return (
+        f"data.root: the embedded benchmark cannot be written to {root} ({error.filename or root}: "
+        f"{error.strerror or error}); take a folder that can be written and has room: data.root=FOLDER"
+    )
+
+
 def _locked(root: Path) -> FileLock:
-    root.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(str(_beside(root, "lock")))
+    return lock_file(_beside(root, "lock"))
 
 
 def _beside(root: Path, suffix: str) -> Path:

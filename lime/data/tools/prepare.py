@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
-
 from lime.atomic import move, remove, write_text
 from lime.data.files import MediaError, media_file
 from lime.data.fingerprint import CHECKSUMS, write_checksums
@@ -21,6 +19,7 @@ from lime.data.layout import find_splits
 from lime.data.rows import MANIFEST, MMTDataset, read_manifest
 from lime.data.tools.archives import ArchiveError, extract, is_archive, list_members
 from lime.data.tools.output import dump
+from lime.limits import lock_file
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def prepare(root: str | Path) -> Prepared:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; expected the one that `scripts/data.py download` filled")
-    with FileLock(str(root / ".lime-prepare.lock")):
+    with lock_file(root / ".lime-prepare.lock"):
         remove(root / _STAGING)  # of a run that was killed
         unpacked = []
         if not _has_rows(root):  # then they are in an archive
