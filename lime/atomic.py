@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lime.ownership import check_replaceable, mark
 
 PART = re.compile(r"\.lime-part\.(\d+)\.[0-9a-f]{32}")
@@ -146,6 +148,13 @@ def remove(path: Path) -> None:
 def move(source: Path, target: Path) -> None:
     """Move a file that was written under another name on the same disk, in place of ``target``."""
     source.replace(target)
+
+
+def lock_file(path: Path) -> FileLock:
+    """A lock on ``path``. Raises OSError where that cannot be made, which a lock would wait for without end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return FileLock(path)
 
 
 def temporary_beside(path: Path) -> Path:

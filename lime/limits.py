@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 try:
     import resource
 except ImportError:  # not on Windows
@@ -109,13 +107,6 @@ def _limit(kind: str) -> int | None:
 def largest_file() -> int | None:
     """Bytes that a file of this process may have at most, where that is limited."""
     return _limit("RLIMIT_FSIZE")
-
-
-def lock_file(path: Path) -> FileLock:
-    """A lock on ``path``. Raises OSError where that cannot be made, which a lock would wait for without end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return FileLock(path)
 
 
 def _size_advice() -> str:

@@ -220,7 +220,7 @@ def test_a_failed_exchange_brings_the_old_data_back(tmp_path: Path, monkeypatch:
     (target / "manifest.json").write_text(json.dumps({"name": "mmt47_mini", "format": 0}))
     # Nothing was built, so there is nothing to put in its place.
     monkeypatch.setattr(builder, "_build", lambda root, settings, workers: None)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match="cannot be written to"):
         generate(target, train_per_task=1, test_per_task=1)
     assert json.loads((target / "manifest.json").read_text())["format"] == 0
 

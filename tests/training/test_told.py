@@ -114,7 +114,7 @@ def test_an_error_of_a_library_that_names_no_file_is_told_with_the_one_that_was_
 def test_generation_into_a_place_that_cannot_be_written_names_the_key(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
     root = place.replace("FILE", str(tmp_path / "file"))
-    with pytest.raises(ValueError, match=r"data\.root: .* cannot be written to .*data\.root=FOLDER") as one:
+    with pytest.raises(OSError, match=r"data\.root: .* cannot be written to .*data\.root=FOLDER") as one:
         ensure(root, train_per_task=1, test_per_task=1, workers=1)
     assert root in str(one.value)
 

@@ -30,7 +30,7 @@ def main() -> None:
             test_per_task=options.test_per_task,
             workers=options.workers,
         )
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 

@@ -24,13 +24,12 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from lime import interrupts
-from lime.atomic import remove, write_json
+from lime.atomic import lock_file, remove, write_json
 from lime.data.mini.items import MiniTask, Part
 from lime.data.mini.media import write_image, write_video
 from lime.data.mini.tasks import MINI_TASKS
 from lime.data.mini.tasks_video import FPS
 from lime.data.rows import COLUMNS, Rows
-from lime.limits import lock_file
 from lime.ownership import MARKER, kind_of, mark
 
 log = logging.getLogger(__name__)
@@ -91,8 +90,8 @@ def generate(
     task and part the answers are balanced: their counts differ by at most one.
 
     Raises:
-        ValueError: a size below 1, more rows than a text task has distinct items, or `root` cannot be written.
-        FileExistsError: `root` holds something that was not generated here.
+        ValueError: a size below 1, or more rows than a text task has distinct items.
+        OSError: `root` cannot be written, or holds something that was not generated here (FileExistsError).
     """
     settings = Settings(seed, train_per_task, test_per_task)
     root = Path(os.path.realpath(root))  # through a link: what it leads to is replaced, not the link
@@ -127,9 +126,9 @@ def _told(root: Path) -> Iterator[None]:
     except FileExistsError as error:
         if error.errno is None:  # ours
             raise
-        raise ValueError(_refusal(root, error)) from error
+        raise OSError(_refusal(root, error)) from error
     except OSError as error:
-        raise ValueError(_refusal(root, error)) from error
+        raise OSError(_refusal(root, error)) from error
 
 
 def _refusal(root: Path, error: OSError) -> str:
