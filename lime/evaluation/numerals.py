@@ -4,8 +4,8 @@ Written as digits: `1,234.5` and `1.234,5` are one number, and so are groups of 
 `5 million` and `2 dozen` are multiplied, `3 and a half` is 3.5. Written as words: one hundred and five, twenty-five,
 minus three, three point five, a dozen.
 
-Digits joined by other signs, `3/4`, `1:20`, `(3,4)`, `10^2`, `2.1.3`, `5k`, `0x1F`, and words such as one third and
-twenty-first are expressions: they are not the number that they begin with, and are equal to themselves alone.
+Digits joined by other signs, `3/4`, `1:20`, `(3,4)`, `10^2`, `2.1.3`, `5k`, `5th`, `0x1F`, and words such as one third
+and twenty-first are expressions: they are not the number that they begin with, and are equal to themselves alone.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ _DIGITS = r"(?:\d+(?:[.,]\d+)*|\.\d+)"
 _DIGIT_NUMBER = re.compile(
     rf"(?<![\w.])(?<!\d[,:/^])(?P<sign>{_SIGN})\s?[$€£¥₹]?"
     rf"(?P<digits>{_DIGITS})(?P<exponent>[eE][-+]?\d+(?!\w))?"
-    rf"(?P<joined>(?:(?::|[ ]?[/^*×][ ]?)[-+]?{_DIGITS})+|_\d\w*|(?<=0)x[0-9a-f]+|(?-i:k|K|M|bn|mn|B)(?!\w))?"
+    rf"(?P<joined>(?:(?::|[ ]?[/^*×][ ]?)[-+]?{_DIGITS})+"
+    rf"|_\d\w*|(?<=0)x[0-9a-f]+|(?-i:st|nd|rd|th|k|K|M|bn|mn|B)(?!\w))?"
     rf"(?P<scales>(?:\s+(?:{_MULTIPLE})s?(?!\w))*){_HALF}",
     re.IGNORECASE,
 )

@@ -109,7 +109,8 @@ def test_a_number_is_all_of_what_is_written(raw: str, truth: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "truth"),
     [
-        ("point five", "5"), ("5k", "5"), ("5M", "5"), ("5bn", "5"), ("0x1F", "0"), ("1_000", "1"), ("3 millions", "3"),
+        ("point five", "5"), ("5k", "5"), ("5th", "5"), ("5M", "5"), ("5bn", "5"), ("0x1F", "0"), ("1_000", "1"),
+        ("3 millions", "3"),
         ("two dozens", "2"), ("fourty two", "2"), ("one hundred one hundred", "10100"), ("two and a half million", "2"),
     ],
 )  # fmt: skip
