@@ -29,11 +29,12 @@ _WHOLE = 2**30  # bytes; larger files are known by their size
 _NAMED = 3
 
 
-def mark(folder: Path, kind: str, *, files: bool = False) -> None:
-    """Mark a folder as made by this program; with ``files``, list what is in it."""
+def mark(folder: Path, kind: str, *, files: Iterable[str] | bool = False) -> None:
+    """Mark a folder as made by this program; with ``files``, list what is in it, all or these, and sign the list."""
     content: dict[str, Any] = {"made_by": PROGRAM, "version": _version(), "kind": kind}
     if files:
-        content["files"] = {name: _state(folder / name) for name in _files(folder)}
+        listed = _files(folder) if files is True else files
+        content["files"] = {name: _state(folder / name) for name in listed}
         content["signature"] = signature(content)
     temporary = folder / f".lime-part.{os.getpid()}.{uuid.uuid4().hex}"
     try:

@@ -1,6 +1,7 @@
 """One HTML file about a run or a sweep, with everything inside: python scripts/report.py RUN_OR_SWEEP [--out FILE]
 
-Opens without a network. Media are read from the run's data root; where it moved, name it with --data-root.
+Opens without a network. Media are read from the data root of a run of yours; for one of somebody else, or where the
+data moved, name it with --data-root.
 """
 
 from __future__ import annotations

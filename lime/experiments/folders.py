@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from lime.ownership import claim, kind_of
+from lime.ownership import claim, is_own, kind_of, mark
 
 FILES = (
     "record.json", "status.json", "config.yaml", "environment.json", "preflight.json", "metrics.csv", "routing.jsonl",
@@ -27,6 +27,16 @@ def claim_run_folder(folder: Path, kind: Literal["run", "evaluation"]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     failed = kind_of(folder) in ("run", "evaluation") and not any((folder / name).exists() for name in RESULTS)
     claim(folder, kind, FILES, earlier=failed or (kind_of(folder) is None and _ran_here(folder, kind)))
+
+
+def sign_configuration(folder: Path, kind: Literal["run", "evaluation"]) -> None:
+    """Sign ``config.yaml`` of a run's folder as written by a run of this user."""
+    mark(folder, kind, files=["config.yaml"])
+
+
+def is_own_run_folder(folder: Path) -> bool:
+    """Whether a run of this user wrote the folder's ``config.yaml``, and nobody changed it."""
+    return any(is_own(folder, kind) for kind in ("run", "evaluation"))
 
 
 def _ran_here(folder: Path, kind: str) -> bool:

@@ -196,11 +196,8 @@ def _licences(data: str) -> str:
         return (
             "The training data are procedural and come with the code (Apache-2.0). The backbone's licence applies too."
         )
-    from lime.data.tools.sources import CONSTITUENTS
-
-    lines = [f"- {one.name}: {one.terms}" for one in CONSTITUENTS]
-    said = (
-        "The backbone's licence applies. Rows of one's own carry their own terms and none of these; where the rows are "
-        "those of MMT-47 as published, the terms of their sources apply:"
+    return (
+        "The backbone's licence applies, and the terms of the data. Whose rows these are, a run does not record: rows "
+        "of one's own carry their own terms; for those of MMT-47 as published, the terms of each of its sources apply, "
+        "which `python scripts/data.py download FOLDER` lists before it fetches anything."
     )
-    return "\n".join([said, "", *lines])

@@ -18,6 +18,7 @@ from lime.evaluation.authors import AuthorsScores
 from lime.evaluation.authors_report import read_authors_scores
 from lime.evaluation.predictions import Prediction, read_predictions
 from lime.evaluation.report import read_results
+from lime.experiments.folders import is_own_run_folder
 from lime.report.charts import Line
 from lime.report.media import pictures
 
@@ -30,6 +31,10 @@ CURVES = {
     "Gradient norm": ("grad_norm",),
     "Samples per second": ("samples_per_second",),
 }
+
+NOT_OWN = (
+    "not shown: the configuration is not one that a run of yours wrote; name the folder of the data with --data-root"
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def read_run_folder(folder: Path, samples_per_task: int = 2, data_root: Path | N
     Args:
         folder: the run's folder.
         samples_per_task: predictions shown of each task, wrong and right ones in turn; 0 shows none.
-        data_root: where the media lie, in place of the run's `data.root`.
+        data_root: where the media lie, in place of the run's `data.root`, which is read for runs of one's own alone.
 
     Raises:
         ValueError: the folder is not a run's, or one of its files cannot be read.
@@ -93,7 +98,7 @@ def read_run_folder(folder: Path, samples_per_task: int = 2, data_root: Path | N
     samples: dict[str, list[Sample]] = {}
     if samples_per_task and (folder / "predictions.jsonl").is_file():
         data = config.get("data") or info.get("config", {}).get("data") or {}
-        root = data_root or Path(data.get("root", "."))
+        root = data_root or (Path(data["root"]) if data.get("root") and is_own_run_folder(folder) else None)
         bounds = Bounds(data.get("max_pixels", BOUNDS.pixels), data.get("max_seconds", BOUNDS.seconds))
         reading = (data.get("video_backend", "pyav"), bounds)
         samples = _samples(read_predictions(folder), samples_per_task, root, reading)
@@ -112,7 +117,7 @@ def read_run_folder(folder: Path, samples_per_task: int = 2, data_root: Path | N
 
 
 def _samples(
-    predictions: Sequence[Prediction], per_task: int, root: Path, reading: tuple[str, Bounds]
+    predictions: Sequence[Prediction], per_task: int, root: Path | None, reading: tuple[str, Bounds]
 ) -> dict[str, list[Sample]]:
     by_split: dict[str, list[Prediction]] = {}
     for prediction in predictions:
@@ -125,7 +130,7 @@ def _samples(
         for record in turns:
             found: tuple[list[str], str] = ([], "")
             if record.media_path and task.modality != "text":
-                found = pictures(root, record.media_path, task.modality, *reading)
+                found = pictures(root, record.media_path, task.modality, *reading) if root else ([], NOT_OWN)
             shown.setdefault(split, []).append(Sample(record, *found))
     return shown
 

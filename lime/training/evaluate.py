@@ -21,6 +21,7 @@ from lime.data.tasks import TASKS, split_names
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import read_predictions, rescore
 from lime.evaluation.report import stored_allowed_answers
+from lime.experiments.folders import sign_configuration
 from lime.experiments.lock import run_lock
 from lime.experiments.records import RECORD_FILE, read_record
 from lime.integrations.hub import adapter_folder
@@ -111,6 +112,7 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
         for place in (output_dir, output_dir / PARTIAL):
             remove_leftovers(place)
         write_config(output_dir / "config.yaml", settings)
+        sign_configuration(output_dir, "evaluation")
     backbone = load_backbone(config.model)
     if run is not None:
         check_backbone(str(config.adapter), run["backbone"], backbone)

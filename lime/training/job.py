@@ -23,6 +23,7 @@ from lime.config.schema import TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
+from lime.experiments.folders import sign_configuration
 from lime.experiments.lock import run_lock
 from lime.experiments.records import Parameters
 from lime.limits import check_files
@@ -128,6 +129,7 @@ class _Run:
             for place in (self.folder, self.folder / CHECKPOINTS, self.folder / PARTIAL):
                 remove_leftovers(place)
             write_config(self.folder / "config.yaml", self.settings)
+            sign_configuration(self.folder, "run")
         self.device = device_of(config.trainer.accelerator)
         backbone = load_backbone(config.model)
         data = open_data(config, backbone, config.trainer.batch_size)

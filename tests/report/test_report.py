@@ -16,6 +16,8 @@ from lime.evaluation.authors import score_as_authors
 from lime.evaluation.authors_report import write_authors_scores
 from lime.evaluation.predictions import Prediction, score_predictions
 from lime.evaluation.report import write_report
+from lime.experiments.folders import sign_configuration
+from lime.ownership import MARKER
 from lime.report.charts import Line, line_chart, nice_ticks
 from scripts.report import main
 from tests.experiments.made import record, sweep
@@ -42,6 +44,7 @@ def make_run(folder: Path, share: float, seed: int = 0) -> Path:
     write_authors_scores(folder, score_as_authors(records, TASKS, {s.split: s.value for s in evaluation.splits}))
     config = {"name": "small", "seed": seed, "data": {"root": str(folder.parent), "name": "mini"}, "lime": {"n": 4}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    sign_configuration(folder, "run")
     (folder / "status.json").write_text(json.dumps({"status": "finished", "seconds": 1.5}))
     (folder / "metrics.csv").write_text("step,loss/task,val/loss\n1,2.5,\n2,1.5,1.9\n3,0.5,\n")
     usage = {"model.layers.0.q": [0.7, 0.3], "model.layers.1.q": [0.5, 0.5]}
@@ -98,6 +101,24 @@ def test_lacking_media_are_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 0.5)
     assert main([str(run), "--data-root", str(tmp_path / "elsewhere")]) == 0
     assert "No picture" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", ["config", "signature", "mark"])
+def test_a_strangers_run_does_not_say_where_pictures_are_read(tmp_path: Path, change: str) -> None:
+    run = make_run(tmp_path / "run", 0.5)
+    mark = json.loads((run / MARKER).read_text())
+    if change == "config":
+        (run / "config.yaml").write_text((run / "config.yaml").read_text() + "note: changed\n")
+    elif change == "signature":
+        (run / MARKER).write_text(json.dumps(mark | {"signature": "0" * 64}))
+    else:
+        (run / MARKER).unlink()
+    assert main([str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "data:image/jpeg" not in page
+    assert "name the folder of the data with --data-root" in page
+    assert main([str(run), "--data-root", str(tmp_path)]) == 0
+    assert "data:image/jpeg" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
