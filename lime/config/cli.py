@@ -260,10 +260,11 @@ class _Job:
             settings: Any = build(self._schema, values)
             folder = Path(hydra_config.runtime.output_dir)
             overrides = [text.removeprefix("++") for text in hydra_config.overrides.task]
-            if hydra_config.mode == RunMode.MULTIRUN and self._sweep is not None:
-                self._sweep.run(lambda: self._task(settings, folder, overrides), settings, folder, overrides)
-            else:
-                self._task(settings, folder, overrides)
+            with interrupts.blamed():  # an import that a signal ended may say that a module is broken
+                if hydra_config.mode == RunMode.MULTIRUN and self._sweep is not None:
+                    self._sweep.run(lambda: self._task(settings, folder, overrides), settings, folder, overrides)
+                else:
+                    self._task(settings, folder, overrides)
         except interrupts.Interrupted as stop:
             log.warning("%s; %s", stop, _goes_on())
             if folder is not None and not (status := folder / "status.json").exists():  # before the run began

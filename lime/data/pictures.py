@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from PIL import Image
 
 from lime.data.files import BOUNDS, Bounds, MediaError, regular_file
 from lime.data.signatures import describe_file
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `data.max_pixels` is the bound
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -54,8 +57,8 @@ def image_size(path: str | Path, row_id: str | None = None, bounds: Bounds = BOU
 def _opened(path: str | Path, row_id: str | None, bounds: Bounds) -> Iterator[Image.Image]:
     """A picture whose header was read and is within bounds; all that Pillow says of a bad file becomes a MediaError."""
     regular_file(path, row_id)
-    if Image.MAX_IMAGE_PIXELS is not None and bounds.pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = bounds.pixels  # Pillow's own bound; ours counts
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = (bounds.pixels + 1) // 2  # Pillow refuses twice as many, in pictures within icons too
     try:
         # Given a name, Pillow maps a TIFF of one channel as if its lines were those of the turned picture.
         with Path(path).open("rb") as stream, Image.open(stream) as image:
@@ -65,14 +68,20 @@ def _opened(path: str | Path, row_id: str | None, bounds: Bounds) -> Iterator[Im
             yield image
     except MediaError:
         raise
+    except Image.DecompressionBombError as error:
+        count = next((word.lstrip("(") for word in str(error).split() if word.lstrip("(").isdigit()), "too many")
+        problem = f"{count} pixels, over data.max_pixels={bounds.pixels}; make it smaller or raise the bound"
+        raise MediaError(path, problem, row_id, "too_large") from error
     except PermissionError as error:
         raise MediaError(path, "no permission to read it", row_id, "unreadable") from error
     except Exception as error:  # the readers of rarer formats raise anything for damage: struct.error, IndexError, …
         found = describe_file(path)
         if found is not None and not found.endswith("picture"):
             raise MediaError(path, f"not a readable picture (it holds {found})", row_id, "wrong_type") from error
-        kind = "too_large" if isinstance(error, Image.DecompressionBombError | MemoryError) else "damaged"
+        kind = "too_large" if isinstance(error, MemoryError) else "damaged"
         raise MediaError(path, f"not a readable picture ({_said(error, path)})", row_id, kind) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _said(error: Exception, path: str | Path) -> str:

@@ -117,6 +117,15 @@ class MetricsCallback(Callback):
         self.routing = {name: LayerRouting(**layer) for name, layer in resumed["routing"].items()}
         self.usage = dict(resumed["usage"])
 
+    def check_files(self, step: int) -> None:
+        """Name what the files lack where training was over before it began, so that nothing was written to them."""
+        if self._file is not None or self._resumed is None or not self._continues or not processes.is_main():
+            return
+        rows, usage_lines = (_kept(self._resumed, name, step) for name in ("rows", "usage_lines"))
+        MetricsFile(self._path, rows).close()
+        if usage_lines is not None and self._usage_path.exists():
+            UsageFile(self._usage_path, usage_lines).close()
+
     def _resume_window(self, window: Window, states: list[dict[str, Any]]) -> None:
         """Each process its own part; where their number is another, the first one takes all."""
         if len(states) == processes.world_size():

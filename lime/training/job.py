@@ -215,6 +215,7 @@ class _Run:
             default_root_dir=self.folder,
         )
         trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
+        metrics.check_files(trainer.global_step)
         self._tell_divergence(module)
         return metrics
 
@@ -224,14 +225,13 @@ class _Run:
 
     def _tell_divergence(self, module: AdaptationModule) -> None:
         """A run that ends with numbers that are not finite is told so, and reported all the same."""
-        if module.grad_norm is None:  # no step was made
-            return
         broken = [name for name, p in module.trainable_parameters().items() if not p.isfinite().all()]
-        if not module.last_loss.isfinite():
+        lost = module.grad_norm is not None and not module.last_loss.isfinite()  # None: no step was made this time
+        if lost:
             log.warning("training diverged: the last step's loss is %s; see metrics.csv", module.last_loss.item())
         elif broken:
             log.warning("training diverged: %d parameters hold numbers that are not finite", len(broken))
-        if processes.largest(int(bool(broken) or not module.last_loss.isfinite())):
+        if processes.largest(int(bool(broken) or lost)):
             self.record.diverged()
 
     def _whole_model(self) -> Any:

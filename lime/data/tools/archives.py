@@ -158,6 +158,18 @@ def _bound(archive: Path, unpacked: int, packed: int, members: int, member: str 
         raise ArchiveError(archive, f"more than {MEMBERS:,} members; refused, nothing was unpacked")
 
 
+def _bound_links(archive: Path, members: list[Member]) -> None:
+    """ArchiveError where files and links, which become copies, are far more than the archive."""
+    sizes = {os.path.normpath(member.name): member.size for member in members if member.kind == "file"}
+    total, packed = sum(sizes.values()), archive.stat().st_size
+    for member in members:
+        if member.kind in ("link", "hardlink"):
+            size = sizes.get(os.path.normpath(_link_target(member)), 0)
+            sizes[os.path.normpath(member.name)] = size
+            total += size
+            _bound(archive, total, packed, len(members), member.name)
+
+
 def is_archive(path: Path) -> bool:
     """Whether a file's name says that it is an archive this module unpacks."""
     return path.name.lower().endswith(SUFFIXES)
@@ -203,6 +215,7 @@ def _opened(archive: Path) -> Iterator[tuple[_Reader, list[Member]]]:
             members = reader.members()
             for member in members:
                 _check(archive, member)
+            _bound_links(archive, members)
             yield reader, members
     except _DAMAGE as error:
         raise ArchiveError(archive, f"cannot be read ({error}); fetch it again") from error

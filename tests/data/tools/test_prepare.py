@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tarfile
 import zipfile
@@ -116,6 +117,31 @@ def _header_bomb(path):
         archive.addfile(info)
 
 
+def _link_bomb(kind):
+    """A small file and a thousand links to it, which become copies; each leads to the one before."""
+
+    def write(path):
+        with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+            info = tarfile.TarInfo("zeros.png")
+            info.size = 2**20
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+            for number in range(1000):
+                link = tarfile.TarInfo(f"{number}.png")
+                link.type, link.linkname = kind, f"{number - 1}.png" if number else "zeros.png"
+                archive.addfile(link)
+
+    return write
+
+
+def _zip_link_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.png", bytes(2**20))
+        for number in range(100):
+            link = zipfile.ZipInfo(f"{number}.png")
+            link.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(link, "zeros.png")
+
+
 @pytest.mark.parametrize(
     ("suffix", "bomb"),
     [
@@ -124,6 +150,9 @@ def _header_bomb(path):
         (".tar.gz", _tar_bomb),
         (".tgz", _tail_bomb),
         (".tgz", _header_bomb),
+        (".tgz", _link_bomb(SYM)),
+        (".tar.gz", _link_bomb(HARD)),
+        (".zip", _zip_link_bomb),
     ],
 )
 def test_an_archive_of_far_more_than_its_size_is_refused(root, suffix, bomb):
