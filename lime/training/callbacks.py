@@ -122,9 +122,10 @@ class MetricsCallback(Callback):
         if self._file is not None or self._resumed is None or not self._continues or not processes.is_main():
             return
         rows, usage_lines = (_kept(self._resumed, name, step) for name in ("rows", "usage_lines"))
-        MetricsFile(self._path, rows).close()
-        if usage_lines is not None and self._usage_path.exists():
-            UsageFile(self._usage_path, usage_lines).close()
+        if rows is not None:
+            MetricsFile(self._path, dataclasses.replace(rows, over=True)).close()
+        if usage_lines is not None:
+            UsageFile(self._usage_path, dataclasses.replace(usage_lines, over=True)).close()
 
     def _resume_window(self, window: Window, states: list[dict[str, Any]]) -> None:
         """Each process its own part; where their number is another, the first one takes all."""

@@ -114,11 +114,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a checkpoint remembers of a file of lines: how many there were, their checksum, and the last step."""
+    """What a checkpoint remembers of a file of lines: how many there were, their checksum, and the last step.
+
+    ``over``: training was over then, so that nothing is written again: readable lines after them stay too.
+    """
 
     lines: int
     checksum: int | None
     step: int
+    over: bool = False
 
 
 class _LineFile:
@@ -162,18 +166,23 @@ class _LineFile:
         first = lines[: kept.lines]
         whole = there.startswith(self._header) and len(first) == kept.lines
         if whole and kept.checksum in (None, zlib.crc32("".join(first).encode())):
-            return first
-        good = []
-        for line in lines:
-            try:
-                if line.endswith("\n") and line not in good and self._step(line) <= kept.step:
-                    good.append(line)
-            except (ValueError, KeyError, TypeError):
-                continue
+            return first + (self._readable(lines[kept.lines :], kept.step) if kept.over else [])
+        good = self._readable(lines, kept.step)
         log.warning(
             "%s is damaged: of %d lines up to step %d that the checkpoint counts, %d can be read and stay",
             self._path, kept.lines, kept.step, len(good),
         )  # fmt: skip
+        return good
+
+    def _readable(self, lines: Iterable[str], step: int) -> list[str]:
+        """Whole lines up to a step, each once."""
+        good: list[str] = []
+        for line in lines:
+            try:
+                if line.endswith("\n") and line not in good and self._step(line) <= step:
+                    good.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue
         return good
 
 

@@ -147,6 +147,27 @@ def test_lost_rows_of_metrics_are_named(tmp_path: Path, caplog: pytest.LogCaptur
     assert steps == [i + 1 for i in range(6) if i not in lost]
 
 
+def test_lost_rows_are_named_where_training_was_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = config(
+        ckpt_path="auto",
+        callbacks__checkpoint=True,
+        trainer__max_steps=3,
+        trainer__log_every_n_steps=1,
+        evaluation__mode="none",
+    )
+    train(made, tmp_path)
+    path = tmp_path / "metrics.csv"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    train(made, tmp_path)
+    assert path.read_bytes() == whole
+    assert "damaged" not in caplog.text
+    path.write_bytes(b"".join([*lines[:2], *lines[3:], b"garbage\xff\n"]))
+    train(made, tmp_path)
+    assert "metrics.csv is damaged: of 3 lines up to step 3 that the checkpoint counts, 2 can be read" in caplog.text
+    assert path.read_bytes() == b"".join([*lines[:2], *lines[3:]])
+
+
 def test_rows_after_the_checkpoint_are_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also where a row before it was lost, so that later ones stand in its place."""
     file = UsageFile(tmp_path / "routing.jsonl")

@@ -51,10 +51,14 @@ def test_training_that_max_steps_ends_is_validated(tmp_path: Path, steps: int, e
 
 
 def test_diverged_run_has_its_report_and_says_so(tmp_path: Path) -> None:
-    huge = {"optim__peft_lr": 1e30, "optim__moe_lr": 1e30, "trainer__max_steps": 3}
+    huge = {"callbacks__checkpoint": True, "optim__peft_lr": 1e12, "optim__moe_lr": 1e12, "trainer__max_steps": 3}
     train(config(**huge, evaluation__baseline_frozen=False), tmp_path)
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "diverged"
     record = read_record(tmp_path)
     assert record.status == "diverged"
     assert record.score("macro", "macro") is not None
     assert (tmp_path / "results.md").is_file()
+    train(
+        config(ckpt_path="auto", **huge, evaluation__baseline_frozen=False), tmp_path
+    )  # again, from the checkpoint of its end
+    assert read_record(tmp_path).status == "diverged"
