@@ -29,7 +29,7 @@ from lime.experiments.quiet import tables_are_shown
 from lime.models.loading import Backbone
 from lime.printing import markdown as md
 from lime.training import processes
-from lime.training.frozen import FrozenCache, frozen_answers, frozen_cache
+from lime.training.frozen import frozen_answers, frozen_cache
 from lime.training.inference import Progress, answer_rows, truths_too_long
 from lime.training.journal import Journal, remove_journals
 from lime.training.progress import ProgressDisplay
@@ -84,37 +84,28 @@ def answer_frozen(
     if not config.evaluation.baseline_frozen:
         return None
     with _shown("frozen backbone", len(tests.rows), show_progress) as progress:
-        cache = _frozen_cache(backbone, data, tests, config)
+        deciding = _deciding_frozen(data, config)
         return frozen_answers(
-            backbone,
-            data.collator,
-            tests.rows,
-            tests.allowed,
-            config.evaluation,
-            cache,
-            progress=progress,
-            folder=folder,
+            backbone, data.collator, tests.rows, tests.allowed, **deciding, progress=progress, folder=folder
         )
 
 
 def asks_frozen(backbone: Backbone, data: MMTDataModule, tests: TestRows, config: TrainConfig | EvalConfig) -> bool:
     """Whether the frozen backbone will have to answer: it is asked for, and its answers are not known."""
-    return config.evaluation.baseline_frozen and not _frozen_cache(backbone, data, tests, config).known
+    if not config.evaluation.baseline_frozen:
+        return False
+    return not frozen_cache(backbone, tests.rows, tests.allowed, **_deciding_frozen(data, config)).known
 
 
-def _frozen_cache(
-    backbone: Backbone, data: MMTDataModule, tests: TestRows, config: TrainConfig | EvalConfig
-) -> FrozenCache:
-    return frozen_cache(
-        backbone,
-        tests.rows,
-        tests.allowed,
-        model_config=config.model,
-        data_config=config.data,
-        data_fingerprint=data.dataset.fingerprint,
-        config=config.evaluation,
-        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
-    )
+def _deciding_frozen(data: MMTDataModule, config: TrainConfig | EvalConfig) -> dict[str, Any]:
+    """What decides the frozen answers beside backbone and rows, and where they are kept."""
+    return {
+        "model_config": config.model,
+        "data_config": config.data,
+        "data_fingerprint": data.dataset.fingerprint,
+        "config": config.evaluation,
+        "cache_dir": Path(config.cache_dir) if config.cache_dir else None,
+    }
 
 
 def answer_adapted(

@@ -85,16 +85,29 @@ def frozen_answers(
     collator: Any,
     rows: Sequence[Row],
     allowed: Mapping[str, Sequence[str] | None],
-    config: EvaluationConfig,
-    cache: FrozenCache,
     *,
+    model_config: ModelConfig,
+    data_config: DataConfig,
+    data_fingerprint: str,
+    config: EvaluationConfig,
+    cache_dir: Path | None,
     progress: Progress | None = None,
     folder: Path | None = None,
 ) -> list[str | None]:
     """The frozen backbone's answer to each row, by likelihood over the allowed answers where a task has a closed set.
 
-    Read from ``cache`` when it has them. In ``folder``, the run's, answers are kept as they come.
+    Read from ``cache_dir`` when it has them. In ``folder``, the run's, answers are kept as they come.
     """
+    cache = frozen_cache(
+        backbone,
+        rows,
+        allowed,
+        model_config=model_config,
+        data_config=data_config,
+        data_fingerprint=data_fingerprint,
+        config=config,
+        cache_dir=cache_dir,
+    )
     key, path = cache.key, cache.path
     known = processes.from_main(_known(path, rows) if path is not None and processes.is_main() else None)
     if known is not None:
