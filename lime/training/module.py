@@ -174,13 +174,14 @@ class AdaptationModule(pl.LightningModule):
             for name, (lr, decay) in rates.items()
             if groups.get(name)
         ]
+        # Kept before the optimiser and the scheduler write into these groups.
+        self._described = [{key: value for key, value in group.items() if key != "params"} for group in described]
         optimizer = _adamw(options.eight_bit)(described, betas=options.betas, eps=options.eps)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, total, options)
         )
         self._scheduler = scheduler
-        self._described = [{k: v for k, v in group.items() if k != "params"} for group in described]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:

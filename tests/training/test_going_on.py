@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from lime.experiments.records import read_record
+from lime.training.config import OptimConfig
 from lime.training.job import train
+from lime.training.schedule import learning_rate_factor
 from tests.training.parts import config, metrics
 
 LONG: dict[str, Any] = {"callbacks__checkpoint": True, "evaluation__mode": "none", "trainer__preflight": False}
@@ -28,6 +30,17 @@ def test_more_epochs_have_the_rates_of_an_uninterrupted_run(tmp_path: Path, sche
     train(config(**options, trainer__max_epochs=2), tmp_path / "two")
     assert rates(tmp_path / "further") == rates(tmp_path / "two")[6:]
     assert all(rate > 0 for _, *both in rates(tmp_path / "further") for rate in both)
+
+
+def test_rates_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    """Against the schedule itself, not against another run: rate times the factor of each step."""
+    options = {"optim__peft_lr": 3e-3, "optim__moe_lr": 2e-3, "optim__warmup_ratio": 0.5, "trainer__max_steps": 6}
+    train(config(**LONG, **options), tmp_path)
+    factors = [learning_rate_factor(step, 6, OptimConfig(warmup_ratio=0.5)) for step in range(6)]
+    assert max(factors) == 1.0
+    seen = rates(tmp_path)
+    assert [rate for _, rate, _ in seen] == pytest.approx([3e-3 * factors[step - 1] for step, *_ in seen], rel=1e-6)
+    assert [rate for *_, rate in seen] == pytest.approx([2e-3 * factors[step - 1] for step, *_ in seen], rel=1e-6)
 
 
 def test_rates_of_the_command_line_hold_in_a_run_taken_further(tmp_path: Path) -> None:
