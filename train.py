@@ -26,5 +26,5 @@ def run(config: TrainConfig, output_dir: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    root = Path(__file__).parent
+    root = Path(__file__).resolve().parent  # a profiler gives a relative one
     launch(run, TrainConfig, root / "conf", "train", experiments=root / "experiments", sweep=ResumingSweep())
