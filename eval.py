@@ -26,4 +26,4 @@ def run(config: EvalConfig, output_dir: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    launch(run, EvalConfig, Path(__file__).parent / "conf", "eval", prepare=with_run)
+    launch(run, EvalConfig, Path(__file__).resolve().parent / "conf", "eval", prepare=with_run)
