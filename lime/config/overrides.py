@@ -296,7 +296,7 @@ def with_home(arguments: Sequence[str]) -> list[str]:
 
 
 def hydra_problems(config: DictConfig) -> list[str]:
-    """What is wrong with Hydra's own section: interpolations that lead nowhere."""
+    """What is wrong with Hydra's own section: interpolations that lead nowhere, values it fails on."""
     found = []
     for key in ("run.dir", "sweep.dir", "sweep.subdir", "job.name", "job.chdir", "sweeper.params"):
         try:
@@ -307,6 +307,13 @@ def hydra_problems(config: DictConfig) -> list[str]:
                 found.append(f"hydra.{key}: expected a folder, got null")
         except COMPOSE_ERRORS as error:
             found.append(f"hydra.{key}: {said(error)}")
+    verbose = OmegaConf.select(config, "hydra.verbose", throw_on_missing=False)
+    if not (isinstance(verbose, bool | str) or OmegaConf.is_list(verbose)):
+        found.append(f"hydra.verbose: expected true, false, or the name or list of loggers, got {verbose!r}")
+    for key in ("hydra_logging", "job_logging"):
+        logging = OmegaConf.select(config, f"hydra.{key}", throw_on_missing=False)
+        if logging is not None and (not OmegaConf.is_dict(logging) or "root" not in logging):
+            found.append(f"hydra.{key}: expected a configuration of logging with root, or null, as hydra/{key}=default")
     return found
 
 

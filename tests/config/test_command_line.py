@@ -79,6 +79,8 @@ def test_globs_quotes_and_nulls_are_listed_as_hydra_does() -> None:
         ("peft.r=1000000000", "peft.r: expected at most 65,536, got 1,000,000,000"),
         ("peft.r=1e9", "peft.r: expected a whole number"),
         ("evaluation.resamples=1000000000", "evaluation.resamples: unknown key"),
+        ("++hydra.verbose=99999999999999999999999", "hydra.verbose: expected true, false"),
+        ("~hydra/job_logging", "hydra.job_logging: expected a configuration of logging"),
         ("evaluation.max_new_tokens=1000000000", "evaluation.max_new_tokens: expected at most 1,000,000"),
         ("trainer.max_epochs=99999999999999999999", "trainer.max_epochs: expected at most 2,147,483,647"),
         ("optim.peft_lr=1e300", "optim.peft_lr: expected a number up to 1e+30"),
