@@ -56,19 +56,20 @@ def run_lock(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
         raise BusyError(_busy(folder)) from None
+    ended = threading.Event()
     try:
         _take_over(folder)
-        ended = threading.Event()
         threading.Thread(target=_beat, args=(folder / OWNER_FILE, ended), daemon=True).start()
         os.environ[HELD] = os.pathsep.join([*filter(None, held), here])
         try:
             yield
         finally:
             os.environ[HELD] = os.pathsep.join(filter(None, held))
-            ended.set()
-            with suppress(OSError):
+    finally:  # an interrupt between the lines above, too, leaves no owner behind
+        ended.set()
+        with suppress(OSError):
+            if _is_this_process(_owner(folder)):
                 remove(folder / OWNER_FILE)
-    finally:
         lock.release()
 
 
@@ -133,6 +134,10 @@ def _owner(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_this_process(owner: dict[str, Any] | None) -> bool:
+    return owner is not None and (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid())
 
 
 def _who(owner: dict[str, Any]) -> str:

@@ -61,21 +61,25 @@ def borders(position_BT: Tensor, mask_BT: Tensor | None = None, *, repeats: bool
         position_BT: positions as a language model takes them.
         mask_BT: true at real tokens; all when absent. As attention does, positions that leap forward then count as a
             border too.
-        repeats: several tokens of one sequence may have one position (those of an image, in three-dimensional rotary
-            embeddings): only a position that goes back counts.
+        repeats: the first of three-dimensional rotary positions, where the tokens of an image share one and text after
+            a long clip takes a smaller one than its last frame: only a position that goes back to 0 counts.
     """
     if mask_BT is None:
         step_BT = position_BT.diff(dim=-1)
-        return torch.nn.functional.pad(step_BT < 0 if repeats else step_BT != 1, (1, 0))
+        border_BT = (step_BT < 0) & (position_BT[..., 1:] == 0) if repeats else step_BT != 1
+        return torch.nn.functional.pad(border_BT, (1, 0))
     B, T = mask_BT.shape
     position_BT = position_BT.expand(B, T)
     column_BT = torch.arange(T, device=mask_BT.device).expand(B, T)
     before_BT = torch.nn.functional.pad(torch.where(mask_BT, column_BT, -1).cummax(-1).values[:, :-1], (1, 0), value=-1)
     step_BT = position_BT - position_BT.gather(-1, before_BT.clamp_min(0))
+    real_BT = mask_BT & (before_BT >= 0)
+    if repeats:
+        return real_BT & (step_BT < 0) & (position_BT == 0)
     start_B1 = position_BT.gather(-1, mask_BT.int().argmax(-1, keepdim=True))
     # Tokens generated after padding have small positions, too, but not that of a beginning.
     begins_BT = (before_BT == column_BT - 1) | (position_BT == start_B1)
-    return mask_BT & (before_BT >= 0) & (step_BT < (0 if repeats else 1)) & begins_BT
+    return real_BT & (step_BT < 1) & begins_BT
 
 
 def segment_anchor_columns(lengths: Tensor, total: int, n_gram: int, anchor: str) -> Tensor:

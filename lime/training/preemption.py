@@ -34,7 +34,7 @@ class InterruptCallback(Callback):
         self._folder = folder
         self._deferred = ExitStack()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._deferred.enter_context(interrupts.deferred())
 
     def on_train_batch_end(

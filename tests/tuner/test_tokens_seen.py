@@ -245,6 +245,8 @@ def test_packed_rows_after_cached_tokens() -> None:
         ([0, 1, 5, 6], None, False, [2]),
         ([3, 4, 5], None, False, []),
         ([0, 1, 1, 1, 2, 0], None, True, [5]),
+        ([0, 1, 1, 9, 9, 5, 6, 0, 1], None, True, [7]),  # text after a clip of seconds
+        ([1, 0, 1, 9, 9, 5, 0, 0, 1], [0, 1, 1, 1, 1, 1, 0, 1, 1], True, [7]),
         ([1, 1, 0, 1, 2], [0, 0, 1, 1, 1], False, []),
         ([0, 1, 2, 0, 0, 1], [1, 1, 1, 0, 0, 1], False, []),
         ([0, 1, 1, 0, 1], [1, 1, 0, 1, 1], False, [3]),
