@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 try:
-    from lime.config.cli import launch
+    from lime.jobs.command_line import launch
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] == "lime":
         raise
@@ -18,7 +18,7 @@ from lime.config.scripts import with_run
 
 
 def run(config: EvalConfig, output_dir: Path, overrides: list[str]) -> None:
-    from lime.training.evaluate import (
+    from lime.jobs.evaluate import (
         evaluate,
     )  # after the configuration was checked: this imports the model libraries
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 try:
-    from lime.config.cli import launch
+    from lime.jobs.command_line import launch
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] == "lime":
         raise
@@ -18,7 +18,7 @@ from lime.experiments.resume import ResumingSweep
 
 
 def run(config: TrainConfig, output_dir: Path, overrides: list[str]) -> None:
-    from lime.training.job import (
+    from lime.jobs.train import (
         train,
     )  # after the configuration was checked: this imports the model libraries
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
 from lime.integrations.trainer import LimeTrainer, LimeTrainingArguments
-from lime.tuner.adapting import apply
+from lime.tuner.api import apply
 from lime.tuner.presets import preset_settings
 from lime.tuner.reporting import report
 from lime.tuner.towers import find_towers

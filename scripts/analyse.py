@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.printing import plain_logging, print
+from lime.system.printing import plain_logging, print
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def _written(options: argparse.Namespace, out: Path) -> list[Path]:
     from lime.analysis.study.record import WRITTEN
     from lime.analysis.study.run import Study, study_run
     from lime.analysis.study.sweep import is_sweep, study_sweep
-    from lime.ownership import check_output
+    from lime.system.ownership import check_output
 
     if not options.folder.is_dir():
         raise ValueError(f"{options.folder}: no such folder; expected that of a run or of a sweep")

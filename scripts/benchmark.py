@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.analysis.benchmark import COMMANDS  # noqa: E402
-from lime.printing import print  # noqa: E402
+from lime.system.printing import print  # noqa: E402
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     from lime.analysis.benchmark.options import add_arguments, parse
     from lime.analysis.benchmark.record import markdown, save
     from lime.experiments.figures.style import save_figure
-    from lime.ownership import check_output
+    from lime.system.ownership import check_output
 
     module = import_module(f"lime.analysis.benchmark.{command}")
     parser = argparse.ArgumentParser(prog=f"benchmark.py {command}", description=COMMANDS[command])

@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.atomic import write_text
 from lime.experiments.collection import Sweep, read_sweep
 from lime.experiments.estimates import METRICS
 from lime.experiments.search import choose, write_choices
 from lime.experiments.tables import WRITERS, make_table
-from lime.ownership import MADE_BY, check_output
-from lime.printing import print
+from lime.system.atomic import write_text
+from lime.system.ownership import MADE_BY, check_output
+from lime.system.printing import print
 
 SIGNED = {"md": f"\n<!-- {MADE_BY} -->\n", "tex": f"% {MADE_BY}\n"}
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lime.atomic import write_json
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.comparison import compare, comparison_table
 from lime.evaluation.predictions import read_predictions
-from lime.ownership import check_output
-from lime.printing import plain, print
+from lime.system.atomic import write_json
+from lime.system.ownership import check_output
+from lime.system.printing import plain, print
 
 SCHEMA = "lime-comparison/1"
 

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.config.check import ConfigError  # noqa: E402
-from lime.config.compose import composed  # noqa: E402
 from lime.config.schema import TrainConfig  # noqa: E402
-from lime.printing import print  # noqa: E402
+from lime.jobs.compose import composed  # noqa: E402
+from lime.system.printing import print  # noqa: E402
 
 if TYPE_CHECKING:
     from lime.tuner import ApplyReport, LimeSettings

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.config.scripts import parse_mixed  # noqa: E402
-from lime.printing import plain_logging, print  # noqa: E402
+from lime.system.printing import plain_logging, print  # noqa: E402
 
 FAULTS, WRONG = 1, 2  # exit codes
 
@@ -98,9 +98,9 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     """Decode every file that a row names and name every fault; exit code 1 if there is one."""
-    from lime.atomic import write_json
     from lime.data.files import BOUNDS, Bounds
     from lime.data.tools.verify import verify
+    from lime.system.atomic import write_json
 
     _check_json(options)
     bounds = Bounds(options.max_pixels or BOUNDS.pixels, options.max_seconds or BOUNDS.seconds)
@@ -129,13 +129,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _stats(options: argparse.Namespace) -> int:
     """Rows and tokens per task and modality, as a model's processor counts them."""
-    from lime.atomic import write_json
-    from lime.config.compose import composed
     from lime.config.schema import TrainConfig
     from lime.data.datamodule import make_collator
     from lime.data.rows import MMTDataset
     from lime.data.tools.stats import statistics
+    from lime.jobs.compose import composed
     from lime.models.loading import load_processor_alone
+    from lime.system.atomic import write_json
 
     _check_json(options)
     overrides = ["data=mmt47", f"data.root={options.folder}", *options.overrides]
@@ -151,7 +151,7 @@ def _stats(options: argparse.Namespace) -> int:
 
 def _check_json(options: argparse.Namespace) -> None:
     """Say before the work that the file for its result is somebody else's."""
-    from lime.ownership import check_output
+    from lime.system.ownership import check_output
 
     if options.json:
         check_output(options.json, overwrite=options.overwrite)
@@ -180,7 +180,7 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from lime import interrupts
+    from lime.system import interrupts
 
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a retry of the hub is worth no line, let alone two
     with interrupts.taken():

@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.experiments.figures.style import save_figure
-from lime.ownership import check_output
-from lime.printing import print
+from lime.system.ownership import check_output
+from lime.system.printing import print
 
 FROZEN, TRAINED, COMPUTED, INK = "#dbe4ee", "#fde2c4", "#ffffff", "#22303c"
 TARGET = Path(__file__).parent.parent / "docs" / "method.svg"

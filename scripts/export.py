@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.integrations.hub import export_adapter
-from lime.printing import print
+from lime.system.printing import print
 
 
 def main(arguments: list[str] | None = None) -> int:

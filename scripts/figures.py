@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lime.experiments.collection import read_sweep
 from lime.experiments.figures.catalogue import draw
 from lime.experiments.figures.style import figure_files, save
-from lime.ownership import check_output
-from lime.printing import print
+from lime.system.ownership import check_output
+from lime.system.printing import print
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.config.scripts import parse_mixed  # noqa: E402
-from lime.printing import plain_logging, print  # noqa: E402
+from lime.system.printing import plain_logging, print  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:

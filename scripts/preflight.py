@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.config.check import ConfigError  # noqa: E402
-from lime.config.compose import composed  # noqa: E402
 from lime.config.schema import TrainConfig  # noqa: E402
-from lime.ownership import check_output  # noqa: E402
-from lime.printing import plain_logging, print  # noqa: E402
+from lime.jobs.compose import composed  # noqa: E402
+from lime.system.ownership import check_output  # noqa: E402
+from lime.system.printing import plain_logging, print  # noqa: E402
 
 DOES_NOT_FIT, WRONG = 1, 2
 
@@ -51,12 +51,13 @@ def main(arguments: list[str]) -> int:
 
 def _try(config: TrainConfig, target: Path | None) -> int:
     import lime
-    from lime.atomic import write_json
+    from lime.distributed.devices import device_of
+    from lime.inference.evaluation import TestRows, asks_frozen
+    from lime.jobs.setup import media_errors_as_input_errors, open_data, prepare_process
+    from lime.jobs.train import checkpoint_activations
     from lime.models.loading import load_backbone
-    from lime.training.answering import TestRows, asks_frozen
-    from lime.training.job import checkpoint_activations
-    from lime.training.preflight import preflight_of_run
-    from lime.training.setup import device_of, media_errors_as_input_errors, open_data, prepare_process
+    from lime.system.atomic import write_json
+    from lime.training.preflight.plan import preflight_of_run
 
     with media_errors_as_input_errors():
         prepare_process(config.seed, config.trainer.num_threads)

@@ -20,16 +20,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Qwen2Tokenizer
 
-from lime.atomic import replacing, replacing_folder, write_json, write_text
-from lime.data.mini.sentences import READABLE
-from lime.models.tiny import architecture, probe, text_corpus, words
-from lime.models.tiny.batches import Encoder, induction_batches, text_batches
-from lime.models.tiny.card import card
-from lime.models.tiny.pool import build_pool
-from lime.models.tiny.pretraining import ATTENTION, Stage, answer_loss, patches_by_matrix_product, train
-from lime.models.tiny.visual_batches import Pool, mixed, normalise, patches, visual_batches
-from lime.models.tiny.visual_corpus import HEADS, class_labels
-from lime.ownership import claim
+from lime.embedded.benchmark.sentences import READABLE
+from lime.embedded.pretraining import architecture, probe, text_corpus, words
+from lime.embedded.pretraining.batches import Encoder, induction_batches, text_batches
+from lime.embedded.pretraining.card import card
+from lime.embedded.pretraining.loop import ATTENTION, Stage, answer_loss, patches_by_matrix_product, train
+from lime.embedded.pretraining.pool import build_pool
+from lime.embedded.pretraining.visual_batches import Pool, mixed, normalise, patches, visual_batches
+from lime.embedded.pretraining.visual_corpus import HEADS, class_labels
+from lime.system.atomic import replacing, replacing_folder, write_json, write_text
+from lime.system.ownership import claim
 
 logger = logging.getLogger("pretrain_tiny")
 

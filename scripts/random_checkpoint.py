@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.models.architectures import ARCHITECTURES
 from lime.models.random_checkpoint import write_random_checkpoint
-from lime.printing import print
+from lime.system.printing import print
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from lime.printing import print
 from lime.report.render import write_report_page
+from lime.system.printing import print
 
 
 def main(arguments: list[str] | None = None) -> int:

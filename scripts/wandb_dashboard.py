@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.printing import print
+from lime.system.printing import print
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,9 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("wandb_workspaces") is None:
         return _error("needs the library of W&B's workspaces: pip install 'lime-moe[dashboard]'")
-    from lime.atomic import write_text
     from lime.integrations import wandb_dashboard as made
-    from lime.ownership import check_output
+    from lime.system.atomic import write_text
+    from lime.system.ownership import check_output
 
     if options.dry_run is not None:
         entity = options.entity or "ENTITY"

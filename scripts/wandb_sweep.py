@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
-from lime.atomic import write_text
 from lime.config.check import ConfigError
 from lime.config.scripts import parse_mixed
 from lime.integrations.wandb_sweep import sweep_config
-from lime.ownership import MADE_BY, check_output
-from lime.printing import print
+from lime.system.atomic import write_text
+from lime.system.ownership import MADE_BY, check_output
+from lime.system.printing import print
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,9 +15,9 @@ import pytest
 
 from lime.experiments.collection import read_sweep
 from lime.experiments.tables import csv_text, latex, make_table, markdown
-from lime.printing import csv_cell, plain, plain_logging
-from lime.printing import latex as tex
-from lime.printing import markdown as md
+from lime.system.printing import csv_cell, plain, plain_logging
+from lime.system.printing import latex as tex
+from lime.system.printing import markdown as md
 from tests.data import tiny
 from tests.experiments.made import CHARTQA, SST2, record, sweep
 

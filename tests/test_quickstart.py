@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import lime
-from lime.models.config import ModelConfig
 from lime.models.loading import load_backbone
+from lime.processors.config import ModelConfig
 from lime.quickstart import LiMEArguments, LiMETrainer, apply_peft, print_lime_summary
 from tests.tuner import small_models as small
 

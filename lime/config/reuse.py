@@ -17,7 +17,7 @@ import yaml
 
 from lime.config.check import build
 from lime.config.schema import PEFT_OPTIONS, EvalConfig
-from lime.ownership import check_unchanged, is_own
+from lime.system.ownership import check_unchanged, is_own
 
 RUN_FILE = "run.yaml"
 """File in an adapter folder: the run's configuration and the backbone that the adapter belongs to."""

@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeAlias
 
 from lime.config.adapters import hub_name
 from lime.config.bounds import bound_errors
+from lime.config.training import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
 from lime.data.config import DataConfig
 from lime.data.tasks import known_split_names
 from lime.evaluation.config import EvaluationConfig
-from lime.models.config import ModelConfig
-from lime.training.config import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
+from lime.processors.config import ModelConfig
 from lime.tuner.settings import MIXTURES, PEFT_TYPES, LimeSettings
 
 AUTO = "auto"

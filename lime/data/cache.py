@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from lime.atomic import PART
+from lime.system.atomic import PART
 
 log = logging.getLogger(__name__)
 

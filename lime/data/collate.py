@@ -1,7 +1,7 @@
 """Batches of mixed text, image and video rows: padded tokens, labels on the answers, visual inputs.
 
 Shapes: `input_ids`, `attention_mask`, `labels` (and `mm_token_type_ids` for Qwen2-VL) are (B, T) int64.
-Visual inputs are those of the family (see lime/models/visual.py), images and clips each in the order of their
+Visual inputs are those of the family (see lime/processors/visual.py), images and clips each in the order of their
 rows. "rows" holds the rows themselves; `model_inputs` leaves them out. Training and scoring batches are
 padded right, prompts left.
 """
@@ -21,7 +21,7 @@ from lime.data.cache import FrameCache
 from lime.data.conversation import Conversation, expand
 from lime.data.media import BOUNDS, Bounds, MediaError, image_size, load_image, load_video, media_file, video_size
 from lime.data.rows import Row
-from lime.models.visual import Visual, VisualEncoder
+from lime.processors.visual import Visual, VisualEncoder
 
 IGNORED = -100
 Batch = dict[str, Any]

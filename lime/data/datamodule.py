@@ -15,16 +15,16 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
-from lime import interrupts
 from lime.data.cache import FrameCache
 from lime.data.collate import Collator, OverlongError, overlong_message
-from lime.data.collate_other import ProcessorCollator
+from lime.data.collate_generic import ProcessorCollator
 from lime.data.config import DataConfig
 from lime.data.media import MediaError, media_file
 from lime.data.rows import DataError, MMTDataset, Row, Rows, content_hash
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
 from lime.data.shared_memory import check_room
-from lime.models.processing import FrameProcessor
+from lime.processors.families import FrameProcessor
+from lime.system import interrupts
 
 log = logging.getLogger(__name__)
 

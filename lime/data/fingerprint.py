@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lime.atomic import write_text
+from lime.system.atomic import write_text
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,9 @@ from lime.evaluation import intervals
 from lime.evaluation.intervals import Estimate
 from lime.evaluation.scoring import SplitAnswers, SplitSamples, SplitScore, score_split, split_samples
 
+MACRO = "macro"
+"""The group of all tasks."""
+
 
 @dataclass(frozen=True)
 class GroupScore:

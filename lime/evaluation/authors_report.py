@@ -11,9 +11,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lime.atomic import write_text
 from lime.evaluation.authors import AuthorsScores, AuthorsSplit
-from lime.printing import markdown as md
+from lime.system.atomic import write_text
+from lime.system.printing import markdown as md
 
 SCHEMA = "lime-authors-scorer/1"
 AUTHORS_JSON = "authors_scorer.json"

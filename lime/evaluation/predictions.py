@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lime.atomic import replacing
 from lime.evaluation.aggregation import Evaluation, evaluate
 from lime.evaluation.clusters import source_media
 from lime.evaluation.extraction import extract
 from lime.evaluation.scoring import SplitAnswers, Task, matches
+from lime.system.atomic import replacing
 
 log = logging.getLogger(__name__)
 

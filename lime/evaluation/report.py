@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lime.atomic import replacing, write_text
 from lime.evaluation.aggregation import Evaluation, GroupScore
 from lime.evaluation.intervals import Estimate
 from lime.evaluation.predictions import PREDICTIONS_FILE, Allowed, Prediction, write_predictions
 from lime.evaluation.scoring import SplitScore
-from lime.printing import csv_cell
+from lime.system.atomic import replacing, write_text
+from lime.system.printing import csv_cell
 
 SCHEMA = "lime-results/2"
 RESULTS_JSON = "results.json"

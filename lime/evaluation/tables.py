@@ -12,7 +12,7 @@ from rich.text import Text
 from lime.evaluation.aggregation import Evaluation, GroupScore
 from lime.evaluation.intervals import interval_text
 from lime.evaluation.scoring import SplitScore
-from lime.printing import markdown as md
+from lime.system.printing import markdown as md
 
 WORST = 8  # tasks named in the lines on rows without an answer and on absent splits
 _NONE = "–"

@@ -10,8 +10,8 @@ from typing import Any
 
 from lime.config.identity import WITHOUT_EFFECT
 from lime.config.sweeps import read_plan
-from lime.experiments.records import RECORD_FILE, Record
 from lime.experiments.resume import state
+from lime.runs.record import RECORD_FILE, Record
 
 SEED = "seed"
 

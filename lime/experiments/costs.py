@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lime.experiments.records import Record, Training
+from lime.runs.record import Record, Training
 
 COSTS: dict[str, tuple[str, Callable[[Training], float]]] = {
     "step_seconds": ("seconds a step", lambda training: training.seconds / training.steps),

@@ -14,6 +14,7 @@ import numpy as np
 
 from lime.data.tasks import TASKS
 from lime.evaluation import intervals
+from lime.evaluation.aggregation import MACRO
 from lime.evaluation.intervals import (
     Sample,
     correlation_sample,
@@ -22,9 +23,8 @@ from lime.evaluation.intervals import (
     mean_sample,
     sources_of,
 )
-from lime.experiments.records import Items, Record
+from lime.runs.record import Items, Record
 
-MACRO = "macro"
 METRICS = ("score", "exact_match")
 
 

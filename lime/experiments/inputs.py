@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 from lime.config.schema import TrainConfig
-from lime.experiments.records import Record
 from lime.models.fingerprint import checkpoint_fingerprint, processing_fingerprint
+from lime.runs.record import Record
 
 
 def same_inputs(config: TrainConfig, record: Record) -> bool:
@@ -48,7 +48,7 @@ def data_fingerprint(config: TrainConfig) -> str:
     """Fingerprint of the run's data, read again where a file changed. The embedded benchmark is generated first."""
     root = Path(str(config.data.root))
     if config.data.name == "mmt47_mini":
-        from lime.data.mini import ensure
+        from lime.embedded.benchmark import ensure
 
         mini = config.data.mini
         ensure(

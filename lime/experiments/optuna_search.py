@@ -28,12 +28,12 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from lime.config.check import build
-from lime.config.compose import composed
 from lime.config.identity import EMBEDDED_DATA, config_hash, decisive
 from lime.config.schema import TrainConfig
 from lime.experiments.inputs import backbone_fingerprints, data_fingerprint
-from lime.experiments.records import Record
 from lime.experiments.resume import state
+from lime.jobs.compose import composed
+from lime.runs.record import Record
 
 log = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from lime.atomic import move, remove
 from lime.config.schema import TrainConfig
 from lime.config.sweeps import Plan, read_plan
-from lime.experiments.code import code_version
-from lime.experiments.folders import claim_run_folder
 from lime.experiments.inputs import same_inputs
-from lime.experiments.lock import BusyError, is_locked, run_lock
-from lime.experiments.quiet import warnings_alone
-from lime.experiments.records import RECORD_FILE, Record, RecordError, RunError, read_record, write_record
+from lime.runs.code import code_version
+from lime.runs.folders import claim_run_folder
+from lime.runs.lock import BusyError, is_locked, run_lock
+from lime.runs.quiet import warnings_alone
+from lime.runs.record import RECORD_FILE, Record, RecordError, RunError, read_record, write_record
+from lime.system.atomic import move, remove
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def state(folder: Path) -> tuple[str, Record | None]:
 
 
 class ResumingSweep:
-    """What train.py does in a sweep beside training (see :class:`lime.config.cli.Sweep`)."""
+    """What train.py does in a sweep beside training (see :class:`lime.jobs.command_line.Sweep`)."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []  # of the runs that this process made
@@ -172,7 +172,7 @@ def _resumable(folder: Path, config: TrainConfig) -> bool:
 
     A failed attempt counts: its disk was full, its machine had no memory left. One that diverged does not.
     """
-    from lime.training.checkpoints import newest_checkpoint  # imports the model libraries, as the run will anyway
+    from lime.runs.checkpoints import newest_checkpoint  # imports the model libraries, as the run will anyway
 
     if newest_checkpoint(folder) is None or not (folder / RECORD_FILE).is_file():
         return False

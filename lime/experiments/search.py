@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from lime.atomic import write_text
 from lime.config.searched import SEARCH_SCHEMA
 from lime.experiments.collection import Sweep
-from lime.ownership import MADE_BY
+from lime.system.atomic import write_text
+from lime.system.ownership import MADE_BY
 
 METHOD, RATE = "method", "optim.peft_lr"
 

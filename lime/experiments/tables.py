@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lime.data.tasks import CATEGORIES
+from lime.evaluation.aggregation import MACRO
 from lime.evaluation.intervals import interval_text
 from lime.experiments.collection import Point, Sweep, shown
 from lime.experiments.costs import COSTS, costs_of
-from lime.experiments.estimates import MACRO, Difference, SeedMean, difference, seed_mean
+from lime.experiments.estimates import Difference, SeedMean, difference, seed_mean
 from lime.experiments.published import published
-from lime.printing import csv_cell
-from lime.printing import latex as tex
-from lime.printing import markdown as md
+from lime.system.printing import csv_cell
+from lime.system.printing import latex as tex
+from lime.system.printing import markdown as md
 
 NONE = "–"
 CSV_COLUMNS = (

@@ -38,9 +38,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lime.tuner.adapting import apply
+from lime.tuner.api import apply
 from lime.tuner.config import LimeConfig
-from lime.tuner.layer import LimeLinear
+from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.presets import preset_settings
 from lime.tuner.reporting import ApplyReport, report
 from lime.tuner.towers import find_towers

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from lime.atomic import replacing_folder
-from lime.config.adapters import hub_name
 from lime.config.reuse import RUN_FILE, read_run
-from lime.ownership import MARKER, check_replaceable
+from lime.runs.adapter import ADAPTER_FILES
+from lime.system.atomic import replacing_folder
+from lime.system.ownership import check_replaceable
 from lime.tuner.settings import MIXTURES
 
 log = logging.getLogger(__name__)
 
 KIND = "exported adapter"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 CARD = """---
 library_name: peft
@@ -149,34 +146,6 @@ def _what(config: Mapping[str, Any]) -> str:
         return f"{head} a plain {kind} adapter, without experts or routing, a baseline without LiME."
     routing = "zero-parameter routing" if lime["router"] == "zero" else "a learned router"
     return f"A LiME adapter, {head} one shared {kind} update, {experts} expert modulators, {routing}."
-
-
-def adapter_folder(name: str) -> Path:
-    """The folder of an adapter: a local one as it is; ORG/NAME[@REVISION] is fetched from the hub, or taken from its
-    cache.
-
-    Raises:
-        FileNotFoundError: it is neither here nor reachable.
-    """
-    on_hub = hub_name(name)
-    if on_hub is None:
-        if not Path(name).is_dir():
-            raise FileNotFoundError(f"adapter: {name}: no such folder; expected the folder 'adapter' of a run")
-        return Path(name)
-    repository, revision = on_hub
-    try:
-        folder = Path(
-            snapshot_download(repository, revision=revision, allow_patterns=[*ADAPTER_FILES, RUN_FILE, MARKER])
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        pinned = f" --revision {revision}" if revision else ""
-        raise FileNotFoundError(
-            f"adapter: {name} is neither a folder nor reachable on the hub or in its cache. On a machine with access: "
-            f"`hf download {repository}{pinned} --local-dir FOLDER`, bring FOLDER here, and set adapter=FOLDER"
-        ) from error
-    if revision != folder.name:  # the snapshot's folder is named by its commit
-        log.info("adapter=%s@%s repeats this evaluation, whatever is uploaded there later", repository, folder.name)
-    return folder
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A workspace and a report on Weights & Biases for the runs of this project, built with W&B's own library.
 
-Building them needs no login; saving does. Every key that a panel names is one that :mod:`lime.integrations.wandb_run`
+Building them needs no login; saving does. Every key that a panel names is one that :mod:`lime.loggers.wandb`
 logs.
 """
 
@@ -14,8 +14,8 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from lime.data.tasks import CATEGORIES
-from lime.experiments.estimates import MACRO
-from lime.integrations.wandb_run import FROZEN, MAJORITY, PREDICTIONS, USAGE, score_key
+from lime.evaluation.aggregation import MACRO
+from lime.loggers.wandb import FROZEN, MAJORITY, PREDICTIONS, USAGE, score_key
 
 METHOD = "method"
 COLUMNS = 3  # panels in a row of the report, which is 24 units wide

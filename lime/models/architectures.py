@@ -117,7 +117,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-CHECKPOINTS = Path(__file__).parent / "tiny" / "checkpoints"
+CHECKPOINTS = Path(__file__).parents[1] / "embedded" / "checkpoints"
 """Folder of the embedded backbones."""
 
 

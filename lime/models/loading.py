@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from lime.models.config import EMBEDDED, FAMILIES, OTHER, ModelConfig
 from lime.models.fingerprint import checkpoint_fingerprint, processing_fingerprint
-from lime.models.other import complete_tokens, is_text_only, load_other_processor, text_only
-from lime.models.processing import load_processor
+from lime.processors.config import EMBEDDED, FAMILIES, OTHER, ModelConfig
+from lime.processors.families import load_processor
+from lime.processors.generic import complete_tokens, is_text_only, load_other_processor, text_only
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from lime.atomic import replacing_folder
 from lime.models.architectures import ARCHITECTURES, CHECKPOINTS
-from lime.ownership import check_replaceable
+from lime.system.atomic import replacing_folder
+from lime.system.ownership import check_replaceable
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 KIND = "checkpoint of random weights"

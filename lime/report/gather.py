@@ -18,9 +18,9 @@ from lime.evaluation.authors import AuthorsScores
 from lime.evaluation.authors_report import read_authors_scores
 from lime.evaluation.predictions import Prediction, read_predictions
 from lime.evaluation.report import read_results
-from lime.experiments.folders import is_own_run_folder
 from lime.report.charts import Line
 from lime.report.media import pictures
+from lime.runs.folders import is_own_run_folder
 
 CURVES = {
     "Task loss per answer token (nats)": ("loss/task", "val/loss"),

@@ -11,19 +11,19 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from lime.atomic import write_text
 from lime.data.tasks import CATEGORIES, TASKS
+from lime.evaluation.aggregation import MACRO
 from lime.evaluation.authors_report import CAUTION, rows
 from lime.evaluation.intervals import interval_text
 from lime.evaluation.tables import summary_lines
 from lime.experiments.collection import Sweep, read_sweep
-from lime.experiments.estimates import MACRO
 from lime.experiments.figures.catalogue import draw
-from lime.experiments.records import RECORD_FILE
 from lime.experiments.tables import make_table
-from lime.ownership import MADE_BY, check_output
 from lime.report.charts import heat_style, interval_bar, line_chart
 from lime.report.gather import RunData, differing, flattened, is_run, read_run_folder, runs_of
+from lime.runs.record import RECORD_FILE
+from lime.system.atomic import write_text
+from lime.system.ownership import MADE_BY, check_output
 
 REPORT_FILE = "report.html"
 

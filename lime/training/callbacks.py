@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from lime.experiments.records import LayerRouting, Training
-from lime.training import processes
-from lime.training.config import CallbacksConfig
-from lime.training.memory import forget_peak, peak_memory_mb
+from lime.config.training import CallbacksConfig
+from lime.distributed import processes
+from lime.runs.record import LayerRouting, Training
+from lime.system.memory import forget_peak, peak_memory_mb
+from lime.system.progress import ProgressDisplay
 from lime.training.metrics import Kept, MetricsFile, UsageFile, Window
 from lime.training.module import AdaptationModule
-from lime.training.progress import ProgressDisplay
-from lime.tuner.recorder import LayerStatistics
+from lime.tuner.routing.recorder import LayerStatistics
 
 log = logging.getLogger(__name__)
 

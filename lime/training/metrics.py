@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lime.atomic import write_text
-from lime.limits import naming
-from lime.training import processes
-from lime.tuner.recorder import LayerStatistics, RoutingStatistics
+from lime.distributed import processes
+from lime.system.atomic import write_text
+from lime.system.limits import naming
+from lime.tuner.routing.recorder import LayerStatistics, RoutingStatistics
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import lime.tuner
 from lime.config.schema import BalanceConfig
+from lime.config.training import OptimConfig
 from lime.data.collate import model_inputs
-from lime.training.config import OptimConfig
 from lime.training.loss import answer_loss_sum, answer_positions, normalise_gradients
 from lime.training.metrics import Window
 from lime.training.schedule import learning_rate_factor
-from lime.tuner.base import LimeLayer
+from lime.tuner.layers.base import LimeLayer
 
 
 @dataclass(frozen=True)

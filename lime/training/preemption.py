@@ -1,8 +1,8 @@
 """A run that is told to stop while it trains: the optimiser step is finished, then a checkpoint is saved.
 
 Wherever else a signal finds a run, nothing is lost that a checkpoint or a journal does not hold, and it ends at once
-(:mod:`lime.interrupts`). Lightning's own handlers save in the middle of an accumulation window too, which no run can
-resume exactly, or end without a word.
+(:mod:`lime.system.interrupts`). Lightning's own handlers save in the middle of an accumulation window too, which no
+run can resume exactly, or end without a word.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lime import interrupts
-from lime.training import processes
+from lime.distributed import processes
+from lime.system import interrupts
 
 log = logging.getLogger(__name__)
 

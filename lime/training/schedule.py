@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lime.training.config import OptimConfig
+from lime.config.training import OptimConfig
 
 
 def learning_rate_factor(step: int, total_steps: int, config: OptimConfig) -> float:

@@ -14,24 +14,24 @@ from lime.tuner.settings import LimeSettings
 
 if TYPE_CHECKING:
     from lime.method.balance import BalanceTerms
-    from lime.tuner.adapting import apply, has_routing, load, record
+    from lime.tuner.api import apply, has_routing, load, record
     from lime.tuner.config import LimeConfig
     from lime.tuner.model import LimeModel, register
-    from lime.tuner.recorder import LayerStatistics, Recorder, RoutingStatistics
     from lime.tuner.reporting import ApplyReport, ReportRow, parameter_groups, report
+    from lime.tuner.routing.recorder import LayerStatistics, Recorder, RoutingStatistics
 
 _LAZY = {
     "BalanceTerms": "lime.method.balance",
-    "apply": "lime.tuner.adapting",
-    "has_routing": "lime.tuner.adapting",
-    "load": "lime.tuner.adapting",
-    "record": "lime.tuner.adapting",
+    "apply": "lime.tuner.api",
+    "has_routing": "lime.tuner.api",
+    "load": "lime.tuner.api",
+    "record": "lime.tuner.api",
     "LimeConfig": "lime.tuner.config",
     "LimeModel": "lime.tuner.model",
     "register": "lime.tuner.model",
-    "LayerStatistics": "lime.tuner.recorder",
-    "Recorder": "lime.tuner.recorder",
-    "RoutingStatistics": "lime.tuner.recorder",
+    "LayerStatistics": "lime.tuner.routing.recorder",
+    "Recorder": "lime.tuner.routing.recorder",
+    "RoutingStatistics": "lime.tuner.routing.recorder",
     "ApplyReport": "lime.tuner.reporting",
     "ReportRow": "lime.tuner.reporting",
     "parameter_groups": "lime.tuner.reporting",

@@ -16,21 +16,21 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lime.method.deltas.mola import experts_of_block
-from lime.tuner.base import LimeLayer
 from lime.tuner.config import LimeConfig, LimePeftType
-from lime.tuner.context import RoutingState
 from lime.tuner.format import upgrade_keys
-from lime.tuner.generating import GenerateOnePrompt
-from lime.tuner.hooks import CloseCall, OpenCall, check_arguments
-from lime.tuner.layer import LimeLinear, check_fit
-from lime.tuner.leaving import check_name_is_free, remove_adapter, remove_hooks
-from lime.tuner.linear import LINEAR, shape_of
-from lime.tuner.over import LimeOver
-from lime.tuner.over_injection import inject_base
-from lime.tuner.prompt import CHILD, PromptLayer, prompt_layer, prompt_place
-from lime.tuner.prompt_hooks import InsertPrompt, RemovePrompt
+from lime.tuner.layers.base import LimeLayer
+from lime.tuner.layers.frozen_linear import LINEAR, shape_of
+from lime.tuner.layers.leaving import check_name_is_free, remove_adapter, remove_hooks
+from lime.tuner.layers.linear import LimeLinear, check_fit
+from lime.tuner.layers.wrapped import LimeOver
+from lime.tuner.prompt.hooks import InsertPrompt, RemovePrompt
+from lime.tuner.prompt.layer import CHILD, PromptLayer, prompt_layer, prompt_place
+from lime.tuner.routing.call import RoutingState
+from lime.tuner.routing.generation import GenerateOnePrompt
+from lime.tuner.routing.hooks import CloseCall, OpenCall, check_arguments
 from lime.tuner.settings import ROUTED_BY_SEQUENCE, LimeSettings
 from lime.tuner.towers import Target, Tower, find_towers, matches_any, resolve_targets
+from lime.tuner.wrapping import inject_base
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from lime.tuner.base import LimeLayer
-from lime.tuner.linear import shape_of
-from lime.tuner.prompt import PromptLayer
+from lime.tuner.layers.base import LimeLayer
+from lime.tuner.layers.frozen_linear import shape_of
+from lime.tuner.prompt.layer import PromptLayer
 from lime.tuner.towers import find_towers
 
 

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lime.ownership import check_unchanged
+from lime.system.ownership import check_unchanged
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

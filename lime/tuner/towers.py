@@ -15,8 +15,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from lime.tuner.attention import in_attention, is_projection, sees_tokens
-from lime.tuner.linear import LINEAR
+from lime.tuner.layers.attention import in_attention, is_projection, sees_tokens
+from lime.tuner.layers.frozen_linear import LINEAR
 from lime.tuner.settings import LimeSettings
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def find_towers(model: nn.Module) -> list[Tower]:
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer to adapt (`lime.tuner.linear.LINEAR`), by its full name."""
+    """A linear layer to adapt (`lime.tuner.layers.frozen_linear.LINEAR`), by its full name."""
 
     name: str
     tower: Tower

@@ -18,10 +18,10 @@ from lime.analysis.study.names import short_names
 from lime.config.schema import EvalConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
+from lime.jobs.setup import open_data
+from lime.jobs.train import train
 from lime.models.loading import load_backbone
-from lime.training.job import train
-from lime.training.setup import open_data
-from lime.tuner.layer import LimeLinear
+from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.model import lime_layers
 from scripts.analyse import main
 from tests.training.parts import config

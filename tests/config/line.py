@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lime.config.cli import launch
 from lime.config.schema import EvalConfig, TrainConfig
+from lime.jobs.command_line import launch
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lime.config.check import ConfigError
-from lime.config.compose import composed
 from lime.config.schema import TrainConfig
+from lime.jobs.compose import composed
 from tests.config.line import ROOT, Outcome, line
 
 

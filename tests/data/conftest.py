@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lime.data.collate import Collator
-from lime.models.processing import load_processor
+from lime.processors.families import load_processor
 from tests.data import tiny
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real_mmt"

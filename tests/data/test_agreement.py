@@ -15,7 +15,7 @@ from lime.data.config import DataConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.media import MediaError
 from lime.data.tools.verify import verify
-from lime.models.processing import load_processor
+from lime.processors.families import load_processor
 from lime.report.media import pictures
 from tests.data import clips, tiny
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from lime.atomic import temporary_beside
 from lime.data.cache import FrameCache
 from lime.data.collate import Collator, model_inputs
 from lime.data.config import DataConfig, FrameCacheConfig
 from lime.data.rows import MMTDataset
+from lime.system.atomic import temporary_beside
 
 CLIPS = "video_test_action_sequence"
 

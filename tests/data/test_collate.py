@@ -14,7 +14,7 @@ from PIL import Image
 from lime.data.collate import IGNORED, Collator, OverlongError, model_inputs
 from lime.data.media import MediaError, load_image, load_video
 from lime.data.rows import MMTDataset
-from lime.models.processing import load_processor
+from lime.processors.families import load_processor
 from tests.data import tiny
 
 MIXED = ("glue_test_sst2", "image_test_caltech101", "video_test_action_sequence")

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken
 
 from lime.data.collate import Collator
-from lime.data.collate_other import ImagesConversation
+from lime.data.collate_generic import ImagesConversation
 from lime.data.conversation import Conversation
 from lime.data.rows import MMTDataset, Row
 

@@ -16,7 +16,7 @@ from lime.data.datamodule import MMTDataModule
 from lime.data.media import MediaError
 from lime.data.rows import DataError, content_hash
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
-from lime.models.processing import load_processor
+from lime.processors.families import load_processor
 from tests.data import tiny
 
 FAMILY = "llava_onevision"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lime.training.job import train
+from lime.jobs.train import train
 from tests.data import tiny
 from tests.end_to_end.command import Command
 from tests.training.parts import config, data_root

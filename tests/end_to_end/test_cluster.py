@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lime.training.launch import started_from_outside
+from lime.distributed.launch import started_from_outside
 from tests.end_to_end.test_kill import arguments, finish, same, steps
 from tests.training.parts import metrics
 

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import lime.config.searched
-from lime.analysis.efficiency import label
 from lime.experiments.collection import read_sweep, shown
 from lime.experiments.figures.catalogue import draw
+from lime.experiments.figures.panels import label
 from tests.end_to_end.command import ROOT
 
 pytestmark = pytest.mark.slow

@@ -57,7 +57,7 @@ def test_a_file_that_may_not_grow_is_named_with_the_limit(tmp_path: Path) -> Non
 
 def test_data_cannot_be_generated_there(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lime.data.mini", "--root", "/proc/nope"],
+        [sys.executable, "-m", "lime.embedded.benchmark", "--root", "/proc/nope"],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lime.experiments.lock import OWNER_FILE
+from lime.runs.lock import OWNER_FILE
 from tests.data import tiny
 from tests.end_to_end.command import ROOT
 from tests.end_to_end.test_kill import arguments, finish, same, steps
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, kind: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False])
 def test_generation_leaves_nothing_behind(tmp_path: Path, whole_group: bool) -> None:
-    command = [sys.executable, "-m", "lime.data.mini", "--root", str(tmp_path / "root"), "--workers", "2"]
+    command = [sys.executable, "-m", "lime.embedded.benchmark", "--root", str(tmp_path / "root"), "--workers", "2"]
     running = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

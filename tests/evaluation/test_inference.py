@@ -17,16 +17,16 @@ from lime.data.tasks import TASKS
 from lime.evaluation.config import EvaluationConfig
 from lime.evaluation.predictions import CutAnswer, collect, read_predictions, score_predictions, write_predictions
 from lime.evaluation.tables import summary_lines
-from lime.models.config import ModelConfig
-from lime.models.loading import load_backbone
-from lime.training.inference import (
+from lime.inference.generation import (
     answer_likelihoods,
     answer_rows,
     generate_answers,
     score_likelihood,
     truths_too_long,
 )
-from lime.training.journal import Journal
+from lime.inference.journal import Journal
+from lime.models.loading import load_backbone
+from lime.processors.config import ModelConfig
 from tests.data import tiny
 
 ALLOWED = {
@@ -134,7 +134,7 @@ def test_the_best_answer_wins_and_ties_go_to_the_first(parts: Parts, monkeypatch
     best = score_likelihood(model, collator, rows, ALLOWED)
     assert best == [max(found, key=found.__getitem__) for found in scores if found is not None]
     monkeypatch.setattr(
-        "lime.training.inference.answer_likelihoods", lambda *args, **options: [{"b": -1.0, "a": -1.0}, None]
+        "lime.inference.generation.answer_likelihoods", lambda *args, **options: [{"b": -1.0, "a": -1.0}, None]
     )
     assert score_likelihood(model, collator, rows[:2], ALLOWED) == ["b", None]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lime.config.sweeps import Plan, PlannedRun
 from lime.data.tasks import TASKS
-from lime.experiments.records import (
+from lime.runs.record import (
     Identity,
     Items,
     LayerRouting,

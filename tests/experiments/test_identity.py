@@ -16,11 +16,11 @@ from lime.data.config import DataConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import MMTDataset
 from lime.data.tools.prepare import prepare
-from lime.experiments.records import read_record
-from lime.models.config import ModelConfig
+from lime.inference.evaluation import TestRows, answer_frozen, journal_of
 from lime.models.fingerprint import checkpoint_fingerprint, processing_fingerprint
 from lime.models.loading import load_backbone
-from lime.training.answering import TestRows, answer_frozen, journal_of
+from lime.processors.config import ModelConfig
+from lime.runs.record import read_record
 from tests.data import tiny
 from tests.experiments.test_sweeps import Sweep, said_in
 from tests.experiments.test_sweeps import sweep as sweep

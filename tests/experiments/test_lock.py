@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from lime.experiments import lock
-from lime.experiments.lock import HELD, LOCK_FILE, OWNER_FILE, BusyError, is_locked, run_lock
+from lime.runs import lock
+from lime.runs.lock import HELD, LOCK_FILE, OWNER_FILE, BusyError, is_locked, run_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from lime.experiments.lock import run_lock
+from lime.runs.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

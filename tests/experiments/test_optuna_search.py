@@ -17,13 +17,13 @@ pytest.importorskip("optuna")
 
 from optuna.trial import TrialState
 
-from lime.config.compose import composed
 from lime.config.identity import config_hash
 from lime.config.overrides import check, register
 from lime.config.schema import TrainConfig
 from lime.config.scripts import parse_mixed
 from lime.experiments.optuna_search import FINISHED, RUN, Search, Space, read_space
-from lime.experiments.records import Training, write_record
+from lime.jobs.compose import composed
+from lime.runs.record import Training, write_record
 from tests.data import tiny
 from tests.experiments.made import failed, record
 from tests.experiments.test_sweeps import base

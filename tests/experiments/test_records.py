@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from lime.evaluation.aggregation import MACRO
 from lime.evaluation.report import read_results
-from lime.experiments.estimates import MACRO, seed_mean
-from lime.experiments.records import Record, RecordError, read_record, write_record
-from lime.training.job import train
+from lime.experiments.estimates import seed_mean
+from lime.jobs.train import train
+from lime.runs.record import Record, RecordError, read_record, write_record
 from tests.experiments.made import record
 from tests.training.parts import config
 

@@ -21,10 +21,10 @@ from lime.config.identity import config_hash
 from lime.config.overrides import check, force, register
 from lime.config.schema import TrainConfig
 from lime.config.sweeps import make_plan, read_plan
-from lime.experiments.code import code_version
 from lime.experiments.collection import read_sweep
-from lime.experiments.lock import LOCK_FILE
-from lime.experiments.records import read_record
+from lime.runs.code import code_version
+from lime.runs.lock import LOCK_FILE
+from lime.runs.record import read_record
 from tests.data import tiny
 from tests.training.parts import data_root, values
 

@@ -18,14 +18,15 @@ import yaml
 import lime.config.searched
 from lime.config.searched import searched
 from lime.data.tasks import TASKS
+from lime.evaluation.aggregation import MACRO
 from lime.experiments.collection import read_sweep
-from lime.experiments.estimates import MACRO, CannotCompare, difference, seed_mean, splits_of
+from lime.experiments.estimates import CannotCompare, difference, seed_mean, splits_of
 from lime.experiments.figures.catalogue import FIGURES, draw
 from lime.experiments.figures.style import save
 from lime.experiments.published import published
-from lime.experiments.records import Items, Record, Training
 from lime.experiments.search import choose, write_choices
 from lime.experiments.tables import csv_text, latex, make_table, markdown
+from lime.runs.record import Items, Record, Training
 from tests.experiments.made import CHARTQA, SST2, STSB, failed, record, sweep
 
 ROOT = Path(__file__).parents[2]
@@ -181,7 +182,7 @@ def test_unknown_baseline_names_the_points(table2: Path) -> None:
 
 
 def test_records_of_other_commands_are_told_or_taken(table2: Path) -> None:
-    from lime.experiments.records import write_record
+    from lime.runs.record import write_record
 
     write_record(table2 / "stray", record(3, config={"seed": 3, "model": {"name": "big"}}))
     assert "1 runs of other commands" in markdown(make_table(read_sweep(table2)))

@@ -19,12 +19,13 @@ from lime.config.adapters import hub_name
 from lime.config.check import build
 from lime.config.reuse import TAKEN, check_settings, is_own_run, read_run, taken_from, with_run_config
 from lime.config.schema import EvalConfig
-from lime.integrations.hub import adapter_folder, export_adapter
+from lime.integrations.hub import export_adapter
+from lime.jobs.evaluate import evaluate
+from lime.jobs.train import train
 from lime.models.loading import load_backbone
-from lime.ownership import MARKER, mark
-from lime.signature import key_file
-from lime.training.evaluate import evaluate
-from lime.training.job import train
+from lime.runs.adapter import adapter_folder
+from lime.system.ownership import MARKER, mark
+from lime.system.signature import key_file
 from tests.training.parts import config, values
 
 WEIGHTS = "adapter_model.safetensors"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lime.atomic import remove_leftovers, replacing, replacing_folder, temporary_beside, write_json, write_text
-from lime.ownership import MADE_BY, MARKER, check_output, check_replaceable, claim, kind_of, mark
+from lime.system.atomic import remove_leftovers, replacing, replacing_folder, temporary_beside, write_json, write_text
+from lime.system.ownership import MADE_BY, MARKER, check_output, check_replaceable, claim, kind_of, mark
 
 
 def names(folder: Path) -> list[str]:
@@ -89,7 +89,9 @@ def test_links_devices_and_permissions_stay(tmp_path: Path):
 
 
 def test_standard_output_is_written_to(tmp_path: Path):
-    code = "from pathlib import Path; from lime.atomic import write_text; write_text(Path('/dev/stdout'), 'said')"
+    code = (
+        "from pathlib import Path; from lime.system.atomic import write_text; write_text(Path('/dev/stdout'), 'said')"
+    )
     with (tmp_path / "out").open("w") as out:
         subprocess.run([sys.executable, "-c", code], stdout=out, check=True, cwd=Path(__file__).parents[2])
     assert (tmp_path / "out").read_text() == "said"
@@ -208,7 +210,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lime import atomic
+from lime.system import atomic
 at = sys.argv[2]
 if at == "moved":
     rename = Path.rename

@@ -1,4 +1,4 @@
-"""Every file is written by lime.atomic: the sources are walked for calls that write, rename or remove anything else."""
+"""Every file is written by lime.system.atomic: the sources are walked for other calls that write or remove."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ REMOVERS = {"unlink", "rmdir", "rmtree", "rename", "renames", "truncate", "remov
 BLOCKS = {"replacing", "replacing_folder"}
 
 ALLOWED = {
-    ("lime/atomic.py", "*"): "the helper itself",
-    ("lime/ownership.py", "mark"): "the marker, written whole under a name of its own",
-    ("lime/signature.py", "_make"): "the key, whole under its name at once, and never replaced",
+    ("lime/system/atomic.py", "*"): "the helper itself",
+    ("lime/system/ownership.py", "mark"): "the marker, written whole under a name of its own",
+    ("lime/system/signature.py", "_make"): "the key, whole under its name at once, and never replaced",
     ("lime/data/cache.py", "*"): "an entry is written beside its place and renamed under the cache's lock, unsynced",
-    ("lime/data/mini/builder.py", "*"): "a root is built beside its place and renamed whole under its lock",
-    ("lime/data/mini/media.py", "*"): "media of a root or an archive that is being built",
+    ("lime/embedded/benchmark/builder.py", "*"): "a root is built beside its place and renamed whole under its lock",
+    ("lime/data/encoding.py", "*"): "media of a root or an archive that is being built",
     ("lime/data/tools/archives.py", "*"): "members go to a staging folder, of which whole archives are moved",
     ("lime/training/metrics.py", "*"): "logs that grow line by line; a cut last line is left out by their readers",
-    ("lime/training/journal.py", "__init__"): "a log that grows line by line",
-    ("lime/config/cli.py", "_flush"): "a stream that nobody reads leads nowhere",
-    ("lime/training/memory.py", "*"): "a switch of the kernel, no file",
-    ("lime/models/tiny/architecture.py", "save_processor"): "into a checkpoint's folder that its caller replaces",
+    ("lime/inference/journal.py", "__init__"): "a log that grows line by line",
+    ("lime/jobs/command_line.py", "_flush"): "a stream that nobody reads leads nowhere",
+    ("lime/system/memory.py", "*"): "a switch of the kernel, no file",
+    (
+        "lime/embedded/pretraining/architecture.py",
+        "save_processor",
+    ): "into a checkpoint's folder that its caller replaces",
     ("lime/report/render.py", "_figure"): "into memory",
-    ("lime/models/tiny/pool.py", "build_pool"): "arrays that count as there once items.json is",
+    ("lime/embedded/pretraining/pool.py", "build_pool"): "arrays that count as there once items.json is",
     ("lime/analysis/benchmark/start.py", "first_step"): "the log of a process, in a temporary folder",
 }
 
@@ -103,7 +106,7 @@ def test_no_file_is_written_outside_the_helper():
         for function, line, what in bare_writes(path.read_text(encoding="utf-8")):
             if (name, "*") not in ALLOWED and (name, function) not in ALLOWED:
                 faults.append(f"{name}:{line}: {what}")
-    assert not faults, "written, moved or removed outside lime.atomic:\n" + "\n".join(faults)
+    assert not faults, "written, moved or removed outside lime.system.atomic:\n" + "\n".join(faults)
 
 
 def test_every_exception_is_still_needed():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lime.config.sweeps import Plan, PlannedRun
-from lime.experiments.folders import FILES, claim_run_folder
 from lime.experiments.resume import ResumingSweep
-from lime.ownership import kind_of
+from lime.runs.folders import FILES, claim_run_folder
+from lime.system.ownership import kind_of
 from tests.training.parts import config
 
 

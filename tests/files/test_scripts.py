@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lime.training.job import train
+from lime.jobs.train import train
 from scripts import export, random_checkpoint
 from tests.training.parts import config
 

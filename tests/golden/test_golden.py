@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lime.method import fused
 from lime.method.selection import select
 from lime.tuner import LimeSettings
-from lime.tuner.context import RoutingState, ScopeCall
-from lime.tuner.layer import LimeLinear
-from lime.tuner.recorder import recording
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.routing.call import RoutingState, ScopeCall
+from lime.tuner.routing.recorder import recording
 
 HERE = Path(__file__).parent
 CASES: dict[str, dict[str, Any]] = json.loads((HERE / "cases.json").read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lime.models.config import ModelConfig
+from lime.processors.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

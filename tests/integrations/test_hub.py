@@ -17,10 +17,11 @@ from lime.config.adapters import hub_name
 from lime.config.check import build
 from lime.config.schema import EvalConfig
 from lime.data.tools.sources import CONSTITUENTS
-from lime.integrations.hub import adapter_folder, export_adapter, model_card
-from lime.ownership import MARKER
-from lime.training.evaluate import evaluate
-from lime.training.job import train
+from lime.integrations.hub import export_adapter, model_card
+from lime.jobs.evaluate import evaluate
+from lime.jobs.train import train
+from lime.runs.adapter import adapter_folder
+from lime.system.ownership import MARKER
 from tests.training.parts import config, values
 
 

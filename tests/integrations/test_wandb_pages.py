@@ -12,10 +12,10 @@ import yaml
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from lime.config.compose import composed
 from lime.config.identity import config_hash
 from lime.config.overrides import register
 from lime.config.schema import TrainConfig
+from lime.jobs.compose import composed
 from scripts.wandb_dashboard import main as dashboard
 from scripts.wandb_sweep import main as sweep
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from lime.method import fused
 from lime.method.fused.dropout import MASKS, Dropout
 from lime.method.fused.function import Fused
-from lime.tuner.context import RoutingState, ScopeCall
-from lime.tuner.fusing import fusible
-from lime.tuner.layer import LimeLinear
-from lime.tuner.recorder import recording
+from lime.tuner.layers.fused import fusible
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.routing.call import RoutingState, ScopeCall
+from lime.tuner.routing.recorder import recording
 from lime.tuner.settings import LimeSettings
 
 CHOICES: list[dict[str, Any]] = [

@@ -17,9 +17,9 @@ from lime.method import fused
 from lime.method.fused import kernels, triton_backward, triton_forward
 from lime.method.fused.function import Plan, Tokens, Weights
 from lime.method.fused.routing import RoutingPlan
-from lime.tuner.context import ScopeCall
-from lime.tuner.layer import LimeLinear
-from lime.tuner.recorder import recording
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.routing.call import ScopeCall
+from lime.tuner.routing.recorder import recording
 from lime.tuner.settings import LimeSettings
 from tests.method.test_fused import layer
 

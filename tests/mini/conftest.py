@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lime.data.mini import generate
+from lime.embedded.benchmark import generate
 
 TRAIN, TEST = 7, 6
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import datasets
 import pytest
 
-from lime.data.mini import __main__ as command
-from lime.data.mini import builder, ensure, generate
-from lime.data.mini.tasks import MINI_TASKS
 from lime.data.rows import MMTDataset
 from lime.data.tasks import TASKS
+from lime.embedded.benchmark import __main__ as command
+from lime.embedded.benchmark import builder, ensure, generate
+from lime.embedded.benchmark.tasks import MINI_TASKS
 from tests.mini.conftest import TEST, TRAIN
 
 

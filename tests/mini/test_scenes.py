@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lime.data.mini import scenes
-from lime.data.mini.drawing import COLORS
-from lime.data.mini.tasks_video import SCENES, render
+from lime.embedded.benchmark import scenes
+from lime.embedded.benchmark.drawing import COLORS
+from lime.embedded.benchmark.tasks_video import SCENES, render
 
 FIXED: dict[str, list[dict[str, Any]]] = {
     "scene": [{"k": 4, "shape": "cross", "color": "red", "k2": 2, "shape2": "circle", "color2": "blue"}],

@@ -13,8 +13,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from lime.data.mini.items import Item, MiniTask
-from lime.data.mini.tasks import MINI_TASKS
+from lime.embedded.benchmark.items import Item, MiniTask
+from lime.embedded.benchmark.tasks import MINI_TASKS
 
 SHOWN, ASKED = 300, 200
 

@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 import pytest
 
-from lime.data.mini.items import LETTERS
-from lime.data.mini.scenes import TAMPERINGS, tamper
-from lime.data.mini.tasks_video import FPS, QUESTION, SCENES
+from lime.embedded.benchmark.items import LETTERS
+from lime.embedded.benchmark.scenes import TAMPERINGS, tamper
+from lime.embedded.benchmark.tasks_video import FPS, QUESTION, SCENES
 
 MIDDLE = slice(8, 16)
 

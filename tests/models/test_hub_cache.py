@@ -9,11 +9,12 @@ import pytest
 
 from lime.config.check import build
 from lime.config.schema import EvalConfig
-from lime.integrations.hub import adapter_folder, export_adapter
-from lime.models.config import ModelConfig
+from lime.integrations.hub import export_adapter
+from lime.jobs.evaluate import evaluate
+from lime.jobs.train import train
 from lime.models.loading import load_backbone, load_processor_alone
-from lime.training.evaluate import evaluate
-from lime.training.job import train
+from lime.processors.config import ModelConfig
+from lime.runs.adapter import adapter_folder
 from tests.data import tiny
 from tests.training.parts import config, values
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lime.models.config import ModelConfig, VideoConfig
 from lime.models.loading import load_backbone
+from lime.processors.config import ModelConfig, VideoConfig
 from tests.data import tiny
 
 

@@ -12,12 +12,12 @@ import torch
 
 from lime.config.check import build
 from lime.config.schema import EvalConfig
-from lime.data.collate_other import ProcessorCollator
+from lime.data.collate_generic import ProcessorCollator
 from lime.data.rows import MMTDataset
-from lime.models.config import ImageConfig, ModelConfig
+from lime.jobs.evaluate import evaluate
+from lime.jobs.train import train
 from lime.models.loading import load_backbone
-from lime.training.evaluate import evaluate
-from lime.training.job import train
+from lime.processors.config import ImageConfig, ModelConfig
 from tests.data import tiny
 from tests.models.checkpoints import OTHERS, checkpoint
 from tests.training.parts import config, data_root, metrics, values

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lime.models.config import ImageConfig, VideoConfig
-from lime.models.processing import FrameProcessor, load_processor
+from lime.processors.config import ImageConfig, VideoConfig
+from lime.processors.families import FrameProcessor, load_processor
 from tests.data import tiny
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 
 import numpy as np
 
-from lime.data.mini.tasks import MINI_TASKS
-from lime.models.tiny.text_corpus import text_dialogue
+from lime.embedded.benchmark.tasks import MINI_TASKS
+from lime.embedded.pretraining.text_corpus import text_dialogue
 
 LONG = 3
 """Words from which a line is a prompt or a sentence, and no mere option."""

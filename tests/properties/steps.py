@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lime.config.schema import BalanceConfig
-from lime.training.config import OptimConfig
+from lime.config.training import OptimConfig
 from lime.training.module import AdaptationModule
 from tests.tuner import small_models as small
 

@@ -20,8 +20,8 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import Tensor
 
 from lime.config.schema import BalanceConfig
-from lime.training.config import TrainerConfig
-from lime.training.strategies import strategy_of
+from lime.config.training import TrainerConfig
+from lime.distributed.strategies import strategy_of
 from tests.conformance.test_battery import disturb, fresh
 from tests.conformance.types import TYPES
 from tests.properties.steps import Batch, difference, gradients, training_batch

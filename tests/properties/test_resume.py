@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 import lime
 from lime.config.schema import BalanceConfig
+from lime.config.training import CallbacksConfig
 from lime.training.callbacks import checkpoint_callback
-from lime.training.config import CallbacksConfig
 from lime.training.module import AdaptationModule
 from lime.tuner.settings import OPTIONS_OF_TYPE
 from tests.conformance.test_battery import frozen

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lime.analysis.benchmark.counting import Traffic, kept_storages
 from lime.analysis.benchmark.forms import Subject
 from lime.analysis.benchmark.layer import Case, counts
-from lime.tuner.context import RoutingState, ScopeCall
-from lime.tuner.layer import LimeLinear
-from lime.tuner.recorder import recording
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.routing.call import RoutingState, ScopeCall
+from lime.tuner.routing.recorder import recording
 from lime.tuner.settings import MIXTURES, LimeSettings
 
 WIDTH, COUNTS = 896, (128, 256)

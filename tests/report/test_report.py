@@ -16,9 +16,9 @@ from lime.evaluation.authors import score_as_authors
 from lime.evaluation.authors_report import write_authors_scores
 from lime.evaluation.predictions import Prediction, score_predictions
 from lime.evaluation.report import write_report
-from lime.experiments.folders import sign_configuration
-from lime.ownership import MARKER
 from lime.report.charts import Line, line_chart, nice_ticks
+from lime.runs.folders import sign_configuration
+from lime.system.ownership import MARKER
 from scripts.report import main
 from tests.experiments.made import record, sweep
 from tests.report.browser import CHROMIUM, DESKTOP, PHONE, Browser

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from lime.evaluation.predictions import PredictionError, read_predictions
-from lime.training.checkpoints import checkpoint_to_resume, damage, newest_checkpoint
-from lime.training.frozen import _known
-from lime.training.job import train
-from lime.training.journal import Journal
+from lime.inference.frozen import _known
+from lime.inference.journal import Journal
+from lime.jobs.train import train
+from lime.runs.checkpoints import checkpoint_to_resume, damage, newest_checkpoint
 from lime.training.metrics import COLUMNS, Kept, MetricsFile, UsageFile
 from tests.training.parts import config, metrics
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 import lime
 from lime.config.check import build
 from lime.config.schema import EvalConfig
+from lime.jobs.evaluate import evaluate
+from lime.jobs.train import train
 from lime.models.loading import load_backbone
-from lime.training.evaluate import evaluate
-from lime.training.job import train
 from tests.training.parts import config, metrics, values
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")

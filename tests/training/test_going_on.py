@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lime.experiments.records import read_record
-from lime.training.config import OptimConfig
-from lime.training.job import train
+from lime.config.training import OptimConfig
+from lime.jobs.train import train
+from lime.runs.record import read_record
 from lime.training.schedule import learning_rate_factor
 from tests.training.parts import config, metrics
 

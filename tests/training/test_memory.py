@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from lime.training.memory import forget_peak, peak_resident_mb, resident_mb
+from lime.system.memory import forget_peak, peak_resident_mb, resident_mb
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the peak is that of the whole process")

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import lime
-from lime.data.mini import ensure
+from lime.embedded.benchmark import ensure
+from lime.jobs.setup import open_data
+from lime.jobs.train import train
 from lime.models.loading import load_backbone
-from lime.training.job import train
-from lime.training.memory import Peak
-from lime.training.phases import Phase, Work
-from lime.training.preflight import Preflight, duration, preflight_of_run
-from lime.training.setup import open_data
-from lime.training.trials import LEAST_SECONDS, Trials
+from lime.system.memory import Peak
+from lime.training.preflight.phases import Phase, Work
+from lime.training.preflight.plan import Preflight, duration, preflight_of_run
+from lime.training.preflight.trials import LEAST_SECONDS, Trials
 from tests.training.parts import config, metrics
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ class Clock:
 
     def __init__(self, monkeypatch, seconds_per_token):
         self.now, self.pace = 0.0, seconds_per_token
-        monkeypatch.setattr("lime.training.trials.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("lime.training.preflight.trials.time.perf_counter", lambda: self.now)
 
     def run(self, work):
         self.now += 0.01 + self.pace * work.cost
@@ -150,7 +150,7 @@ def test_trials_keep_to_their_share_of_the_run(monkeypatch, caplog, pace, batche
 def test_a_limit_of_the_process_counts():
     """`ulimit -v` and `ulimit -d`: what they leave, not what the machine has."""
     code = (
-        "import resource, sys, torch; from lime.training.memory import available_mb, _process_mb; "
+        "import resource, sys, torch; from lime.system.memory import available_mb, _process_mb; "
         "assert _process_mb() is None; "
         "lines = dict(l.split(':') for l in open('/proc/self/status')); "
         "used = int(lines[sys.argv[2]].split()[0]) * 1024; "
@@ -176,8 +176,8 @@ def test_what_memory_cannot_hold_is_told_in_a_sentence(monkeypatch):
 
 
 def test_what_does_not_fit_is_said(caplog, monkeypatch):
-    monkeypatch.setattr("lime.training.preflight.available_mb", lambda device: 0.0)
-    monkeypatch.setattr("lime.training.preflight.resident_mb", lambda: 1.0)
+    monkeypatch.setattr("lime.training.preflight.plan.available_mb", lambda device: 0.0)
+    monkeypatch.setattr("lime.training.preflight.plan.resident_mb", lambda: 1.0)
     found, _ = tried("llava_onevision")
     assert not found.fits
     assert "trainer.batch_size" in caplog.text

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from lime.config.check import build
 from lime.config.schema import EvalConfig, method_of
+from lime.jobs.evaluate import evaluate
+from lime.jobs.train import train
 from lime.models.architectures import ARCHITECTURES
-from lime.models.config import ImageConfig, ModelConfig, VideoConfig
 from lime.models.loading import load_backbone
 from lime.models.random_checkpoint import write_random_checkpoint
-from lime.training.evaluate import evaluate
-from lime.training.job import train
+from lime.processors.config import ImageConfig, ModelConfig, VideoConfig
 from tests.data import tiny
 from tests.models import checkpoints as others
 from tests.training.parts import config, metrics

@@ -12,11 +12,11 @@ import torch
 import torch.utils.checkpoint
 from safetensors.torch import load_file
 
-import lime.training.frozen
+import lime.inference.frozen
 from lime.config.check import build
 from lime.config.schema import EvalConfig
-from lime.training.evaluate import evaluate
-from lime.training.job import train
+from lime.jobs.evaluate import evaluate
+from lime.jobs.train import train
 from tests.training.parts import config, metrics, values
 
 RUN_FILES = {
@@ -153,7 +153,7 @@ def test_adapter_of_another_backbone_is_refused(run: Path, tmp_path: Path) -> No
 
 def test_frozen_answers_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = lime.training.frozen.answer_rows
+    original = lime.inference.frozen.answer_rows
 
     def counting(*arguments: Any, **options: Any) -> Any:
         calls.append(options["mode"])
@@ -162,7 +162,7 @@ def test_frozen_answers_are_computed_once(tmp_path: Path, monkeypatch: pytest.Mo
         assert torch.equal(torch.get_rng_state(), before), "an adapter is drawn the same with answers from the cache"
         return found
 
-    monkeypatch.setattr(lime.training.frozen, "answer_rows", counting)
+    monkeypatch.setattr(lime.inference.frozen, "answer_rows", counting)
     short = {"trainer__max_steps": 1, "cache_dir": str(tmp_path / "cache")}
     train(config(**short), tmp_path / "a")
     train(config(**short, lime__num_experts=2), tmp_path / "b")

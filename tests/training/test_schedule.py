@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lime.training.config import OptimConfig
+from lime.config.training import OptimConfig
 from lime.training.schedule import learning_rate_factor
 
 

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 import lime
 import lime.tuner
 from lime.config.schema import BalanceConfig
+from lime.config.training import OptimConfig
 from lime.data.collate import Collator, model_inputs
 from lime.data.rows import MMTDataset
-from lime.models.config import ModelConfig
 from lime.models.loading import load_backbone
-from lime.training.config import OptimConfig
+from lime.processors.config import ModelConfig
 from lime.training.loss import answer_loss_sum, answer_positions
 from lime.training.module import AdaptationModule
 from tests.data import tiny

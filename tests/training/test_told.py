@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from lime.atomic import replacing, replacing_folder
-from lime.data.mini import ensure
-from lime.limits import explained
+from lime.embedded.benchmark import ensure
+from lime.system.atomic import replacing, replacing_folder
+from lime.system.limits import explained
 
 BAR = """
 import logging, sys, time
-from lime.training.progress import ProgressDisplay
+from lime.system.progress import ProgressDisplay
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 with ProgressDisplay("training", 20) as bar:
     for i in range(20):
@@ -93,7 +93,7 @@ def test_what_the_machine_refuses_is_told_in_a_sentence(error: Exception, parts:
 
 def test_the_limit_of_a_file_s_size_is_told_with_its_number() -> None:
     code = (
-        "import errno, resource as r; from lime.limits import explained; "
+        "import errno, resource as r; from lime.system.limits import explained; "
         "r.setrlimit(r.RLIMIT_FSIZE, (3 * 2**20, r.RLIM_INFINITY)); "
         "print(explained(OSError(errno.EFBIG, 'File too large', '/a/b')))"
     )
@@ -126,7 +126,7 @@ def test_faults_of_the_program_keep_their_traceback() -> None:
 
 def test_too_few_open_files_are_told_at_once() -> None:
     code = (
-        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (40, 40)); from lime.limits import check_files as c; c(2)"
+        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (40, 40)); import lime.system.limits as l; l.check_files(2)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "data.num_workers: 2 need about 128 open files, this process may have 40" in done.stderr
@@ -135,7 +135,7 @@ def test_too_few_open_files_are_told_at_once() -> None:
 
 
 def test_tables_are_left_out_and_information_goes_to_files_alone_in_a_sweep(tmp_path: Path) -> None:
-    from lime.experiments.quiet import tables_are_shown, warnings_alone
+    from lime.runs.quiet import tables_are_shown, warnings_alone
 
     root = logging.getLogger()
     file = logging.FileHandler(tmp_path / "log")
@@ -157,7 +157,7 @@ def test_tables_are_left_out_and_information_goes_to_files_alone_in_a_sweep(tmp_
 
 def test_retries_of_the_hub_print_nothing() -> None:
     code = (
-        "import logging; from lime.config.cli import speak_plainly; speak_plainly(); "
+        "import logging; from lime.jobs.command_line import speak_plainly; speak_plainly(); "
         "import huggingface_hub.utils._http; "
         "logging.basicConfig(level=logging.INFO); "
         "logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s [Retry 1/5].')"

@@ -14,14 +14,15 @@ import pytest
 import wandb
 from PIL import Image
 
-from lime.analysis.usage import usage_figure
 from lime.config.sweeps import Plan, PlannedRun
+from lime.config.training import WandbConfig
 from lime.data.tasks import CATEGORIES
+from lime.evaluation.aggregation import MACRO
 from lime.evaluation.predictions import Prediction, read_predictions
 from lime.evaluation.report import read_results
-from lime.experiments.estimates import MACRO
-from lime.experiments.records import read_record
-from lime.integrations.wandb_run import (
+from lime.jobs.train import train
+from lime.loggers.usage import usage_figure
+from lime.loggers.wandb import (
     EXACT_MATCH,
     PREDICTIONS,
     USAGE,
@@ -31,8 +32,7 @@ from lime.integrations.wandb_run import (
     sample,
     score_key,
 )
-from lime.training.config import WandbConfig
-from lime.training.job import train
+from lime.runs.record import read_record
 from lime.training.metrics import COLUMNS
 from tests.training.parts import config, data_root, metrics
 from tests.training.wandb_file import records, values

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import lime
-from lime.tuner.layer import LimeLinear
+from lime.tuner.layers.linear import LimeLinear
 
 FAMILIES = ("llava_onevision", "qwen2_vl")
 VOCABULARY, PAD, BOS, EOS, IMAGE, VIDEO, VISION_START, VISION_END = 96, 80, 80, 81, 82, 83, 84, 85

@@ -10,9 +10,9 @@ from torch import nn
 
 from lime.method import fused
 from lime.tuner import PRESETS, LimeSettings, preset_settings
-from lime.tuner.context import RoutingState, ScopeCall
-from lime.tuner.layer import LimeLinear
-from lime.tuner.recorder import recording
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.routing.call import RoutingState, ScopeCall
+from lime.tuner.routing.recorder import recording
 
 
 def test_the_page_s_own_call() -> None:

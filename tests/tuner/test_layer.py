@@ -13,9 +13,9 @@ from lime.method.deltas.base import Delta
 from lime.method.deltas.lora import LoRADelta
 from lime.method.deltas.registry import DELTAS
 from lime.method.modulation import modulate
-from lime.tuner.context import RoutingState, ScopeCall
-from lime.tuner.layer import LimeLinear
-from lime.tuner.recorder import recording
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.routing.call import RoutingState, ScopeCall
+from lime.tuner.routing.recorder import recording
 from lime.tuner.settings import LimeSettings
 
 

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 import lime
-from lime.tuner.hooks import OpenCall
+from lime.tuner.routing.hooks import OpenCall
 from tests.tuner import small_models as small
 
 WAYS: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lime.method import fused
 from lime.tuner import preset_settings
-from lime.tuner.context import RoutingState, ScopeCall
-from lime.tuner.layer import LimeLinear
-from lime.tuner.recorder import recording
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.routing.call import RoutingState, ScopeCall
+from lime.tuner.routing.recorder import recording
 from lime.tuner.settings import MIXTURES, ROUTED_BY_SEQUENCE
 
 D_IN, D_OUT, R, ALPHA = 12, 10, 3, 6.0

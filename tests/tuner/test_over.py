@@ -26,7 +26,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 import lime
-from lime.tuner.over import LimeOver
+from lime.tuner.layers.wrapped import LimeOver
 from tests.tuner import small_models as small
 
 TARGETS = ["q_proj", "down_proj"]

@@ -13,7 +13,7 @@ from lime.method import routing
 from lime.method.deltas.prompt import PromptDelta, mean_embedding
 from lime.method.selection import select
 from lime.models.architectures import build_shapes
-from lime.tuner.prompt import PromptLayer
+from lime.tuner.prompt.layer import PromptLayer
 from tests.tuner import small_models as small
 
 families = pytest.mark.parametrize("family", small.FAMILIES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from lime.training.likelihood import score_batch
+from lime.inference.likelihood import score_batch
 from tests.tuner import small_models as small
 from tests.tuner.test_prompt import batch, families, modulated, prompted, rows_of
 

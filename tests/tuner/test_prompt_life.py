@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lime
-from lime.tuner.prompt import PromptLayer
+from lime.tuner.prompt.layer import PromptLayer
 from tests.tuner import small_models as small
 from tests.tuner.test_prompt import V, batch, families, modulated, prompted, rows_of
 

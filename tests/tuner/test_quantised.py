@@ -14,8 +14,8 @@ import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from lime.tuner.context import RoutingState
-from lime.tuner.layer import LimeLinear
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.routing.call import RoutingState
 from lime.tuner.settings import LimeSettings
 
 IN, OUT = 128, 64

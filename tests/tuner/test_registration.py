@@ -17,7 +17,7 @@ IMPORTS = {
     "peft first": "import peft, lime",
     "by way of transformers": "import lime; from transformers import AutoModel; from peft import AutoPeftModel",
     "on request": "import lime; lime.tuner.register(); lime.tuner.register()",
-    "a module of the tuner first": "import lime.tuner.over; import wave",
+    "a module of the tuner first": "import lime.tuner.layers.wrapped; import wave",
     "the configuration first": "import lime.tuner.config; import wave",
     "while peft is imported already": "import peft.tuners.lora; import lime.tuner.presets",
 }

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from lime.method import fused, routing
-from lime.tuner.context import RoutingState, ScopeCall
-from lime.tuner.layer import LimeLinear
-from lime.tuner.recorder import recording
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.routing.call import RoutingState, ScopeCall
+from lime.tuner.routing.recorder import recording
 from lime.tuner.settings import LimeSettings
 from tests.tuner.test_layer import CHOICES, layer
 

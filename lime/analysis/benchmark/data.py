@@ -14,11 +14,11 @@ from lime.analysis.benchmark.timing import Spread, interleaved
 from lime.data.cache import FrameCache
 from lime.data.collate import Collator
 from lime.data.config import MiniConfig
-from lime.data.mini import ensure
 from lime.data.rows import MMTDataset, Row
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
-from lime.models.config import EMBEDDED, ModelConfig
-from lime.models.processing import load_processor
+from lime.embedded.benchmark import ensure
+from lime.processors.config import EMBEDDED, ModelConfig
+from lime.processors.families import load_processor
 
 MODALITIES = ("text", "image", "video")
 CACHES = ("none", "disk", "memory")

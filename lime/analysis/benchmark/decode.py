@@ -15,7 +15,7 @@ from lime.analysis.benchmark.forms import REFERENCE, Subject, shared_copy
 from lime.analysis.benchmark.options import option
 from lime.analysis.benchmark.record import Column, record
 from lime.analysis.benchmark.timing import Spread, interleaved, ratios
-from lime.models.config import EMBEDDED
+from lime.processors.config import EMBEDDED
 from lime.tuner.settings import LimeSettings
 
 

@@ -29,7 +29,7 @@ import lime
 from lime.method import fused
 from lime.method.deltas.lora import LoRADelta
 from lime.method.selection import select
-from lime.tuner.router import Router
+from lime.tuner.routing.router import Router
 from lime.tuner.settings import MIXTURES, OPTIONS_OF_TYPE, LimeSettings
 from lime.tuner.towers import resolve_targets
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from lime.models.architectures import ARCHITECTURES, CHECKPOINTS
-from lime.models.config import EMBEDDED
+from lime.processors.config import EMBEDDED
 
 QWEN2_896 = "qwen2_896"
 """A text model of the width of the 0.5B backbone, four layers, and a small vocabulary, so that the layers decide."""

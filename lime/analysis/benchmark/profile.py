@@ -15,12 +15,12 @@ import lightning.pytorch as pl
 
 from lime.analysis.benchmark.options import option
 from lime.analysis.benchmark.record import Column, record
-from lime.config.compose import composed
 from lime.config.schema import TrainConfig
 from lime.data.sampler import ResumableLoader
-from lime.training import job
+from lime.jobs import train as job
+from lime.jobs.compose import composed
 from lime.training.module import AdaptationModule
-from lime.tuner.recorder import Recorder
+from lime.tuner.routing.recorder import Recorder
 from lime.tuner.towers import find_towers
 
 ROOT = Path(__file__).resolve().parents[3]

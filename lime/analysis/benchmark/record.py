@@ -15,8 +15,8 @@ import torch
 
 from lime.analysis.benchmark.options import command_line
 from lime.analysis.benchmark.timing import Spread
-from lime.atomic import write_json, write_text
-from lime.printing import markdown as md
+from lime.system.atomic import write_json, write_text
+from lime.system.printing import markdown as md
 
 SCHEMA = "lime-benchmark/1"
 """Name and version of the record's format; the version rises when a reader would have to change."""

@@ -24,11 +24,11 @@ from lime.analysis.study.updates import update_of
 from lime.data.rows import Row
 from lime.method.deltas.moe_lora import MoELoRADelta
 from lime.method.fused import use
-from lime.training.progress import ProgressDisplay
-from lime.tuner.context import ScopeCall
-from lime.tuner.layer import LimeLinear
+from lime.system.progress import ProgressDisplay
+from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.model import lime_layers, routing_state
-from lime.tuner.recorder import Recorder
+from lime.tuner.routing.call import ScopeCall
+from lime.tuner.routing.recorder import Recorder
 
 
 @dataclass(frozen=True)

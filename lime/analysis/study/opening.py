@@ -16,11 +16,12 @@ from lime.config.schema import EvalConfig
 from lime.data.config import DataConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
-from lime.models.config import EMBEDDED, ModelConfig
+from lime.distributed.devices import device_of
+from lime.inference.evaluation import TestRows
+from lime.jobs.evaluate import check_backbone
+from lime.jobs.setup import open_data
 from lime.models.loading import Backbone, load_backbone
-from lime.training.answering import TestRows
-from lime.training.evaluate import check_backbone
-from lime.training.setup import device_of, open_data
+from lime.processors.config import EMBEDDED, ModelConfig
 
 log = logging.getLogger(__name__)
 

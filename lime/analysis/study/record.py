@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lime.analysis.study.names import group_name, short_names
-from lime.atomic import write_json, write_text
 from lime.data.tasks import TASKS
 from lime.experiments.figures.style import SUFFIXES
-from lime.ownership import MADE_BY
-from lime.printing import markdown as md
-from lime.training.record import environment
+from lime.runs.status import environment
+from lime.system.atomic import write_json, write_text
+from lime.system.ownership import MADE_BY
+from lime.system.printing import markdown as md
 
 SCHEMA = "lime-analysis/2"
 """Name and version of the record's format; the version rises when a reader would have to change."""

@@ -26,7 +26,7 @@ from lime.analysis.study.findings import (
 from lime.analysis.study.opening import Choice, Opened, SavedRun, check_same_backbone, chosen_rows, open_run, saved_run
 from lime.analysis.study.record import rows_read, write_record
 from lime.experiments.figures.style import save
-from lime.training.setup import media_errors_as_input_errors, prepare_process
+from lime.jobs.setup import media_errors_as_input_errors, prepare_process
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from lime.analysis.study.run import Study, routing_alone
 from lime.evaluation.intervals import difference, mean_sample, share
 from lime.experiments.collection import Point, Run, read_sweep, shown
 from lime.experiments.figures.style import save
-from lime.training.setup import media_errors_as_input_errors, prepare_process
+from lime.jobs.setup import media_errors_as_input_errors, prepare_process
 
 log = logging.getLogger(__name__)
 

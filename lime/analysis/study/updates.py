@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lime.tuner.layer import LimeLinear
+from lime.tuner.layers.linear import LimeLinear
 
 
 def update_of(layer: LimeLinear, name: str, x: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lime.atomic import lock_file, move, remove, write_text
 from lime.data.files import MediaError, media_file
 from lime.data.fingerprint import CHECKSUMS, write_checksums
 from lime.data.layout import find_splits
 from lime.data.rows import MANIFEST, MMTDataset, read_manifest
 from lime.data.tools.archives import ArchiveError, extract, is_archive, list_members
 from lime.data.tools.output import dump
+from lime.system.atomic import lock_file, move, remove, write_text
 
 log = logging.getLogger(__name__)
 

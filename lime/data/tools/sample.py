@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lime.atomic import replacing_folder
-from lime.data.mini.media import write_video
+from lime.data.encoding import write_video
 from lime.data.rows import COLUMNS
+from lime.system.atomic import replacing_folder
 
 IMAGES, CLIPS, TEXTS = "image_test_caltech101", "video_test_action_sequence", "glue_test_sst2"
 COLORS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 200)}

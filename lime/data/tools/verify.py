@@ -12,7 +12,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from lime import interrupts
 from lime.data.files import BOUNDS, MEDIA_KINDS, Bounds
 from lime.data.layout import SplitFiles, find_splits, is_blank, is_utf8
 from lime.data.rows import COLUMNS, MANIFEST, TRAIN
@@ -20,6 +19,7 @@ from lime.data.tasks import MODALITIES, TASKS
 from lime.data.tools.media_check import Checked, Problem, check_chunk
 from lime.data.tools.output import table
 from lime.data.tools.root_check import Expected
+from lime.system import interrupts
 
 ROW_KINDS = (
     "unreadable_split", "missing_column", "missing_value", "not_utf8", "unknown_source_type", "empty_question",

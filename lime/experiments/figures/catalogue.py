@@ -10,13 +10,13 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from lime.data.tasks import CATEGORIES, TASKS
+from lime.evaluation.aggregation import MACRO
 from lime.experiments.collection import Sweep
-from lime.experiments.estimates import MACRO
 from lime.experiments.figures.efficiency import efficiency
 from lime.experiments.figures.kinds import LEAST_OF_A_RADAR, Draw, dots, heat, lines, methods, radar, tasks_of_all
 from lime.experiments.figures.style import numeric
 from lime.experiments.published import published
-from lime.experiments.records import Record
+from lime.runs.record import Record
 
 _BY_CATEGORY = (MACRO, *CATEGORIES)
 _BY_TASK = (MACRO, *(split for split, task in TASKS.items() if task.name in published().tasks))

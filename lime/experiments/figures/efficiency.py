@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lime.analysis.efficiency import efficiency_figure
 from lime.experiments.collection import Sweep
+from lime.experiments.figures.panels import efficiency_figure
 from lime.experiments.figures.style import seeds, styled, unfinished
 from lime.experiments.published import published
-from lime.experiments.records import Record
+from lime.runs.record import Record
 
 
 def efficiency(sweep: Sweep) -> Figure:

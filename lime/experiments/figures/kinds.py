@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lime.data.tasks import CATEGORIES, TASKS
+from lime.evaluation.aggregation import MACRO
 from lime.experiments.collection import Point, Sweep, shown
-from lime.experiments.estimates import MACRO, SeedMean, seed_mean
+from lime.experiments.estimates import SeedMean, seed_mean
 from lime.experiments.figures.style import HEAT, footnote, look, mark_published, new_figure, seeds, styled, unfinished
 from lime.experiments.published import published
 

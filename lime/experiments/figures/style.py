@@ -11,10 +11,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lime.atomic import replacing
 from lime.experiments.collection import Sweep
 from lime.experiments.published import published
-from lime.ownership import MADE_BY
+from lime.system.atomic import replacing
+from lime.system.ownership import MADE_BY
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito (2008), without yellow, which is too light for lines."""

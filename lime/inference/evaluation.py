@@ -1,0 +1,226 @@
+"""From a model and a data set to a scored, written and shown evaluation: shared by train.py and eval.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from lime.config.identity import config_hash
+from lime.config.schema import EvalConfig, TrainConfig
+from lime.data.datamodule import MMTDataModule
+from lime.data.rows import Row
+from lime.data.tasks import CATEGORIES, TASKS, split_names
+from lime.distributed import processes
+from lime.evaluation.aggregation import Evaluation
+from lime.evaluation.authors import score_as_authors
+from lime.evaluation.authors_report import authors_markdown, authors_table, write_authors_scores
+from lime.evaluation.predictions import Prediction, collect, score_predictions
+from lime.evaluation.report import write_report
+from lime.evaluation.tables import markdown_table, results_table, summary_lines
+from lime.inference.frozen import frozen_answers, frozen_cache
+from lime.inference.generation import Progress, answer_rows, truths_too_long
+from lime.inference.journal import Journal, remove_journals
+from lime.models.loading import Backbone
+from lime.runs.quiet import tables_are_shown
+from lime.system.atomic import write_text
+from lime.system.printing import markdown as md
+from lime.system.progress import ProgressDisplay
+
+log = logging.getLogger(__name__)
+
+Allowed = dict[str, list[str] | None]
+
+
+class TestRows:
+    """The test rows to answer, and the closed answer set of each split.
+
+    Args:
+        data: the opened data module.
+        splits: names of splits, tasks or categories to take; None for every split that is present.
+
+    Raises:
+        ValueError: a named split is not there, or none is.
+    """
+
+    __test__ = False  # not a test class of pytest
+
+    def __init__(self, data: MMTDataModule, splits: Sequence[str] | str | None):
+        splits = split_names(splits)
+        present = list(data.dataset.tests)
+        lacking = [split for split in splits or () if split not in present]
+        if lacking:
+            raise ValueError(
+                f"evaluation.splits: {', '.join(lacking)} not in {data.dataset.root}; it has {', '.join(present)}"
+            )
+        self.splits = [split for split in present if splits is None or split in splits]
+        if not self.splits:
+            raise ValueError(f"{data.dataset.root}: no test split to evaluate")
+        self.rows: list[Row] = [row for split in self.splits for row in data.test_rows(split)]
+        self.allowed: Allowed = {split: data.dataset.allowed_answers(split) for split in self.splits}
+        if data.dataset.absent and splits is None:
+            count = len(data.dataset.absent)
+            log.info("%d of %d test splits are absent; they are named below the table", count, len(TASKS))
+
+
+def answer_frozen(
+    backbone: Backbone,
+    data: MMTDataModule,
+    tests: TestRows,
+    config: TrainConfig | EvalConfig,
+    show_progress: bool,
+    folder: Path,
+) -> list[str | None] | None:
+    """The frozen backbone's answers where evaluation.baseline_frozen asks for them (cached), else None.
+
+    ``folder``: the run's, where answers are kept as they come."""
+    if not config.evaluation.baseline_frozen:
+        return None
+    with _shown("frozen backbone", len(tests.rows), show_progress) as progress:
+        deciding = _deciding_frozen(data, config)
+        return frozen_answers(
+            backbone, data.collator, tests.rows, tests.allowed, **deciding, progress=progress, folder=folder
+        )
+
+
+def asks_frozen(backbone: Backbone, data: MMTDataModule, tests: TestRows, config: TrainConfig | EvalConfig) -> bool:
+    """Whether the frozen backbone will have to answer: it is asked for, and its answers are not known."""
+    if not config.evaluation.baseline_frozen:
+        return False
+    return not frozen_cache(backbone, tests.rows, tests.allowed, **_deciding_frozen(data, config)).known
+
+
+def _deciding_frozen(data: MMTDataModule, config: TrainConfig | EvalConfig) -> dict[str, Any]:
+    """What decides the frozen answers beside backbone and rows, and where they are kept."""
+    return {
+        "model_config": config.model,
+        "data_config": config.data,
+        "data_fingerprint": data.dataset.fingerprint,
+        "config": config.evaluation,
+        "cache_dir": Path(config.cache_dir) if config.cache_dir else None,
+    }
+
+
+def answer_adapted(
+    model: nn.Module,
+    data: MMTDataModule,
+    tests: TestRows,
+    config: TrainConfig | EvalConfig,
+    show_progress: bool,
+    frozen: Sequence[str | None] | None,
+    journal: Journal,
+) -> list[Prediction]:
+    """The model's answers, extracted and compared. ``journal`` keeps them as they come."""
+    with _shown("evaluation", len(tests.rows), show_progress) as progress:
+        raw = answer_rows(
+            model,
+            data.collator,
+            tests.rows,
+            tests.allowed,
+            config.evaluation,
+            num_workers=config.data.num_workers,
+            progress=progress,
+            journal=journal,
+        )
+    journal.close()
+    too_long = truths_too_long(data.collator, tests.rows, tests.allowed, config.evaluation)
+    return collect(tests.rows, raw, TASKS, tests.allowed, frozen, too_long)
+
+
+def journal_of(
+    folder: Path, settings: Mapping[str, Any], backbone: Backbone, data: MMTDataModule, tests: TestRows, adapter: Path
+) -> Journal:
+    """The answers of a run's evaluation so far.
+
+    Args:
+        folder: the run's folder.
+        settings: the resolved configuration.
+        adapter: the adapter's folder; one that is not there stands for the backbone alone.
+    """
+    weights = adapter / "adapter_model.safetensors"
+    decisive = {
+        "settings": config_hash(settings),
+        "backbone": backbone.fingerprint,
+        "processing": backbone.processing,
+        "data": data.dataset.fingerprint,
+        "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
+        "rows": [row.id for row in tests.rows],
+    }
+    return Journal(folder, "answers", hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest())
+
+
+_REASONS = {"missing_media": "media missing or unreadable", "overlong": "more tokens than data.max_length"}
+
+
+def left_out_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What to say of rows that were left out, by reason and part (see `LeftOut.counts`)."""
+    return [
+        f"Rows left out, {_REASONS.get(reason, reason)}: {sum(parts.values())} "
+        f"({', '.join(f'{part} {number}' for part, number in parts.items())})."
+        for reason, parts in counts.items()
+        if parts
+    ]
+
+
+def report(
+    predictions: Sequence[Prediction],
+    allowed: Mapping[str, Sequence[str] | None],
+    config: TrainConfig | EvalConfig,
+    folder: Path,
+    info: Mapping[str, Any],
+    writes: bool = True,
+) -> Evaluation:
+    """Score, and where ``writes`` write results.json, .csv and .md and predictions.jsonl into ``folder`` and show the
+    table."""
+    chosen = split_names(config.evaluation.splits)
+    tasks = TASKS if chosen is None else {split: TASKS[split] for split in chosen}
+    evaluation = score_predictions(predictions, tasks, allowed, categories=CATEGORIES)
+    if not writes:
+        return evaluation
+    write_report(folder, evaluation, predictions, allowed=allowed, info=info)
+    lines = [*summary_lines(evaluation)[1:], *left_out_lines(info.get("rows_left_out", {}))]
+    summary = "\n".join(f"- {md(line.removeprefix('* '))}" for line in lines)
+    text = f"{markdown_table(evaluation, CATEGORIES)}\n{summary}\n"
+    beside = None
+    if config.evaluation.scorer == "authors":
+        beside = score_as_authors(predictions, TASKS, {score.split: score.value for score in evaluation.splits})
+        write_authors_scores(folder, beside)
+        text += "\n" + authors_markdown(beside, CATEGORIES)
+    write_text(folder / "results.md", text)
+    remove_journals(folder)
+    if tables_are_shown():
+        _show(results_table(evaluation, CATEGORIES), *([authors_table(beside, CATEGORIES)] if beside else []))
+    log.info("results in %s", folder)
+    return evaluation
+
+
+def _show(*tables: Any) -> None:
+    """Print tables. The numbers are written by now, so nothing that the terminal refuses ends the run."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
+    try:
+        for table in tables:
+            console.print(table)
+    except (OSError, ValueError) as error:  # closed, full, or without some character
+        log.warning("the table cannot be shown here (%s); it stands in results.md", error)
+
+
+@contextmanager
+def _shown(title: str, total: int, enabled: bool) -> Iterator[Progress]:
+    with ProgressDisplay(title, total, enabled and processes.is_main()) as display:
+        before = 0
+
+        def progress(done: int, _: int) -> None:
+            nonlocal before
+            display.advance(done - before)
+            before = done
+
+        yield progress

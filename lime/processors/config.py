@@ -1,0 +1,183 @@
+"""Which backbone to load and how its processors see images and videos. Imports no framework."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FAMILIES: dict[str, str] = {
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+}
+"""Supported families (the `model_type` of a checkpoint's config.json) and their transformers classes."""
+
+OTHER = "hf"
+"""Family of every other vision-language model of transformers, which is seen through its own processor."""
+
+EMBEDDED: dict[str, str] = {"tiny_llava_onevision": "llava_onevision", "tiny_qwen2vl": "qwen2_vl"}
+"""Backbones that come with the package, and their families."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+
+
+@dataclass
+class ImageConfig:
+    """Image budget. None leaves what the checkpoint's own processor says.
+
+    `max_tiles` bounds the tiles an image is cut into beside its base view (LLaVA-OneVision: the grid
+    pinpoints with at most that many tiles are kept; 1 is what the published runs used). `min_pixels` and
+    `max_pixels` bound the resized image (Qwen2-VL). `max_tokens` bounds the visual tokens of an image in the prompt,
+    by fewer tiles or fewer pixels.
+    """
+
+    max_tiles: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass
+class VideoConfig:
+    """Video budget: `num_frames` uniformly sampled frames; `max_pixels` per frame (Qwen2-VL; None: the
+    checkpoint's). `max_tokens` bounds the visual tokens of a clip in the prompt: by fewer pixels (Qwen2-VL); where a
+    frame's tokens are fixed (LLaVA-OneVision) it is an error if `num_frames` frames take more.
+    """
+
+    num_frames: int = 8
+    max_pixels: int | None = None
+    max_tokens: int | None = None
+
+
+BUDGETS = ("checkpoint", "published")
+QUANTIZATIONS = ("8bit", "4bit")
+
+PUBLISHED: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "llava_onevision": ({"max_tiles": 1}, {"num_frames": 8}),
+    "qwen2_vl": ({"max_pixels": 384 * 384}, {"num_frames": 8, "max_pixels": 384 * 384}),
+}
+"""Image and video budget of the published runs by family: 384 x 384 pixels, one tile, 8 frames (their 2,048 tokens are
+data.max_length)."""
+
+
+@dataclass
+class RecipeConfig:
+    """Training settings that suit a backbone: what `peft.r`, `optim.*_lr` and `trainer.*` are unless set.
+
+    The defaults are the published runs' (7B backbones); the embedded backbones, a thousand times smaller, take larger
+    ranks, rates and batches.
+    """
+
+    rank: int = 2
+    moe_lr: float = 1e-3
+    peft_lr: float = 4e-4
+    max_epochs: int = 3
+    batch_size: int = 2
+    accumulate_grad_batches: int = 2
+
+
+@dataclass
+class ModelConfig:
+    """A backbone.
+
+    `path` is a local folder or a hub name; None only for the embedded ones, which ship with the package. `revision`
+    pins a commit of the hub; the one that was loaded is recorded in every run. `device_map` (evaluation only; `auto`,
+    `balanced`, `cpu`, …) spreads a model over devices. `quantization` (`8bit`, `4bit`) loads the frozen base so, by
+    bitsandbytes. `budget=published` sees images and videos as the published runs did (see `PUBLISHED`), `checkpoint`
+    as the checkpoint's own processor says; what `image` and `video` set goes before.
+    """
+
+    name: str = "tiny_llava_onevision"
+    family: str = "llava_onevision"
+    path: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str = "sdpa"
+    device_map: str | None = None
+    quantization: str | None = None
+    budget: str = "checkpoint"
+    image: ImageConfig = field(default_factory=ImageConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+
+    def errors(self) -> list[str]:
+        """Everything wrong with this configuration, one sentence each, beginning with the full key."""
+        found: list[str] = []
+        if self.family not in (*FAMILIES, OTHER):
+            found.append(f"model.family: expected one of {', '.join((*FAMILIES, OTHER))}, got {self.family!r}")
+        if self.path is None and self.name not in EMBEDDED:
+            found.append(
+                f"model.path: needed for {self.name!r}: a local folder or a hub name "
+                f"(only {', '.join(EMBEDDED)} come with the package)"
+            )
+        if self.path is None and EMBEDDED.get(self.name, self.family) != self.family:
+            found.append(f"model.family: {self.name} is of family {EMBEDDED[self.name]}, got {self.family!r}")
+        if self.path is None and self.revision is not None:
+            found.append("model.revision: has no effect on an embedded backbone; leave it null")
+        if self.dtype not in DTYPES:
+            found.append(f"model.dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.attn_implementation not in ATTENTION:
+            found.append(
+                f"model.attn_implementation: expected one of {', '.join(ATTENTION)}, got {self.attn_implementation!r}"
+            )
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            found.append(
+                f"model.quantization: expected one of {', '.join(QUANTIZATIONS)} or null, got {self.quantization!r}"
+            )
+        if self.budget not in BUDGETS:
+            found.append(f"model.budget: expected one of {', '.join(BUDGETS)}, got {self.budget!r}")
+        if self.budget == "published" and self.family == OTHER:
+            found.append(
+                f"model.budget: the published runs know {', '.join(PUBLISHED)} only; leave it at checkpoint and set "
+                "model.image.* and model.video.*"
+            )
+        return found + self._budget_errors()
+
+    def visual(self) -> tuple[ImageConfig, VideoConfig]:
+        """Image and video budget with those of `budget` where nothing else is set."""
+        image, video = dataclasses.replace(self.image), dataclasses.replace(self.video)
+        if self.budget == "published":
+            for part, values in zip((image, video), PUBLISHED[self.family], strict=True):
+                for name, value in values.items():
+                    if getattr(part, name) is None:
+                        setattr(part, name, value)
+        return image, video
+
+    def _budget_errors(self) -> list[str]:
+        found: list[str] = []
+        image, video = self.image, self.video
+        counts = {
+            "model.image.max_tiles": image.max_tiles,
+            "model.image.min_pixels": image.min_pixels,
+            "model.image.max_pixels": image.max_pixels,
+            "model.video.num_frames": video.num_frames,
+            "model.video.max_pixels": video.max_pixels,
+            "model.image.max_tokens": image.max_tokens,
+            "model.video.max_tokens": video.max_tokens,
+        }
+        found += [
+            f"{key}: expected at least 1, got {value}"
+            for key, value in counts.items()
+            if value is not None and value < 1
+        ]
+        if image.min_pixels and image.max_pixels and image.min_pixels > image.max_pixels:
+            found.append(f"model.image.min_pixels: {image.min_pixels} is above max_pixels {image.max_pixels}")
+        without_effect = {
+            "llava_onevision": ("model.image.min_pixels", "model.image.max_pixels", "model.video.max_pixels"),
+            "qwen2_vl": ("model.image.max_tiles",),
+            OTHER: ("model.image.max_tokens", "model.video.max_tokens"),
+        }.get(self.family, ())
+        found += [
+            f"{key}: has no effect on family {self.family}; leave it null"
+            for key in without_effect
+            if counts[key] is not None
+        ]
+        return found
+
+    @property
+    def location(self) -> str:
+        """The folder or hub name to load from."""
+        if self.path is not None:
+            return self.path
+        return str(Path(__file__).parents[1] / "embedded" / "checkpoints" / self.name)

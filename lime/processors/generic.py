@@ -1,0 +1,175 @@
+"""Processors of vision-language models that this package does not know: transformers' own, without torchvision.
+
+Images go through the checkpoint's own processor. Qwen2.5-VL, whose visual inputs are those of Qwen2-VL, also takes
+videos as such. To the other models a video is shown as so many images, one per frame, since transformers reads videos
+for them with torchvision alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import PushToHubMixin
+
+from lime.processors.config import FAMILIES, ImageConfig, VideoConfig
+from lime.processors.families import CheckpointFiles, FrameProcessor, WithFrameProcessor, _image_processor
+
+log = logging.getLogger(__name__)
+
+SEEN_AS_QWEN2_VL = ("qwen2_5_vl",)
+"""Model types whose prompts and visual inputs are laid out as Qwen2-VL's."""
+
+_NOT_OPTIONS = ("image_processor", "video_processor", "processor_class", "chat_template", "auto_map", "tokenizer")
+
+
+class FramesAsImages(PushToHubMixin):
+    """Stands where a processor has its video processor: `num_frames` frames of a clip are shown as images."""
+
+    _auto_class = None
+    model_input_names: tuple[str, ...] = ()
+    fps = 1
+
+    def __init__(self, num_frames: int) -> None:
+        self.num_frames = num_frames
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"num_frames": self.num_frames, "as_images": True}
+
+
+class _WithFrames(WithFrameProcessor):
+    """Lets a transformers processor hold `FramesAsImages` where it expects its own video processor."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor" and isinstance(argument, FramesAsImages):
+            return FramesAsImages
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+
+def load_other_processor(
+    path: str | Path, *, revision: str | None = None, image: ImageConfig, video: VideoConfig
+) -> ProcessorMixin:
+    """The processor of any checkpoint of a vision-language model.
+
+    `video_processor` of what comes back is a `FrameProcessor` where the model takes videos, else `FramesAsImages`.
+
+    Raises FileNotFoundError where processor files or a chat template are lacking, ValueError where the model has no
+    processor for images, a library is missing, a budget has no effect on it, or it fails on a plain picture.
+    """
+    files = CheckpointFiles(str(path), revision)
+    model_type = files.json("config.json").get("model_type", "")
+    name = PROCESSOR_MAPPING_NAMES.get(model_type)
+    base = _class_named(name) if name is not None else None
+    if is_text_only(model_type):
+        raise ValueError(f"model.path: {path} {text_only(model_type)}")
+    if base is None:
+        raise ValueError(f"model.path: {path} holds a {model_type!r} model, for which transformers has no processor")
+    attributes = base.get_attributes()
+    if "image_processor" not in attributes:
+        raise ValueError(f"model.path: {path}: {base.__name__} takes no images; a vision-language model is needed")
+    top = files.json("processor_config.json")
+    still = top.get("image_processor") or files.json("preprocessor_config.json")
+    if not still:
+        raise FileNotFoundError(
+            f"model.path: {path} has neither preprocessor_config.json nor an image_processor in "
+            "processor_config.json; fetch the whole checkpoint, processor files included"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision)
+    template = files.chat_template(top) or tokenizer.chat_template
+    if not template:
+        raise FileNotFoundError(
+            f"model.path: {path} has no chat template; model=hf needs a model that was trained on conversations"
+        )
+    options = {key: value for key, value in top.items() if key not in _NOT_OPTIONS}
+    frames: FrameProcessor | FramesAsImages
+    images: Any
+    if model_type in SEEN_AS_QWEN2_VL:
+        moving = top.get("video_processor") or files.json("video_preprocessor_config.json") or still
+        images = _image_processor(Qwen2VLImageProcessorPil, still, image.min_pixels, image.max_pixels)
+        frames = FrameProcessor(
+            _image_processor(Qwen2VLImageProcessorPil, moving, None, video.max_pixels), video.num_frames
+        )
+    else:
+        images = AutoImageProcessor.from_pretrained(str(path), revision=revision, backend="pil")
+        _limit(images, image, video)
+        frames = FramesAsImages(video.num_frames)
+        log.warning("%s: videos are shown as %d images each, one per frame", model_type, video.num_frames)
+    cls: Any = type(base.__name__, (_WithFrames, base), {"__doc__": base.__doc__})
+    parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": frames}
+    try:
+        processor = cls(**{key: parts[key] for key in attributes if key in parts}, chat_template=template, **options)
+    except ImportError as error:
+        raise ValueError(f"model.path: the processor of a {model_type} model lacks a library: {error}") from error
+    processor.video_processor = frames
+    return processor
+
+
+def is_text_only(model_type: str) -> bool:
+    """Whether transformers knows this type as a language model and not as one that takes pictures."""
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (
+        model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type in FAMILIES
+    )
+
+
+def text_only(model_type: str) -> str:
+    """What a text-only checkpoint is, and what can be done with it: the end of a sentence."""
+    return (
+        f"holds a text-only {model_type!r} model: it takes no images and no clips, and cannot train on or answer this "
+        "data set. Take a vision-language checkpoint (for model=hf of AutoModelForImageTextToText), or adapt this one "
+        "to text in a script of your own, with lime.apply and LimeTrainer (examples/)"
+    )
+
+
+def complete_tokens(processor: Any, config: Any) -> None:
+    """Give a processor the ids of its placeholders where it does not have them, from the tokenizer or the model."""
+    for kind in ("image", "video"):
+        if getattr(processor, f"{kind}_token_id", None) is not None:
+            continue
+        token = getattr(processor, f"{kind}_token", None)
+        known = token in processor.tokenizer.get_vocab() if isinstance(token, str) else False
+        found = processor.tokenizer.convert_tokens_to_ids(token) if known else getattr(config, f"{kind}_token_id", None)
+        setattr(processor, f"{kind}_token_id", -1 if found is None else int(found))
+
+
+def check_images(processor: Any, prompt: str) -> None:
+    """Raise ValueError where the processor cannot take one picture with a prompt, saying what it said."""
+    try:
+        processor(text=[prompt], images=[[Image.new("RGB", (64, 48))]], return_tensors="pt")
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"model=hf: {type(processor).__name__} does not take a picture with a prompt: {error}"
+        ) from error
+
+
+def _class_named(name: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, name if isinstance(name, str) else name[0], None)
+
+
+def _limit(images: Any, image: ImageConfig, video: VideoConfig) -> None:
+    """Apply the budgets that an unknown image processor has; the others are errors."""
+    said = f"has no effect on {type(images).__name__}; leave it null"
+    if image.max_tiles is not None:
+        if image.max_tiles != 1 or not hasattr(images, "do_image_splitting"):
+            raise ValueError(f"model.image.max_tiles: {image.max_tiles} {said} (or 1, where images are split)")
+        images.do_image_splitting = False
+    if image.min_pixels is not None:
+        raise ValueError(f"model.image.min_pixels: {said}")
+    if image.max_pixels is not None:
+        size = dict(images.size or {})
+        if "longest_edge" not in size:
+            raise ValueError(f"model.image.max_pixels: {said}")
+        images.size = {**size, "longest_edge": min(size["longest_edge"], math.isqrt(image.max_pixels))}
+    if video.max_pixels is not None:
+        raise ValueError(f"model.video.max_pixels: {said}")

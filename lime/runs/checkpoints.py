@@ -1,0 +1,174 @@
+"""Checkpoints: written whole or not at all, and found again by the same command."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from lime.config.identity import decisive
+from lime.system.atomic import replacing
+from lime.system.limits import largest_file
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+FOLDER = "checkpoints"
+_STEP = re.compile(r"step-(\d+)\.ckpt")
+_SHOWN = 5
+PARTS = ("state_dict", "global_step", "epoch", "loops", "optimizer_states", "lr_schedulers")
+"""What every checkpoint of a run holds."""
+ROOM = 2**27  # bytes: with less than that free, a write that failed did for lack of room
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """torch's format, written beside its place and renamed, so that a kill leaves the old file or the new one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if storage_options is not None:
+            raise TypeError("storage_options: expected none; checkpoints are plain local files")
+        with replacing(Path(path)) as temporary:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # torch does not say why: the disk is full, or the file may not grow
+                free = shutil.disk_usage(temporary.parent).free
+                number = errno.ENOSPC if free < ROOM else errno.EIO
+                if temporary.is_file() and temporary.stat().st_size == largest_file():
+                    number = errno.EFBIG
+                raise OSError(number, f"could not be written ({free / 2**20:,.0f} MB free)", str(path)) from error
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not Path(path).is_dir() and (problem := damage(Path(path))) is not None:
+            raise ValueError(f"ckpt_path: {path}: not a checkpoint of a run, or damaged ({problem})")
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, read to its end, in words; None for a whole one.
+
+    Reads tensors and plain values only: nothing in the file is executed.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return "the file is empty" if path.stat().st_size == 0 else "it is cut off, or of another kind"
+        with zipfile.ZipFile(path) as parts:
+            if (bad := parts.testzip()) is not None:
+                return f"the checksum of its part {bad} is wrong"
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    except pickle.UnpicklingError:
+        return "it holds something other than tensors and plain values, which is not read"
+    except Exception as error:  # noqa: BLE001  # a damaged file may break its reader anywhere
+        return f"it cannot be read: {type(error).__name__}"
+    lacking = [key for key in PARTS if not isinstance(found, dict) or key not in found]
+    return f"it lacks {', '.join(lacking)}" if lacking else None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint of a run's folder that stands furthest in training; None where there is none.
+
+    Looks at ``checkpoints/step-N.ckpt``, ``checkpoints/last.ckpt``, and ``hpc_ckpt_N.ckpt``, which Lightning writes
+    when SLURM takes the machine away. A damaged one is named, and the one before is taken.
+    """
+    steps = {int(m[1]): path for path in (folder / FOLDER).glob("*.ckpt") if (m := _STEP.fullmatch(path.name))}
+    numbered = sorted(steps.items(), reverse=True)
+    # DeepSpeed's are folders.
+    found = next((pair for pair in numbered if pair[1].is_dir() or _is_whole(pair[1])), None)
+    others = list(folder.glob("hpc_ckpt_*.ckpt"))
+    if found is None or found[0] < numbered[0][0]:  # last.ckpt holds the step of the newest
+        others.append(folder / FOLDER / "last.ckpt")
+    candidates = [(_step_of(path), path) for path in others if path.is_file() and _is_whole(path)]
+    candidates += [found] if found is not None else []
+    return max(candidates)[1] if candidates else None
+
+
+def _is_whole(path: Path) -> bool:
+    problem = damage(path)
+    if problem is not None:
+        log.warning("%s is damaged (%s): going on from the one before, if there is one", path, problem)
+    return problem is None
+
+
+def _step_of(path: Path) -> int:
+    return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+
+
+def checkpoint_to_resume(ckpt_path: str | None, folder: Path, settings: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that a run starts from.
+
+    Args:
+        ckpt_path: ``auto``: the newest in the run's own folder, if there is one; a path; None: none.
+        folder: the run's folder.
+        settings: the resolved configuration.
+
+    Raises:
+        ValueError: the folder holds a run with another configuration (names the keys that differ); a named checkpoint
+            is damaged.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path != AUTO:
+        named = Path(ckpt_path)
+        if named.is_file() and (problem := damage(named)) is not None:
+            raise ValueError(f"ckpt_path: {named}: not a checkpoint of a run, or damaged ({problem})")
+        return named
+    path = newest_checkpoint(folder)
+    before = _settings_before(folder)
+    if path is None and not _has_results(folder):
+        return None
+    differing = sorted(_differences(_continued(before), _continued(settings), "")) if before is not None else []
+    if differing:
+        shown = "; ".join(differing[:_SHOWN]) + ("; …" if len(differing) > _SHOWN else "")
+        raise ValueError(
+            f"ckpt_path: {folder} holds a run with other settings ({shown}). Take another folder, or start anew with "
+            "ckpt_path=null" + (f", or name the checkpoint: ckpt_path={path}" if path is not None else "")
+        )
+    if path is not None:
+        log.info("resuming from %s", path)
+    return path
+
+
+def _settings_before(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run that the folder holds; None where there is none, or it cannot be read any more."""
+    path = folder / "config.yaml"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict):
+        log.warning("%s is damaged: whether the settings are those of the run before is not known", path)
+        return None
+    return found
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether a run ended here that keeps no checkpoints."""
+    return (folder / "adapter").is_dir() or (folder / "results.json").is_file()
+
+
+def _continued(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be as before where a run goes on in its own folder, wherever it had started from."""
+    return decisive({**values, "ckpt_path": None})
+
+
+def _differences(before: Any, now: Any, key: str) -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = dict.fromkeys([*before, *now])
+        return [
+            text for name in names for text in _differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))
+        ]
+    same = (list(before) if isinstance(before, tuple) else before) == (list(now) if isinstance(now, tuple) else now)
+    return [] if same else [f"{key}: {before} then, {now} now"]

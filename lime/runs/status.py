@@ -1,0 +1,266 @@
+"""The record of a run: status, environment, configuration and, at its end, everything that was measured.
+
+Written so that a crash leaves whole files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import yaml
+
+from lime.config.identity import config_hash
+from lime.config.reuse import RUN_FILE
+from lime.evaluation.aggregation import Evaluation
+from lime.evaluation.clusters import source_media
+from lime.evaluation.predictions import Prediction
+from lime.evaluation.report import csv_rows
+from lime.evaluation.text import parse_number
+from lime.runs.code import code_version
+from lime.runs.record import (
+    Answering,
+    Identity,
+    Items,
+    LayerRouting,
+    Parameters,
+    Record,
+    RunError,
+    Training,
+    write_record,
+)
+from lime.system import interrupts
+from lime.system.atomic import remove, write_bytes, write_json, write_text
+
+PACKAGES = (
+    "lime-moe", "torch", "transformers", "peft", "lightning", "datasets", "hydra-core", "numpy", "pillow", "av",
+    "wandb",
+)  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+RESERVED = 2**17
+"""Bytes kept free for the record of a run's end."""
+
+log = logging.getLogger(__name__)
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """The resolved configuration as YAML, in the order of the schema."""
+    write_text(path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, commit and hardware; seed and fingerprints of data and backbone are added by the run."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "seed": seed,
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _commit(),
+        "hardware": {
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """Commit of the working tree and whether it has uncommitted changes; nulls outside a git checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):
+        return {"id": None, "dirty": None}
+    return {"id": commit, "dirty": bool(changes)}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+class RunStatus:
+    """``status.json`` of a run: ``running``, then ``finished``, ``diverged``, ``interrupted`` or ``failed``.
+
+    With the error, or the signal. Some room on the disk is kept for it, so that a full one leaves a status too.
+    """
+
+    def __init__(self, folder: Path):
+        self._path = folder / "status.json"
+        self._reserve = folder / ".lime-reserve"
+        self._started = time.time()
+        self._outcome = "finished"
+
+    def diverged(self) -> None:
+        """The run will have ended with a loss or parameters that are not finite."""
+        self._outcome = "diverged"
+
+    def __enter__(self) -> Self:
+        self._write("running")
+        with suppress(OSError):
+            write_bytes(self._reserve, os.urandom(RESERVED))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with interrupts.deferred():
+            with suppress(OSError):
+                remove(self._reserve)
+            try:
+                self._write_end(kind, error, trace)
+            except OSError as other:
+                log.error("%s: the end of the run could not be written: %s", self._path, other)
+                if kind is None:
+                    with suppress(OSError):
+                        self._write("failed", {"type": "OSError", "message": str(other), "traceback": ""})
+                    raise
+
+    def _write_end(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._write(self._outcome)
+            return
+        said = "".join(traceback.format_exception(kind, error, trace))
+        status = "interrupted" if issubclass(kind, (KeyboardInterrupt, SystemExit)) else "failed"
+        name = error.signal.name if isinstance(error, interrupts.Interrupted) else kind.__name__
+        self._write(status, {"type": name, "message": str(error), "traceback": said})
+
+    def _write(self, status: str, error: dict[str, str] | None = None) -> None:
+        now = time.time()
+        content: dict[str, Any] = {"status": status, "started": _iso(self._started)}
+        if status != "running":
+            content |= {"ended": _iso(now), "seconds": round(now - self._started, 3)}
+        write_json(self._path, content | ({"error": error} if error else {}))
+
+
+class RunRecord(RunStatus):
+    """``record.json`` beside ``status.json``: written when the run begins and when it ends, however it ends.
+
+    Args:
+        folder: the run's folder.
+        config: the resolved configuration.
+        overrides: what the command line set.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], overrides: Sequence[str]):
+        super().__init__(folder)
+        self._folder = folder
+        self._record = Record(
+            name=config["name"],
+            seed=config["seed"],
+            identity=Identity(config=config_hash(config), code=code_version()),
+            overrides=list(overrides),
+            config=plain(config),
+        )
+
+    def environment(self, info: dict[str, Any], data_fingerprint: str) -> None:
+        """Versions, commit, hardware and fingerprints."""
+        self._record.environment = info
+        self._record.identity.data = data_fingerprint
+        self._record.identity.threads = info["hardware"]["threads"]
+        write_record(self._folder, self._record)
+
+    def trained(self, parameters: Parameters, training: Training, routing: dict[str, LayerRouting]) -> None:
+        """What was adapted and how training went."""
+        self._record.parameters, self._record.training = parameters, training
+        self._record.routing = {name: dataclasses.asdict(layer) for name, layer in routing.items()}
+
+    def saved(self, adapter: Path) -> None:
+        """Size of the saved adapter's tensors, and the hash of its files."""
+        self._record.adapter_sha256 = adapter_digest(adapter)
+        self._record.adapter_bytes = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Size of the saved adapter's tensors; 0 before it is saved."""
+        return self._record.adapter_bytes or 0
+
+    def answered(
+        self, seconds: float, evaluation: Evaluation, predictions: Sequence[Prediction], left_out: dict[str, Any]
+    ) -> None:
+        """Scores and per-item results."""
+        self._record.answering = Answering(
+            seconds=round(seconds, 3),
+            rows=len(predictions),
+            cut=sum(prediction.cut for prediction in predictions),
+            too_long=sum(prediction.too_long for prediction in predictions),
+        )
+        self._record.scores = csv_rows(evaluation)
+        metrics = {score.split: score.metric for score in evaluation.splits}
+        self._record.items = {
+            split: dataclasses.asdict(items_of([p for p in predictions if p.split == split], metric))
+            for split, metric in metrics.items()
+        }
+        self._record.rows_left_out = left_out
+
+    def _write(self, status: str, error: dict[str, str] | None = None) -> None:
+        self._record.status = status  # type: ignore[assignment]
+        self._record.started = _iso(self._started)
+        if status != "running":
+            now = time.time()
+            self._record.ended, self._record.seconds = _iso(now), round(now - self._started, 3)
+        self._record.error = RunError(**error) if error else None
+        super()._write(status, error)
+        write_record(self._folder, self._record)
+
+
+def adapter_digest(adapter: Path) -> str:
+    """SHA-256 over an adapter's files, as the record keeps it."""
+    total = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors", RUN_FILE):
+        with (adapter / name).open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def items_of(predictions: Sequence[Prediction], metric: str) -> Items:
+    """Per-item results of one split, for the record."""
+    items = Items(
+        rows=[int(p.id.rpartition("/")[2]) for p in predictions],
+        correct="".join("1" if p.correct else "0" for p in predictions),
+        clusters=[_cluster(p) for p in predictions] if any(p.media_path for p in predictions) else None,
+    )
+    if metric == "correlation":
+        items.values = [None if p.extracted is None else parse_number(p.extracted) for p in predictions]
+        items.truths = [float(parse_number(p.truth) or 0.0) for p in predictions]
+    return items
+
+
+def _cluster(prediction: Prediction) -> int:
+    """A number for the source of a row, the same in every split and run: its medium, or itself where it has none."""
+    name = source_media(prediction.media_path) or f"\0{prediction.id}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+
+def _iso(timestamp: float) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")

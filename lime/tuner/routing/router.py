@@ -1,0 +1,148 @@
+"""The router of one adapted layer: from its signals to routing probabilities and expert weights."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lime.method import routing, windows
+from lime.method.fused.routing import RoutingPlan
+from lime.method.selection import select
+from lime.tuner.routing.call import ScopeCall
+from lime.tuner.settings import LimeSettings
+
+
+class Shape(Protocol):
+    """What a router needs to know of the layer it routes: widths, and a weight on its device."""
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def weight(self) -> Tensor: ...
+
+
+class Router(nn.Module):
+    """Routing of one layer, by one adapter's settings.
+
+    `router: zero` has no parameters (Eq. 3); with `feature_slice: random` it holds the drawn feature indices,
+    a buffer that is saved with the adapter. `router: learned` holds a matrix (E, d_in).
+
+    Args:
+        layer: full name of the adapted layer; random features differ from layer to layer.
+    """
+
+    features: Tensor
+
+    def __init__(self, base: Shape, settings: LimeSettings, layer: str, dtype: torch.dtype):
+        super().__init__()
+        self.settings = settings
+        self.start = 0
+        self.plan = RoutingPlan(
+            learned=settings.router == "learned",
+            gamma_routing=settings.gamma_routing,
+            temperature=settings.temperature,
+            norm=settings.routing_norm,
+            selection=settings.selection,
+            threshold=settings.auto_topk_threshold,
+            top_k=settings.top_k,
+            max_experts=settings.max_experts,
+            soft=settings.soft,
+            soft_temperature=settings.soft_temperature,
+        )
+        E, device = settings.num_experts, base.weight.device
+        if settings.router == "learned":
+            self.weight = nn.Parameter(torch.empty(E, base.in_features, dtype=dtype, device=device))
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        elif settings.feature_slice == "random":
+            # The CPU generator reads 32 bits of its seed.
+            seed = zlib.crc32(f"{settings.routing_seed}/{layer}".encode())
+            features = routing.random_features(E, base.out_features, seed)
+            self.register_buffer("features", features.to(device))
+        else:
+            self.start = routing.feature_start(settings.feature_slice, E, base.out_features)
+
+    def pick(self, signal: Tensor) -> Tensor:
+        """The routing features of a signal whose last dimension is the layer's output, (..., E)."""
+        return routing.pick(signal, self._picked, self.settings.num_experts)
+
+    @property
+    def _picked(self) -> int | Tensor:
+        return self.features if self.settings.feature_slice == "random" else self.start
+
+    def frozen_signal(self, x: Tensor, base: nn.Linear, projection: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """`(projection x, z[S])` by one product with the E rows of the frozen weight stacked under the projection,
+        where there is one.
+
+        The same as picking from `z`, but the backward pass makes no full-width zero tensor for the slice.
+        """
+        rows = routing.pick(base.weight.t(), self._picked, self.settings.num_experts).t()
+        if projection is None:
+            u, picked = None, F.linear(x, rows.to(x.dtype))
+        else:
+            both = F.linear(x, torch.cat([projection, rows.to(projection.dtype)]))
+            u, picked = both.split([projection.shape[0], self.settings.num_experts], -1)
+        picked = picked.to(routing.routing_dtype(picked.dtype))
+        if base.bias is not None:
+            picked = picked + self.pick(base.bias)
+        return u, picked
+
+    def learned_probabilities(self, x: Tensor) -> Tensor:
+        """`softmax(R x / tau)` before windows, (B, T, E)."""
+        return self._probabilities(routing.learned_logits(x.to(self.weight.dtype), self.weight))
+
+    def zero_probabilities(
+        self,
+        z_picked: Tensor,
+        zhat_picked: Tensor,
+        z: Tensor,
+        zhat: Tensor | None,
+        call: ScopeCall | None,
+    ) -> Tensor:
+        """Zero-parameter routing probabilities before windows (Eq. 3), (B, T, E).
+
+        Args:
+            z_picked, zhat_picked: routing features of the frozen signal and of the update, (B, T, E).
+            z: whole frozen signal, (B, T, O); read by `routing_norm: token`.
+            zhat: update, (B, T, O); needed by `routing_norm: token`.
+        """
+        c = self.settings
+        considered = None
+        if c.routing_norm == "tensor" and c.n_gram > 1 and call is not None:
+            considered = windows.is_anchor(call.anchors(z_picked, c.n_gram, c.window_anchor)).unsqueeze(-1)
+        frozen = routing.normalise(z_picked, c.routing_norm, z, considered)
+        with torch.no_grad():
+            least = routing.divisor(z_picked, c.routing_norm, z, considered)
+        update = routing.normalise(zhat_picked, c.routing_norm, zhat, considered, least)
+        return self._probabilities(routing.blend(frozen, update, c.gamma_routing))
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        if self.training and self.settings.jitter_noise:
+            logits = routing.jitter(logits, self.settings.jitter_noise)
+        return routing.probabilities(logits, self.settings.temperature)
+
+    def weights(self, probabilities: Tensor, key: str, call: ScopeCall | None) -> Tensor:
+        """Windows, selection and recording: expert weights of every token, (B, T, E)."""
+        c = self.settings
+        if c.n_gram > 1:
+            probabilities = (call or ScopeCall(key)).share(key, probabilities, c.n_gram, c.window_anchor)
+        weights = select(
+            probabilities,
+            c.selection,
+            threshold=c.auto_topk_threshold,
+            top_k=c.top_k,
+            max_experts=c.max_experts,
+            soft=c.soft,
+            soft_temperature=c.soft_temperature,
+        )
+        if call is not None:
+            call.record(key, probabilities, weights)
+        return weights
