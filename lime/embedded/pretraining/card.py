@@ -17,8 +17,8 @@ procedural data. It exists so that the LiME experiments run on a laptop without 
 rendered pictures, short clips and sentences of a small world, and knows nothing else.
 
 - **Data**: dialogues drawn from the text skills, image and video renderers of `lime.embedded.benchmark`, under prompts
-  and with label words of their own. No prompt and no item of the embedded benchmark occurs: sentences are divided by a hash of
-  their content, pictures and clips are rendered from other seeds.
+  and with label words of their own. No prompt and no item of the embedded benchmark occurs: sentences are divided by a
+  hash of their content, pictures and clips are rendered from other seeds.
 - **Command**: `{command}`
 - **Machine**: {machine}
 - **Training**: bfloat16 weights on float32 masters, Muon with AdamW; {stages}
