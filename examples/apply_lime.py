@@ -1,8 +1,7 @@
 """Adapt a model with LiME, ask it something, save the adapter and load it again."""
 
 import lime
-from lime.models.loading import load_backbone
-from lime.processors.config import ModelConfig
+from lime.models.loading import ModelConfig, load_backbone
 
 backbone = load_backbone(ModelConfig("tiny_llava_onevision"))  # comes with the package; others: docs/architectures.md
 model, processor = backbone.model, backbone.processor

@@ -7,8 +7,7 @@ from PIL import Image
 
 import lime
 from lime.integrations.trainer import LimeTrainer, LimeTrainingArguments
-from lime.models.loading import load_backbone
-from lime.processors.config import ModelConfig
+from lime.models.loading import ModelConfig, load_backbone
 
 backbone = load_backbone(ModelConfig("tiny_llava_onevision", dtype="float32"))
 model, processor = backbone.model, backbone.processor

@@ -283,7 +283,7 @@ def test_hub_names():
 
 def test_a_run_without_an_adapter_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lime.integrations.hub.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr("lime.runs.adapter.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
     (tmp_path / "RUN").mkdir()
     for name in ("RUN/adapter", "GONE/adapter", "RUN/other"):
         with pytest.raises(FileNotFoundError, match=f"{name}: no such folder"):
@@ -301,7 +301,7 @@ def test_a_pinned_adapter_is_fetched_at_its_commit(run: Path, tmp_path: Path, mo
         asked.append((name, revision, set(allow_patterns) >= {"run.yaml", MARKER, WEIGHTS}))
         return str(folder)
 
-    monkeypatch.setattr("lime.integrations.hub.snapshot_download", snapshot)
+    monkeypatch.setattr("lime.runs.adapter.snapshot_download", snapshot)
     assert adapter_folder(f"someone/name@{commit}") == folder
     assert "repeats this evaluation" not in caplog.text
     assert adapter_folder("someone/name") == folder
