@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import lime
+from lime.method.deltas import table
+from lime.method.deltas.table import TYPES
 from lime.tuner import settings
 from lime.tuner.aliases import ALIASES, NOT_NEEDED
 
@@ -45,8 +47,6 @@ CHOICES = {
     "ORIENTATIONS": ("columns", "rows", "both"),
     "PROMPT_INITS": ("vocabulary", "normal"),
     "EXPERT_LAYOUTS": ("uniform", "inverted_triangle"),
-    "PEFT_TYPES": ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning", "any", *MIXTURES),
-    "ROUTED_BY_SEQUENCE": ("mocle", "more"),
 }
 PRESETS = {
     "default": {},
@@ -81,13 +81,18 @@ def test_choices() -> None:
     assert {name: getattr(settings, name) for name in CHOICES} == CHOICES
 
 
+def test_types() -> None:
+    assert tuple(TYPES) == ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning", "any", *MIXTURES)
+    assert [name for name, kind in TYPES.items() if kind.by_sequence] == ["mocle", "more"]
+
+
 def test_presets() -> None:
     assert lime.tuner.PRESETS == PRESETS
 
 
 def test_mixtures() -> None:
     unlike_lime = {"temperature": 1.0, "jitter_noise": 0.0}
-    assert {name: {**routing, **unlike_lime} for name, routing in MIXTURES.items()} == settings.MIXTURES
+    assert {name: {**routing, **unlike_lime} for name, routing in MIXTURES.items()} == table.MIXTURES
 
 
 def test_config_fields_of_an_adapter() -> None:

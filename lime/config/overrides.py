@@ -23,10 +23,9 @@ from yaml import YAMLError
 
 from lime.config.check import ConfigError, build, known_keys, unknown_key
 from lime.config.identity import register_mini_root
-from lime.config.schema import method_of
 from lime.config.searched import register_searched
 from lime.config.source import COMPOSE_ERRORS, Opened, Source, said, values_of
-from lime.tuner.settings import PEFT_TYPES
+from lime.method.deltas.table import TYPES, method_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SCHEMA_NODE = "schema"
@@ -229,11 +228,11 @@ def with_method(arguments: Sequence[str], schema: type) -> list[str]:
     types are left alone; they name their methods."""
     given = {name: value for name, _, value in (text.partition("=") for text in arguments)}
     kind, off = given.get("peft", "lora"), given.get("lime") in ("off", "'off'", '"off"')
-    named = method_of(kind, not off) if kind in PEFT_TYPES else None
+    named = method_of(kind, not off) if kind in TYPES else None
     if "method" not in set(known_keys(schema)) or "method" in given or named is None or not ("peft" in given or off):
         return list(arguments)
     place = next(n for n, text in enumerate(arguments) if text.partition("=")[0] in ("peft", "lime"))
-    return [*arguments[:place], f"method={named}", *arguments[place:]]
+    return [*arguments[:place], f"method={named.name}", *arguments[place:]]
 
 
 def _forced(text: str, keys: set[str]) -> str:

@@ -17,8 +17,9 @@ from lime.config.training import CallbacksConfig, LoggerConfig, OptimConfig, Tra
 from lime.data.config import DataConfig
 from lime.data.tasks import known_split_names
 from lime.evaluation.config import EvaluationConfig
+from lime.method.deltas.table import METHODS, TYPES, method_of
 from lime.processors.config import ModelConfig
-from lime.tuner.settings import MIXTURES, PEFT_TYPES, LimeSettings
+from lime.tuner.settings import LimeSettings
 
 AUTO = "auto"
 PEFT_OPTIONS = {
@@ -136,17 +137,18 @@ class TrainConfig:
     def _method_errors(self) -> list[str]:
         """A method that is not what ``peft`` and ``lime`` make: tables would show the run under a wrong name."""
         kind: str = self.peft.type
-        if self.method in PLAIN_METHODS and self.lime.enabled:
+        named = METHODS.get(self.method)
+        if named is not None and named.is_plain and self.lime.enabled:
             return [
                 f"method: {self.method} adapts without experts, but lime.enabled is true; "
                 f"take method=lime_{self.method}, or leave the group lime alone"
             ]
-        fitting = method_of(kind, self.lime.enabled)
-        if kind not in PEFT_TYPES or fitting is None or fitting == self.method:
+        fitting = method_of(kind, self.lime.enabled) if kind in TYPES else None
+        if fitting is None or fitting.name == self.method:
             return []
-        other = self.method.removeprefix("lime_") == kind
-        what = "lime.enabled is false" if other else f"peft.type is {kind}"
-        return [f"method: {self.method}, but {what}; take method={fitting}, which sets both"]
+        same_type = named is not None and named.type is fitting.type
+        what = "lime.enabled is false" if same_type else f"peft.type is {kind}"
+        return [f"method: {self.method}, but {what}; take method={fitting.name}, which sets both"]
 
     def _balance_errors(self) -> list[str]:
         balance = self.lime.balance
@@ -165,19 +167,6 @@ class TrainConfig:
         names = [f.name for f in dataclasses.fields(self.lime) if f.name != "enabled"]
         changed = [name for name in names if getattr(self.lime, name) != getattr(default, name)]
         return [f"lime.{name}: has no effect with lime=off (method={self.method})" for name in changed]
-
-
-def method_of(peft: str, enabled: bool) -> str | None:
-    """The method that a PEFT type is, with LiME or without; None for another library's type without LiME."""
-    if peft in MIXTURES:
-        return peft
-    if enabled:
-        return f"lime_{peft}"
-    return None if peft == "any" else peft
-
-
-PLAIN_METHODS = ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning")
-"""Methods without experts: the PEFT type alone, as a baseline."""
 
 
 @dataclass

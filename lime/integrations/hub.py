@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from lime.config.reuse import RUN_FILE, read_run
+from lime.method.deltas.table import MIXTURES
 from lime.runs.adapter import ADAPTER_FILES
 from lime.system.atomic import replacing_folder
 from lime.system.ownership import check_replaceable
-from lime.tuner.settings import MIXTURES
 
 log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lime.method.deltas.table import type_options
 from lime.tuner.config import LimeConfig
 from lime.tuner.format import upgrade_keys
 from lime.tuner.layers.leaving import remove_adapter
@@ -32,7 +33,7 @@ from lime.tuner.presets import preset_settings
 from lime.tuner.reporting import ApplyReport, report
 from lime.tuner.routing.recorder import Recorder, recording
 from lime.tuner.saved import WEIGHTS_FILE, check_types, read_tensors
-from lime.tuner.settings import MIXTURES, OPTIONS_OF_TYPE, LimeSettings
+from lime.tuner.settings import LimeSettings
 from lime.tuner.towers import resolve_targets
 from lime.tuner.wrapping import base_config, settings_of
 
@@ -84,7 +85,7 @@ def apply(
     log.info(
         "adapted %s with %s:\n%s",
         type(model).__name__,
-        "LiME" if config.enabled and config.peft not in MIXTURES else config.peft,
+        "LiME" if config.enabled and not config.spec.is_mixture else config.peft,
         made.table(),
     )
     log.debug("adapted layers:\n%s", made.table(every_layer=True))
@@ -129,8 +130,7 @@ def _make_room(model: nn.Module, adapter_name: str) -> None:
 def _adopt(model: PeftModel, config: LimeSettings, adapter_name: str) -> tuple[PreTrainedModel, LimeSettings, str]:
     """The base of a model that the `peft` library adapted, its layers in place, and the settings that wrap them."""
     default = LimeSettings()
-    for option in (*(option for options in OPTIONS_OF_TYPE.values() for option in options), "peft", "target_modules",
-                   "exclude_modules", "scope"):  # fmt: skip
+    for option in (*type_options(), "peft", "target_modules", "exclude_modules", "scope"):
         if getattr(config, option) != getattr(default, option):
             raise ValueError(f"{option}: the model has an adapter already, of which that is read; leave it out")
     if not config.enabled:

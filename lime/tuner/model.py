@@ -28,7 +28,7 @@ from lime.tuner.prompt.layer import CHILD, PromptLayer, prompt_layer, prompt_pla
 from lime.tuner.routing.call import RoutingState
 from lime.tuner.routing.generation import GenerateOnePrompt
 from lime.tuner.routing.hooks import CloseCall, OpenCall, check_arguments
-from lime.tuner.settings import ROUTED_BY_SEQUENCE, LimeSettings
+from lime.tuner.settings import LimeSettings
 from lime.tuner.towers import Target, Tower, find_towers, matches_any, resolve_targets
 from lime.tuner.wrapping import inject_base
 
@@ -96,7 +96,7 @@ class LimeModel(BaseTuner):
             _check_plain(model, targets)
         with _targets_as_asked(config):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if config.peft in ROUTED_BY_SEQUENCE:
+        if config.spec.by_sequence:
             self._mark_generation()
         layers = [layer for layer in lime_layers(model) if not isinstance(layer, PromptLayer)]
         hooked = {hook.scope for module in model.modules() for hook in module._forward_pre_hooks.values()

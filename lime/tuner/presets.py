@@ -6,8 +6,9 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
+from lime.method.deltas.table import MIXTURES
 from lime.tuner.aliases import resolve_aliases
-from lime.tuner.settings import MIXTURES, OPTIONS, LimeSettings
+from lime.tuner.settings import OPTIONS, LimeSettings
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Causal, independent of batch neighbours and padding: use this one.
@@ -29,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_settings(preset: str = "default", **options: Any) -> LimeSettings:
-    """Settings of a preset with some options changed. The baselines of `MIXTURES` bring their own routing with them.
+    """Settings of a preset with some options changed. A mixture brings its own routing with it.
 
     Args:
         preset: a key of `PRESETS`.

@@ -12,50 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lime.method.deltas.table import MIXTURES, ORIENTATIONS, PROMPT_INITS, TYPES, PeftType, type_options
+
 ROUTERS = ("zero", "learned")
 FEATURE_SLICES = ("leading", "trailing", "central", "random")
 ROUTING_NORMS = ("slice", "token", "tensor")
 SELECTIONS = ("auto", "topk", "dense")
 WINDOW_ANCHORS = ("first", "last")
 SCOPES = ("language_model", "vision_tower", "both")
-ORIENTATIONS = ("columns", "rows", "both")
-PROMPT_INITS = ("vocabulary", "normal")
 EXPERT_LAYOUTS = ("uniform", "inverted_triangle")
-OPTIONS_OF_TYPE: dict[str, tuple[str, ...]] = {
-    "lora": ("r", "lora_alpha", "dropout"),
-    "lora_fa": ("r", "lora_alpha", "dropout"),
-    "dora": ("r", "lora_alpha", "dropout"),
-    "slicefine": ("r", "dropout", "orientation"),
-    "prompt_tuning": ("num_virtual_tokens", "prompt_init"),
-    "any": ("base", "base_options"),
-    "moe_lora": ("r", "lora_alpha", "dropout"),
-    "moe_lora_fa": ("r", "lora_alpha", "dropout"),
-    "moe_dora": ("r", "lora_alpha", "dropout"),
-    "hydra_lora": ("r", "lora_alpha", "dropout"),
-    "mix_lora": ("r", "lora_alpha", "dropout"),
-    "mola": ("r", "lora_alpha", "dropout", "expert_layout"),
-    "mocle": ("r", "lora_alpha", "dropout"),
-    "more": ("r", "lora_alpha", "dropout"),
-}
-"""PEFT types and the options that shape their update. Those of linear layers are registered in `lime.method.deltas`."""
-PEFT_TYPES = tuple(OPTIONS_OF_TYPE)
-
-_TOP_2 = {"selection": "topk", "top_k": 2, "temperature": 1.0, "jitter_noise": 0.0}
-_ALL = {"selection": "dense", "temperature": 1.0, "jitter_noise": 0.0}
-MIXTURES: dict[str, dict[str, Any]] = {
-    "moe_lora": _TOP_2,
-    "moe_lora_fa": _TOP_2,
-    "moe_dora": _TOP_2,
-    "hydra_lora": _ALL,
-    "mix_lora": _ALL,
-    "mola": _TOP_2,
-    "mocle": _ALL,
-    "more": {**_TOP_2, "top_k": 1},
-}
-"""The MoE-PEFT baselines: types that are mixtures of experts by themselves, without LiME, and the routing of each by
-its own paper. `preset_settings` puts it over the preset; a bare `LimeSettings` has LiME's defaults."""
-ROUTED_BY_SEQUENCE = ("mocle", "more")
-"""Mixtures that route once for a whole sequence, by its mean embedding; the others by token."""
 
 
 @dataclass
@@ -67,8 +32,9 @@ class LimeSettings:
         peft: type of the shared update `zhat`: `lora`, `lora_fa` (A frozen), `dora` (with a learned magnitude),
             `slicefine` (a slice of the frozen weight itself), `prompt_tuning` (virtual tokens before the input), or
             `any` other type of the `peft` library, named by `base`. Or, in place of LiME, a mixture of experts with a
-            learned router (`MIXTURES`): `moe_lora`, `moe_lora_fa`, `moe_dora`, `hydra_lora`, `mix_lora`, `mola`,
-            `mocle` or `more`.
+            learned router: `moe_lora`, `moe_lora_fa`, `moe_dora`, `hydra_lora`, `mix_lora`, `mola`, `mocle` or `more`.
+            `preset_settings` gives each the routing of its paper; a bare `LimeSettings` has LiME's defaults. Or a type
+            that was registered with `lime.method.deltas.table`.
         r: rank of the update, of each expert of a mixture; for `slicefine` the number of columns, of rows, or of each.
         lora_alpha: numerator of the update's scale `s = lora_alpha / r`, of the LoRA types.
         dropout: probability of dropping an input feature of the update, in training.
@@ -143,6 +109,11 @@ class LimeSettings:
     target_modules: Any = None
     exclude_modules: Any = None
 
+    @property
+    def spec(self) -> PeftType:
+        """What the table of types says of `peft`."""
+        return TYPES[self.peft]
+
     def errors(self, key: Callable[[str], str] = lambda option: option) -> list[str]:
         """Everything wrong with these settings, each message naming the option, what was given and what is
         expected.
@@ -158,7 +129,8 @@ class LimeSettings:
             if not holds:
                 found.append(f"{key(option)}: expected {expected}, got {getattr(self, option)!r}")
 
-        check("peft", self.peft in PEFT_TYPES, _one_of(PEFT_TYPES))
+        kind = TYPES.get(self.peft)
+        check("peft", kind is not None, _one_of(tuple(TYPES)))
         check("r", self.r >= 1, "a rank of at least 1")
         check("lora_alpha", self.lora_alpha > 0, "a number above 0")
         check("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)")
@@ -175,14 +147,14 @@ class LimeSettings:
         check("scope", self.scope in SCOPES, _one_of(SCOPES))
         if self.peft in MIXTURES:
             check("enabled", self.enabled, f"true: {self.peft} is a mixture of experts; without them it is lora")
-        if self.peft == "prompt_tuning":
-            check("scope", self.scope == "language_model", "language_model, whose input takes the virtual tokens")
         for option in ("target_modules", "exclude_modules"):
             check(
                 option,
                 _is_target(getattr(self, option)),
                 "a list of module names, one regular expression, or nothing",
             )
+        for limit in kind.limits(self) if kind is not None else ():
+            check(*limit)
         if not self.enabled:
             return found + self._without_effect(key)
 
@@ -206,11 +178,6 @@ class LimeSettings:
                 1 <= self.top_k <= self.num_experts,
                 f"between 1 and num_experts ({self.num_experts})",
             )
-        if self.peft == "mix_lora":
-            fits = self.num_experts % 2 == 0 and self.num_experts <= 2 * self.r
-            check("num_experts", fits, f"an even number up to 2 r ({2 * self.r}): as many gates for A as for B")
-        if self.peft == "more":
-            check("num_experts", self.num_experts <= 2 * self.r, f"at most 2 r ({2 * self.r}), the largest rank")
         if self.max_experts is not None:
             check("max_experts", self.max_experts >= 1, "at least 1 expert, or nothing for no cap")
         return found + self._without_effect(key)
@@ -225,9 +192,9 @@ class LimeSettings:
             if not active and value != getattr(default, option):
                 found.append(f"{key(option)}: {value!r} has no effect without {what}; remove it or set that")
 
-        for option in dict.fromkeys(option for options in OPTIONS_OF_TYPE.values() for option in options):
-            having = [name for name, options in OPTIONS_OF_TYPE.items() if option in options]
-            needs(option, self.peft in having or self.peft not in PEFT_TYPES, f"`peft: {' or '.join(having)}`")
+        for option in type_options():
+            having = [name for name, kind in TYPES.items() if option in kind.options]
+            needs(option, self.peft in having or self.peft not in TYPES, f"`peft: {' or '.join(having)}`")
         for option in ("target_modules", "exclude_modules"):
             needs(option, self.peft != "prompt_tuning", "a type that adapts linear layers")
         if not self.enabled:
@@ -238,7 +205,7 @@ class LimeSettings:
         zero = self.router == "zero" and not mixture
         for option in ("gamma_routing", "feature_slice", "routing_norm"):
             needs(option, zero, "LiME and its `router: zero`" if mixture else "`router: zero`")
-        needs("n_gram", self.peft not in ROUTED_BY_SEQUENCE, "a type that routes by token")
+        needs("n_gram", self.peft not in TYPES or not self.spec.by_sequence, "a type that routes by token")
         needs("routing_seed", zero and self.feature_slice == "random", "`feature_slice: random`")
         needs("auto_topk_threshold", self.selection == "auto", "`selection: auto`")
         needs("top_k", self.selection == "topk", "`selection: topk`")

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 
 from lime.config.check import ConfigError, build
 from lime.config.overrides import check, force, register, with_method
-from lime.config.schema import EvalConfig, TrainConfig, method_of
+from lime.config.schema import EvalConfig, TrainConfig
+from lime.method.deltas.table import MIXTURES, method_of
 from lime.tuner.presets import PRESETS, preset_settings
-from lime.tuner.settings import MIXTURES
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -128,7 +128,7 @@ def test_every_choice_of_every_group_composes() -> None:
             extra = ["data.root=."] if (group, choice) == ("data", "mmt47") else []
             extra += ["model.path=any/name"] if (group, choice) == ("model", "hf") else []
             extra += ["method=lora"] if (group, choice) == ("lime", "off") else []
-            extra += [f"method={method_of(choice, enabled=True)}"] if group == "peft" else []
+            extra += [f"method={method_of(choice, enabled=True).name}"] if group == "peft" else []
             composed(f"{group}={choice}", *extra)
 
 

@@ -15,7 +15,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 import lime
-from lime.tuner.settings import MIXTURES, PEFT_TYPES
+from lime.method.deltas.table import MIXTURES
+from lime.method.deltas.table import TYPES as PEFT_TYPES
 from tests.conformance.types import TYPES, Type
 from tests.properties.test_decoding import decode
 from tests.tuner import small_models as small

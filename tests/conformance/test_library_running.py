@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lime
-from lime.tuner.settings import ROUTED_BY_SEQUENCE
+from lime.method.deltas import table
 from tests.conformance.test_battery import disturb
 from tests.conformance.test_library import adapted, every_layer, every_type, out, rows
 from tests.conformance.types import TYPES
@@ -59,7 +59,7 @@ def test_rows_of_features(name: str) -> None:
     model, _ = lime.apply(mlp, **options)  # type: ignore[arg-type]
     disturb(model)
     x = torch.randn(5, 32)
-    if TYPES[name].options["peft"] in ROUTED_BY_SEQUENCE:
+    if table.TYPES[TYPES[name].options["peft"]].by_sequence:
         with pytest.raises(ValueError, match="which of them form a sequence is unknown"):
             model(x)
         return

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lime.tuner.settings import ROUTED_BY_SEQUENCE
+from lime.method.deltas import table
 
 RANK, EXPERTS = 4, 4
 
@@ -159,7 +159,7 @@ TYPES: dict[str, Type] = {
             frozenset(f"lime_delta.default.{one}" for one in trained),
             count,
             mixture=True,
-            causal=name not in ROUTED_BY_SEQUENCE,
+            causal=not table.TYPES[name].by_sequence,
         )
         for name, (count, trained) in _MIXTURES.items()
     },

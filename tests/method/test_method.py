@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lime.method import balance, modulation, routing, selection, windows
 from lime.method.deltas.mixture import MixtureDelta
-from lime.method.deltas.registry import DELTAS
-from lime.tuner.settings import OPTIONS_OF_TYPE, PEFT_TYPES, LimeSettings
+from lime.method.deltas.table import TYPES
+from lime.tuner.settings import LimeSettings
 
 generator = torch.Generator().manual_seed(0)
 
@@ -216,18 +216,10 @@ def test_modulation_is_equation_1() -> None:
 # -- deltas --------------------------------------------------------------------------------------------------
 
 
-def test_every_type_is_an_option_with_options_of_its_own() -> None:
-    assert set(DELTAS) <= set(PEFT_TYPES)
-    for name, kind in DELTAS.items():
-        own = {*kind.options, "dropout"} - {"num_experts"}  # E is an option of every type
-        laid_out = {"expert_layout"} if name == "mola" else set()  # by depth: read when layers are adapted
-        assert own | laid_out == set(OPTIONS_OF_TYPE[name])
-
-
-@pytest.mark.parametrize("name", DELTAS)
+@pytest.mark.parametrize("name", [name for name, kind in TYPES.items() if kind.delta is not None])
 def test_every_delta_starts_at_zero_and_declares_its_parameters(name: str) -> None:
     base = nn.Linear(6, 5)
-    delta = DELTAS[name](base, **{key: getattr(LimeSettings(), key) for key in DELTAS[name].options})
+    delta = TYPES[name].delta_class()(base, **TYPES[name].delta_options(LimeSettings()))
     x = torch.randn(3, 6)
     update = delta(x, torch.rand(3, delta.num_experts)) if isinstance(delta, MixtureDelta) else delta(x)
     assert torch.equal(update, torch.zeros(3, 5))
@@ -235,7 +227,7 @@ def test_every_delta_starts_at_zero_and_declares_its_parameters(name: str) -> No
 
 
 def test_lora_is_its_formula_and_drops_in_training_only() -> None:
-    delta = DELTAS["lora"](nn.Linear(6, 5), r=2, lora_alpha=8.0, dropout=0.5, zero_init=False)
+    delta = TYPES["lora"].delta_class()(nn.Linear(6, 5), r=2, lora_alpha=8.0, dropout=0.5, zero_init=False)
     x = torch.randn(40, 6)
     a, b = delta.A, delta.B  # type: ignore[attr-defined]
     torch.testing.assert_close(delta.eval()(x), 4.0 * x @ a.t() @ b.t())

@@ -16,7 +16,7 @@ from torch import nn
 import lime
 from lime.config.schema import BalanceConfig
 from lime.method import fused, routing
-from lime.tuner.settings import MIXTURES
+from lime.method.deltas.table import MIXTURES
 from tests.conformance.test_battery import fresh, frozen, loss_of, mixed
 from tests.conformance.types import TYPES
 from tests.integrations.test_trainer import trainer

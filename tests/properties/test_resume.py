@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 import lime
 from lime.config.schema import BalanceConfig
 from lime.config.training import CallbacksConfig
+from lime.method.deltas import table
 from lime.training.callbacks import checkpoint_callback
 from lime.training.module import AdaptationModule
-from lime.tuner.settings import OPTIONS_OF_TYPE
 from tests.conformance.test_battery import frozen
 from tests.conformance.types import TYPES
 from tests.properties.steps import QUIET, module_of, training_batch
@@ -34,7 +34,7 @@ def fresh(name: str, draw: int) -> Any:
     options = dict(TYPES[name].options)
     if "scope" in options:
         options["scope"] = "language_model"
-    if "dropout" in OPTIONS_OF_TYPE[options["peft"]]:
+    if "dropout" in table.TYPES[options["peft"]].options:
         options["dropout"] = 0.1
     torch.manual_seed(draw)
     model, _ = lime.apply(copy.deepcopy(frozen(FAMILY)), **options)  # type: ignore[arg-type]

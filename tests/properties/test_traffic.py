@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lime.analysis.benchmark.counting import Traffic, kept_storages
 from lime.analysis.benchmark.forms import Subject
 from lime.analysis.benchmark.layer import Case, counts
+from lime.method.deltas.table import MIXTURES
 from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.routing.call import RoutingState, ScopeCall
 from lime.tuner.routing.recorder import recording
-from lime.tuner.settings import MIXTURES, LimeSettings
+from lime.tuner.settings import LimeSettings
 
 WIDTH, COUNTS = 896, (128, 256)
 """Counts come from the difference of two numbers of tokens, which takes out what does not grow: the scaled basis."""

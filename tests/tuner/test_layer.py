@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lime.method import fused
 from lime.method.deltas.base import Delta
 from lime.method.deltas.lora import LoRADelta
-from lime.method.deltas.registry import DELTAS
+from lime.method.deltas.table import TYPES, PeftType
 from lime.method.modulation import modulate
 from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.routing.call import RoutingState, ScopeCall
@@ -22,7 +22,6 @@ from lime.tuner.settings import LimeSettings
 class Unfactored(Delta):
     """LoRA that does not say it has low rank."""
 
-    options = ("r", "lora_alpha")
     frozen = ("A",)
 
     def __init__(self, base: nn.Linear, **options: Any):
@@ -62,7 +61,7 @@ CHOICES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_every_way_through_a_layer_agrees(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused function, one product in torch, an update without low rank, and Eq. 1 from recorded weights."""
-    monkeypatch.setitem(DELTAS, "unfactored", Unfactored)
+    monkeypatch.setitem(TYPES, "unfactored", PeftType("unfactored", "unfactored", Unfactored))
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     mask = torch.tensor([[True] * 7, [False, False, True, True, True, True, True]])
     results = []
@@ -103,7 +102,7 @@ def test_the_stacked_product_picks_from_the_frozen_output(feature_slice: str) ->
 
 
 def test_frozen_parameters_of_a_delta_stay_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DELTAS, "unfactored", Unfactored)
+    monkeypatch.setitem(TYPES, "unfactored", PeftType("unfactored", "unfactored", Unfactored))
     made = layer(peft="unfactored")
     for _ in range(2):
         assert not made.lime_delta["default"].A.requires_grad

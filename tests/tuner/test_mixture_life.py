@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import lime
-from lime.tuner.settings import MIXTURES, ROUTED_BY_SEQUENCE
+from lime.method.deltas import table
+from lime.method.deltas.table import MIXTURES
 from tests.integrations.test_trainer import trained, trainer
 from tests.properties.test_decoding import decode, rows_of
 from tests.tuner import small_models as small
 
-by_sequence = pytest.mark.parametrize("peft", ROUTED_BY_SEQUENCE)
+by_sequence = pytest.mark.parametrize("peft", [name for name, kind in table.TYPES.items() if kind.by_sequence])
 
 
 def adapted(family: str, peft: str, layers: int = 2, **options: Any) -> Any:

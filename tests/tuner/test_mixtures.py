@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lime.method import fused
+from lime.method.deltas import table
+from lime.method.deltas.table import MIXTURES
 from lime.tuner import preset_settings
 from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.routing.call import RoutingState, ScopeCall
 from lime.tuner.routing.recorder import recording
-from lime.tuner.settings import MIXTURES, ROUTED_BY_SEQUENCE
 
 D_IN, D_OUT, R, ALPHA = 12, 10, 3, 6.0
 MASK = torch.tensor([[True] * 7, [False, False, True, True, True, True, True], [True] * 4 + [False] * 3])
+ROUTED_BY_SEQUENCE = [name for name, kind in table.TYPES.items() if kind.by_sequence]
 mixtures = pytest.mark.parametrize("peft", MIXTURES)
 
 

@@ -26,7 +26,7 @@ from transformers import (
 
 import lime
 from lime.method import fused
-from lime.tuner.settings import MIXTURES
+from lime.method.deltas.table import MIXTURES
 from lime.tuner.towers import find_towers
 from tests.tuner import small_models as small
 

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 import lime
 from lime.method import fused
 from lime.method.deltas.lora import LoRADelta
+from lime.method.deltas.table import METHODS, is_lime, type_options
 from lime.method.selection import select
 from lime.tuner.routing.router import Router
-from lime.tuner.settings import MIXTURES, OPTIONS_OF_TYPE, LimeSettings
+from lime.tuner.settings import LimeSettings
 from lime.tuner.towers import resolve_targets
 
 M = TypeVar("M", bound=nn.Module)
@@ -55,10 +56,10 @@ class Subject:
             ValueError: an unknown method or form.
         """
         method, _, form = name.partition(":")
-        known = ["frozen", *LIME_TYPES, *MIXTURES, *(f"lime_{kind}" for kind in LIME_TYPES)]
+        known = ["frozen", *(name for name, named in METHODS.items() if named.type.name != "any")]
         if method not in known:
             raise ValueError(f"methods: unknown method {method!r}; expected one of {', '.join(known)}")
-        paths = [f"{method}:{path}" for path in fused.PATHS] if method.startswith("lime_") else []
+        paths = [f"{method}:{path}" for path in fused.PATHS] if is_lime(method) else []
         if form and name not in (*MADE_HERE, *paths):
             raise ValueError(f"methods: unknown form {name!r}; expected one of {', '.join([*MADE_HERE, *paths])}")
         return cls(name, method, form)
@@ -71,7 +72,7 @@ class Subject:
     @property
     def has_experts(self) -> bool:
         """Whether its cost depends on the number of experts."""
-        return self.method.startswith("lime_") or self.method in MIXTURES
+        return self.method != "frozen" and not METHODS[self.method].is_plain
 
     def running(self) -> AbstractContextManager[None]:
         """The context in which its forward and backward passes run."""
@@ -101,27 +102,21 @@ class Subject:
         """The method's own settings; None for the frozen model."""
         if self.method == "frozen":
             return None
-        if self.method.startswith("lime_"):
-            own = replace(settings, peft=self.method.removeprefix("lime_"), enabled=True)
-        elif self.method in MIXTURES:
-            own = replace(LimeSettings(peft=self.method, num_experts=settings.num_experts), **MIXTURES[self.method])
+        kind = METHODS[self.method].type
+        if is_lime(self.method):
+            own = replace(settings, peft=kind.name, enabled=True)
+        elif kind.routing is not None:
+            own = replace(LimeSettings(peft=kind.name, num_experts=settings.num_experts), **kind.routing)
         else:
-            own = LimeSettings(enabled=False, peft=self.method)
+            own = LimeSettings(enabled=False, peft=kind.name)
         for name in ("r", "lora_alpha", "dropout", "scope", "target_modules", "exclude_modules"):
-            wanted = name in OPTIONS_OF_TYPE[own.peft] or name not in SHAPING
+            wanted = name in kind.options or name not in type_options()
             if wanted and not (own.peft == "prompt_tuning" and name.endswith("_modules")):
                 own = replace(own, **{name: getattr(settings, name)})
             else:
                 own = replace(own, **{name: getattr(LimeSettings(), name)})
         own.check()
         return own
-
-
-SHAPING = ("r", "lora_alpha", "dropout")
-"""Options that only some types have."""
-
-LIME_TYPES = ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning")
-"""Types that LiME modulates."""
 
 
 def shared_copy(model: M) -> M:

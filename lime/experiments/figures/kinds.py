@@ -18,6 +18,7 @@ from lime.experiments.collection import Point, Sweep, shown
 from lime.experiments.estimates import SeedMean, seed_mean
 from lime.experiments.figures.style import HEAT, footnote, look, mark_published, new_figure, seeds, styled, unfinished
 from lime.experiments.published import published
+from lime.method.deltas.table import is_lime
 
 TITLES = {MACRO: "All tasks", "text": "Text tasks", "image": "Image tasks", "video": "Video tasks"}
 TITLES |= {"vision": "Image and video tasks", **CATEGORIES, **{split: task.name for split, task in TASKS.items()}}
@@ -177,7 +178,7 @@ def methods(sweep: Sweep) -> Figure:
         ours, theirs, sizes = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
         quoted = published().table2
         for row, point in enumerate(sweep.points):
-            style = {**look(0 if point.label.startswith("lime_") else 1), "linestyle": ""}
+            style = {**look(0 if is_lime(point.label) else 1), "linestyle": ""}
             mean, counts, paper = seed_mean(point.records, MACRO), _sizes(point), quoted.get(point.label)
             if mean is not None:
                 _errorbar(ours, mean.value, row, mean, style, None, horizontal=True)

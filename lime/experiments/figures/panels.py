@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lime.method.deltas.table import MIXTURES, is_lime, title_of
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -25,24 +27,6 @@ PUBLISHED = (
 
 COLOURS = {"LiME": "#0072B2", "MoE baseline": "#E69F00", "loop over experts": "#D55E00", "without experts": "#999999"}
 """Of the palette of Okabe and Ito, which colour-blind readers tell apart."""
-
-NAMES = {
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "lora_fa": "LoRA-FA",
-    "slicefine": "SliceFine",
-    "prompt_tuning": "prompt tuning",
-    "moe_lora": "MoE-LoRA",
-    "moe_lora_fa": "MoE-LoRA-FA",
-    "moe_dora": "MoE-DoRA",
-    "hydra_lora": "HydraLoRA",
-    "mix_lora": "MixLoRA",
-    "mola": "MoLA",
-    "mocle": "MoCLE",
-    "more": "MoRE",
-}
-"""Methods as their papers write them; after `lime_` the type that LiME modulates."""
-
 
 REFERENCE = "lime_lora"
 """Other measurements are scaled so that they agree at this method: only their ratios are compared."""
@@ -134,17 +118,15 @@ def _marks(axes: Axes, methods: Sequence[str], others: Mapping[str, Sequence[flo
 def label(method: str) -> str:
     """A method's name as it is written: `lime_lora_fa` is LiME LoRA-FA."""
     name, _, form = method.partition(":")
-    prefix = "LiME " if name.startswith("lime_") else ""
-    kind = name.removeprefix("lime_")
-    return prefix + NAMES.get(kind, kind) + (f" ({form})" if form else "")
+    return title_of(name) + (f" ({form})" if form else "")
 
 
 def _kind(method: str) -> str:
     if method.endswith(":loop"):
         return "loop over experts"
-    if method.startswith("lime_"):
+    if is_lime(method):
         return "LiME"
-    return "MoE baseline" if method.startswith("mo") or method in ("mix_lora", "hydra_lora") else "without experts"
+    return "MoE baseline" if method in MIXTURES else "without experts"
 
 
 def _bars(

@@ -1,7 +1,6 @@
 """What a PEFT update is to LiME: `zhat = delta(x)`, zero at the start.
 
-A new PEFT type of linear layers is one file in this folder with a subclass of `Delta`, one line in `registry.py` and
-one in `lime.tuner.settings.OPTIONS_OF_TYPE`.
+A new PEFT type of linear layers is a subclass of `Delta` and its entry in the table of types (`table.py`).
 """
 
 from __future__ import annotations
@@ -22,11 +21,9 @@ class Delta(nn.Module):
         dropout: probability of dropping an input feature of the update, in training.
         dtype: dtype of the parameters.
         zero_init: start at `zhat = 0` (the method); `False` starts at a random update, for tests.
-        **options: the further settings named in `options`.
+        **options: the options that the table of types names.
     """
 
-    options: tuple[str, ...] = ()
-    """Settings that the type takes beside `dropout`, by their names in `LimeSettings`."""
     frozen: tuple[str, ...] = ()
     """Names of the parameters that never train."""
     reads_weight: bool = False

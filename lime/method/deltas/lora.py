@@ -22,8 +22,6 @@ class LoRADelta(LowRankDelta):
     Trains `r (d_in + d_out)` parameters.
     """
 
-    options = ("r", "lora_alpha")
-
     def __init__(
         self,
         base: nn.Linear,

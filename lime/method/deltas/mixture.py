@@ -32,9 +32,6 @@ class MixtureDelta(Delta):
         Others as in `Delta`.
     """
 
-    options = ("r", "lora_alpha", "num_experts")
-    per_sequence: ClassVar[bool] = False
-    """Routed once for a whole sequence, by its mean input embedding, not by token."""
     straight_through: ClassVar[bool] = False
     """The selected weights act, and the probabilities before selection take their gradient."""
     sides: ClassVar[int] = 1

@@ -18,5 +18,3 @@ class MoCLEDelta(HydraLoRADelta):
 
     Trains `r d_in + E r d_out` parameters, and its router `E d_in`.
     """
-
-    per_sequence = True

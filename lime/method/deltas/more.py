@@ -27,7 +27,6 @@ class MoREDelta(MixtureDelta):
     Trains `2 r (d_in + d_out)` parameters, and its router `E min(128, d_in)`.
     """
 
-    per_sequence = True
     straight_through = True
 
     @staticmethod

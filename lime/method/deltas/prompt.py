@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-PROMPT_INITS = ("vocabulary", "normal")
+from lime.method.deltas.table import PROMPT_INITS
+
 NORMAL_STD = 0.02
 
 

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lime.method.deltas.base import LowRankDelta
-
-ORIENTATIONS = ("columns", "rows", "both")
+from lime.method.deltas.table import ORIENTATIONS
 
 
 class SliceFineDelta(LowRankDelta):
@@ -34,7 +33,6 @@ class SliceFineDelta(LowRankDelta):
         ValueError: unknown orientation, or a slice wider than the weight.
     """
 
-    options = ("r", "orientation")
     columns: Tensor
     rows: Tensor
 

@@ -13,7 +13,7 @@ from lime.tuner.routing.hooks import in_backward
 from lime.tuner.routing.mixture import MixtureRouter
 from lime.tuner.routing.recorder import Recorder
 from lime.tuner.routing.router import Router, Shape
-from lime.tuner.settings import MIXTURES, LimeSettings
+from lime.tuner.settings import LimeSettings
 
 MERGE_REFUSED = (
     "a LiME adapter cannot be merged into the base weights: its update depends on the input through the routing "
@@ -53,7 +53,7 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         self.lime_settings[name] = settings
         if not settings.enabled:
             return
-        if settings.peft in MIXTURES:
+        if settings.spec.is_mixture:
             self.lime_router[name] = MixtureRouter(shape, settings, self.key, dtype)
             return
         width, device = shape.out_features, shape.weight.device

@@ -15,7 +15,6 @@ from lime.tuner.prompt.hooks import InsertPrompt, RemovePrompt
 from lime.tuner.prompt.layer import CHILD, PromptLayer, prompt_layer
 from lime.tuner.routing.generation import GenerateOnePrompt
 from lime.tuner.routing.hooks import CloseCall, OpenCall
-from lime.tuner.settings import ROUTED_BY_SEQUENCE
 
 
 def remove_adapter(model: nn.Module, name: str, kind: type[BaseTunerLayer] = LimeLayer) -> bool:
@@ -103,7 +102,7 @@ def _remove_idle_hooks(model: nn.Module) -> None:
         if prompt_layer(module) is None:
             _remove_hooks_of(module, (InsertPrompt, RemovePrompt))
     settings = [each for layer in layers for each in layer.lime_settings.values()]
-    by_sequence = any(each.peft in ROUTED_BY_SEQUENCE or each.peft == "prompt_tuning" for each in settings)
+    by_sequence = any(each.spec.by_sequence or each.peft == "prompt_tuning" for each in settings)
     if not by_sequence and isinstance(vars(model).get("generate"), GenerateOnePrompt):
         del model.generate
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lime.method.deltas.base import Delta, LowRankDelta
-from lime.method.deltas.registry import DELTAS
 from lime.method.fused import path
 from lime.method.modulation import add, modulate, modulate_low_rank
 from lime.tuner.layers import merging
@@ -26,7 +25,7 @@ from lime.tuner.layers.mixture import adapt_by_mixture
 from lime.tuner.layers.mixture_fused import through_mixture
 from lime.tuner.routing.call import RoutingState, ScopeCall
 from lime.tuner.routing.router import Router
-from lime.tuner.settings import MIXTURES, LimeSettings
+from lime.tuner.settings import LimeSettings
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ class LimeLinear(LimeLayer):
         base = shape_of(self.get_base_layer())
         check_fit(self.key, settings, base)
         dtype = torch.float64 if base.weight.dtype == torch.float64 else torch.float32
-        kind = DELTAS[settings.peft]
-        options = {option: getattr(settings, option) for option in kind.options}
+        kind = settings.spec.delta_class()
+        options = settings.spec.delta_options(settings)
         if kind.reads_weight:
             options["weight"] = self._frozen_weight()
-        self.lime_delta[name] = kind(base, dropout=settings.dropout, dtype=dtype, zero_init=init_weights, **options)
+        self.lime_delta[name] = kind(base, dtype=dtype, zero_init=init_weights, **options)
         if scale_bias:
             self.lime_delta[name].scale_bias = True  # type: ignore[assignment]
         self._add_modulators(name, settings, base, dtype)
@@ -128,7 +127,7 @@ class LimeLinear(LimeLayer):
     def _adapt(self, name: str, x: Tensor, z: Tensor, out: Tensor, call: ScopeCall | None) -> Tensor:
         """Add the adapter's modulated update to `out`; routed on the frozen output `z`."""
         c = self.lime_settings[name]
-        if c.peft in MIXTURES:
+        if c.spec.is_mixture:
             return adapt_by_mixture(self, name, x, z, out, call)
         call = call if c.enabled else None
         x = x.to(self.lime_delta[name].compute_dtype)  # type: ignore[arg-type]
@@ -219,7 +218,7 @@ class LimeLinear(LimeLayer):
 def check_fit(layer: str, settings: LimeSettings, base: nn.Linear) -> None:
     """Raise `ValueError` where a layer is too small for the settings, naming the layer: fewer outputs than experts, or
     fewer columns or rows than the slice of `slicefine`."""
-    if settings.enabled and settings.peft not in MIXTURES and settings.num_experts > base.out_features:
+    if settings.enabled and not settings.spec.is_mixture and settings.num_experts > base.out_features:
         raise ValueError(
             f"num_experts: {settings.num_experts} experts need as many routing features, but {layer} has only "
             f"{base.out_features} outputs; use at most {base.out_features} experts or leave that layer out of "

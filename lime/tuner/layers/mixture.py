@@ -38,7 +38,7 @@ def adapt_by_mixture(layer: LimeLinear, name: str, x: Tensor, z: Tensor, out: Te
     delta, router = parts(layer, name)
     x = x.to(delta.compute_dtype)
     u, logits = F.linear(delta.drop(x), delta.A), None
-    if not router.kind.per_sequence:
+    if not router.by_sequence:
         logits = F.linear(x, router.weight)
     left, weights = _coefficients(layer, name, x, u, logits, call)
     out = out.to(torch.promote_types(out.dtype, u.dtype))
@@ -57,10 +57,10 @@ def fused_mixture(layer: LimeLinear, name: str, x: Tensor, dtype: torch.dtype, c
     base = layer.get_base_layer()
     own = len(delta.A)
     with torch.autocast(x.device.type, enabled=False):
-        rows = delta.A if router.kind.per_sequence else torch.cat([delta.A, router.weight])
+        rows = delta.A if router.by_sequence else torch.cat([delta.A, router.weight])
         z_NO, taps_NP = FrozenWithTaps.apply(x, base.weight, base.bias, rows, dtype)
         u, logits = taps_NP.view(*x.shape[:-1], -1).split([own, len(rows) - own], -1)
-        left, weights = _coefficients(layer, name, x, u, None if router.kind.per_sequence else logits, call)
+        left, weights = _coefficients(layer, name, x, u, None if router.by_sequence else logits, call)
         basis = delta.basis()
         if isinstance(delta, MoEDoRADelta):
             gain_EO = delta.gain(layer._frozen_weight())

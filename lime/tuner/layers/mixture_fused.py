@@ -10,7 +10,6 @@ from lime.method.fused import BY_FUNCTION, path
 from lime.tuner.layers.fused import _wide_dtype, is_plain, is_transformed
 from lime.tuner.layers.mixture import fused_mixture
 from lime.tuner.routing.call import ScopeCall
-from lime.tuner.settings import MIXTURES
 
 if TYPE_CHECKING:
     from lime.tuner.layers.linear import LimeLinear
@@ -27,7 +26,7 @@ def through_mixture(layer: LimeLinear, x: Tensor, call: ScopeCall | None) -> Ten
     if path() not in BY_FUNCTION or is_transformed():
         return None
     names = [name for name in layer.active_adapters if name in layer.lime_delta]
-    if len(names) != 1 or layer.lime_settings[names[0]].peft not in MIXTURES:
+    if len(names) != 1 or not layer.lime_settings[names[0]].spec.is_mixture:
         return None
     if layer.lime_delta[names[0]].drops or not is_plain(layer.base_layer):
         return None

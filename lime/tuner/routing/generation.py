@@ -9,7 +9,6 @@ from torch import Tensor
 from lime.tuner.layers.base import LimeLayer
 from lime.tuner.prompt.layer import PromptLayer
 from lime.tuner.routing.call import Generation, RoutingState
-from lime.tuner.settings import ROUTED_BY_SEQUENCE
 
 ASSISTED = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
 
@@ -67,4 +66,4 @@ def _decides_once(layer: LimeLayer) -> bool:
     settings = [layer.lime_settings[name] for name in layer.active_adapters if name in layer.lime_settings]
     if isinstance(layer, PromptLayer):
         return any(one.enabled for one in settings)
-    return any(one.peft in ROUTED_BY_SEQUENCE for one in settings)
+    return any(one.spec.by_sequence for one in settings)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lime.method import routing
 from lime.method.deltas.mixture import MixtureDelta
-from lime.method.deltas.registry import DELTAS
 from lime.method.selection import select
 from lime.tuner.routing.call import ScopeCall
 from lime.tuner.routing.router import Router, Shape
@@ -34,11 +33,11 @@ class MixtureRouter(Router):
     """
 
     def __init__(self, base: Shape, settings: LimeSettings, layer: str, dtype: torch.dtype):
-        kind = DELTAS[settings.peft]
+        kind = settings.spec.delta_class()
         assert issubclass(kind, MixtureDelta)
         shape = _Input(kind.router_features(base.in_features), base.out_features, base.weight)
         super().__init__(shape, replace(settings, router="learned"), layer, dtype)
-        self.kind = kind
+        self.kind, self.by_sequence = kind, settings.spec.by_sequence
 
     def route(self, x: Tensor, logits: Tensor | None, key: str, call: ScopeCall | None) -> Tensor:
         """Expert weights of every token, (B, T, E): windows, selection and recording included.
@@ -53,7 +52,7 @@ class MixtureRouter(Router):
             RuntimeError: the key-value cache was filled without this adapter, so earlier decisions are unknown.
         """
         c = self.settings
-        if self.kind.per_sequence:
+        if self.by_sequence:
             probabilities = (call or ScopeCall(key)).decide(key, x, self._of_means)
         else:
             assert logits is not None
