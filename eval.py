@@ -1,8 +1,12 @@
 """Evaluate an adapter, a frozen backbone or saved predictions: python eval.py --help"""
 
+import signal
 import sys
 from pathlib import Path
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # until `launch` takes Ctrl-C over: nothing is lost yet
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 try:
     from lime.jobs.command_line import launch
 except ModuleNotFoundError as error:
@@ -18,9 +22,8 @@ from lime.config.scripts import with_run
 
 
 def run(config: EvalConfig, output_dir: Path, overrides: list[str]) -> None:
-    from lime.jobs.evaluate import (
-        evaluate,
-    )  # after the configuration was checked: this imports the model libraries
+    # after the configuration was checked: this imports the model libraries
+    from lime.jobs.evaluate import evaluate
 
     evaluate(config, output_dir, overrides)
 

@@ -1,8 +1,12 @@
 """Adapt a frozen vision-language model and evaluate it: python train.py --help"""
 
+import signal
 import sys
 from pathlib import Path
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # until `launch` takes Ctrl-C over: nothing is lost yet
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 try:
     from lime.jobs.command_line import launch
 except ModuleNotFoundError as error:
@@ -18,9 +22,8 @@ from lime.experiments.resume import ResumingSweep
 
 
 def run(config: TrainConfig, output_dir: Path, overrides: list[str]) -> None:
-    from lime.jobs.train import (
-        train,
-    )  # after the configuration was checked: this imports the model libraries
+    # after the configuration was checked: this imports the model libraries
+    from lime.jobs.train import train
 
     train(config, output_dir, overrides)
 

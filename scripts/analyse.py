@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lime.config.scripts import run_script
 from lime.system.printing import plain_logging, print
 
 
@@ -66,4 +67,4 @@ def _written(options: argparse.Namespace, out: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

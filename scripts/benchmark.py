@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.analysis.benchmark import COMMANDS  # noqa: E402
+from lime.config.scripts import run_script  # noqa: E402
 from lime.system.printing import print  # noqa: E402
 
 
@@ -61,4 +62,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_script(main)

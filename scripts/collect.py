@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lime.config.scripts import run_script
 from lime.experiments.collection import Sweep, read_sweep
 from lime.experiments.estimates import METRICS
 from lime.experiments.search import choose, write_choices
@@ -66,4 +67,4 @@ def _select(sweep: Sweep, path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lime.config.scripts import run_script
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.comparison import compare, comparison_table
 from lime.evaluation.predictions import read_predictions
@@ -52,4 +53,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

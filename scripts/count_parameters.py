@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from lime.config.check import ConfigError  # noqa: E402
 from lime.config.schema import TrainConfig  # noqa: E402
+from lime.config.scripts import run_script  # noqa: E402
 from lime.jobs.compose import composed  # noqa: E402
 from lime.system.printing import print  # noqa: E402
 
@@ -96,4 +97,4 @@ def main(overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_script(main)

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lime.config.scripts import parse_mixed  # noqa: E402
+from lime.config.scripts import parse_mixed, run_script  # noqa: E402
 from lime.system.printing import plain_logging, print  # noqa: E402
 
 FAULTS, WRONG = 1, 2  # exit codes
@@ -180,12 +179,4 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from lime.system import interrupts
-
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a retry of the hub is worth no line, let alone two
-    with interrupts.taken():
-        try:
-            sys.exit(main(sys.argv[1:]))
-        except interrupts.Interrupted as stop:
-            print(f"\n{stop}", file=sys.stderr)
-            raise
+    run_script(main)

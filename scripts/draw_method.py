@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lime.config.scripts import run_script
 from lime.experiments.figures.style import save_figure
 from lime.system.ownership import check_output
 from lime.system.printing import print
@@ -104,4 +105,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lime.config.scripts import parse_mixed  # noqa: E402
+from lime.config.scripts import parse_mixed, run_script  # noqa: E402
 from lime.system.printing import plain_logging, print  # noqa: E402
 
 
@@ -55,4 +55,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

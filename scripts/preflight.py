@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from lime.config.check import ConfigError  # noqa: E402
 from lime.config.schema import TrainConfig  # noqa: E402
+from lime.config.scripts import run_script  # noqa: E402
 from lime.jobs.compose import composed  # noqa: E402
 from lime.system.ownership import check_output  # noqa: E402
 from lime.system.printing import plain_logging, print  # noqa: E402
@@ -81,4 +82,4 @@ def _try(config: TrainConfig, target: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_script(main)

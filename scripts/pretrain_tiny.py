@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Qwen2Tokenizer
 
+from lime.config.scripts import run_script
 from lime.embedded.benchmark.sentences import READABLE
 from lime.embedded.pretraining import architecture, probe, text_corpus, words
 from lime.embedded.pretraining.batches import Encoder, induction_batches, text_batches
@@ -258,7 +259,7 @@ def card_stage(work: Path, name: str, threads: int, count: int = 200) -> None:
         logger.info("%-28s %5.1f%%  (most frequent %4.1f%%, %d items)", skill, 100 * right, 100 * common, n)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(architecture.FAMILIES), default="tiny_llava_onevision")
     parser.add_argument("--work", type=Path, default=Path("outputs/pretrain_tiny"))
@@ -273,7 +274,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -298,4 +299,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

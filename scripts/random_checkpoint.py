@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lime.config.scripts import run_script
 from lime.models.architectures import ARCHITECTURES
 from lime.models.random_checkpoint import write_random_checkpoint
 from lime.system.printing import print
@@ -40,4 +41,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

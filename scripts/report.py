@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lime.config.scripts import run_script
 from lime.report.render import write_report_page
 from lime.system.printing import print
 
@@ -38,4 +39,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from lime.config.check import ConfigError
-from lime.config.scripts import parse_mixed
+from lime.config.scripts import parse_mixed, run_script
 from lime.integrations.wandb_sweep import sweep_config
 from lime.system.atomic import write_text
 from lime.system.ownership import MADE_BY, check_output
@@ -50,4 +50,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
+
+from lime.system import interrupts
 
 WITH_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
 """Options of Hydra that take the next word."""
 _PLAIN = re.compile(r"[\w./+@-]+")
+
+
+def run_script(main: Callable[[list[str]], Any]) -> NoReturn:
+    """Run a script's ``main(arguments)`` and exit with the code that it returns; a signal ends it with a line."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a retry of the hub is worth no line, let alone two
+    with interrupts.taken():
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except interrupts.Interrupted as stop:
+            sys.stderr.write(f"\n{stop}\n")
+            raise
 
 
 def parse_mixed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:

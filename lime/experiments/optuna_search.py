@@ -27,13 +27,14 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from lime.config.check import build
+from lime.config.check import ConfigError, build, known_keys, unknown_key
 from lime.config.identity import EMBEDDED_DATA, config_hash, decisive
 from lime.config.schema import TrainConfig
 from lime.experiments.inputs import backbone_fingerprints, data_fingerprint
 from lime.experiments.resume import state
 from lime.jobs.compose import composed
 from lime.runs.record import Record
+from lime.system import interrupts
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class Search:
         self._space, self._root = space, root
         self._overrides = [*space.overrides, f"name={name}", *overrides]
         self._distributions = space.distributions()
+        settings = self._settings()  # before anything is written: they may be wrong
         self.folder.mkdir(parents=True, exist_ok=True)
         self.study = optuna.create_study(
             study_name=name,
@@ -118,10 +120,17 @@ class Search:
             load_if_exists=True,
         )
         self._seed = seed
-        self._check_settings()
+        self._check_settings(settings)
 
-    def _check_settings(self) -> None:
-        """Refuse to mix trials that cannot be compared."""
+    def _settings(self) -> dict[str, Any]:
+        """What all trials share.
+
+        Raises:
+            ConfigError: overrides or keys of the space that train.py does not take.
+        """
+        known = set(known_keys(TrainConfig))
+        if unknown := [f"space.{unknown_key(key, TrainConfig)}" for key in self._space.space if key not in known]:
+            raise ConfigError(unknown)
         config = composed(self._overrides, self._root / "conf", "train", TrainConfig)
         settings = dict(_flat(decisive(dataclasses.asdict(config)), ""))
         for key in self._space.space:
@@ -130,7 +139,11 @@ class Search:
         settings |= {"objective": self._space.objective, "backbone": backbone_fingerprints(config)}
         if config.data.name != EMBEDDED_DATA:  # of which the settings say all
             settings["data"] = data_fingerprint(config)
-        now = json.loads(json.dumps(settings))
+        found: dict[str, Any] = json.loads(json.dumps(settings))
+        return found
+
+    def _check_settings(self, now: dict[str, Any]) -> None:
+        """Refuse to mix trials that cannot be compared."""
         before = self.study.user_attrs.get(SETTINGS)
         if before is None:
             self.study.set_user_attr(SETTINGS, now)
@@ -158,7 +171,7 @@ class Search:
             overrides = self.overrides(trial.params)
             folder = self.folder / self._run_id(overrides)
             trial.set_user_attr(RUN, folder.name)
-            subprocess.run([sys.executable, str(self._root / "train.py"), "-m", *overrides], check=False)
+            _run_command([sys.executable, str(self._root / "train.py"), "-m", *overrides])
             status, record = state(folder)
             value = objective(record, self._space.objective) if status == "finished" and record is not None else None
             if value is None:
@@ -206,6 +219,13 @@ class Search:
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 self.study.enqueue_trial(trial.params)
                 log.info("trial %d was interrupted; its settings are tried again", trial.number)
+
+
+def _run_command(command: list[str]) -> None:
+    """Run a trial. A signal is the trial's first, which saves a checkpoint; then it ends the search."""
+    with subprocess.Popen(command) as process, interrupts.passed_on(process.send_signal):
+        process.wait()
+    interrupts.check()
 
 
 def _suggest(trial: optuna.Trial, key: str, kind: BaseDistribution) -> None:

@@ -41,7 +41,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     if str(path).startswith(_STREAMS) or (path.exists() and not path.is_file() and not path.is_dir()):
-        yield path
+        with _errors_name(path, path):
+            yield path
         return
     path = Path(os.path.realpath(path))
     before = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
@@ -150,11 +151,20 @@ def move(source: Path, target: Path) -> None:
     source.replace(target)
 
 
-def lock_file(path: Path) -> FileLock:
-    """A lock on ``path``. Raises OSError where that cannot be made, which a lock would wait for without end."""
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process is inside; the lock file is gone afterwards, which others that wait for it notice.
+
+    Raises:
+        OSError: ``path`` cannot be made, which a lock would wait for without end.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    return FileLock(path)
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def temporary_beside(path: Path) -> Path:

@@ -135,7 +135,7 @@ def blamed() -> Iterator[None]:
     """An error that a signal brought about (a worker process that died of it, a closed connection) is the signal's."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # libraries tell a process that died by many types: RuntimeError, OSError, their own
         if _state.received is None and _state.taken and any(part in str(error) for part in _OF_A_PROCESS):
             time.sleep(SECONDS_AFTER_ERROR)  # the signal, if there was one, raises in here
         if _state.received is None:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -41,7 +40,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.chdir(tmp_path)
     calls: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> None:
+    def run(command: list[str]) -> None:
         assert command[:3] == [sys.executable, str(ROOT / "train.py"), "-m"]
         calls.append(command[3:])
         config = composed(command[3:], ROOT / "conf", "train", TrainConfig)
@@ -50,7 +49,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         made = failed(7) if config.lime.n_gram == 2 else record(7, {}, training=measured, scores=[])
         write_record(folder, made)
 
-    monkeypatch.setattr("lime.experiments.optuna_search.subprocess.run", run)
+    monkeypatch.setattr("lime.experiments.optuna_search._run_command", run)
     return calls
 
 
@@ -99,6 +98,25 @@ def test_a_space_of_choices_is_tried_once_and_then_said_to_be_done(started: list
     with pytest.raises(ValueError, match="the space is tried; widen it"):
         Search("s", small, [], ROOT).run(10)
     assert sorted(call[-1] for call in started) == [f"lime.num_experts={n}" for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "space", "told"),
+    [
+        (["seed=x"], SPACE, "seed: expected a whole number"),
+        (
+            [],
+            Space(space={"lime.n_gramm": {"choices": [1]}}),
+            r"n_gramm: unknown key; did you mean lime.n_gram\?",
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_written(
+    started: list[list[str]], overrides: list[str], space: Space, told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        Search("s", space, overrides, ROOT)
+    assert not Path("multirun").exists()
 
 
 @pytest.mark.parametrize(

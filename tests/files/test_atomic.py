@@ -102,6 +102,9 @@ def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path):
     with pytest.raises(OSError, match=r"results\.json") as told, replacing(tmp_path / "results.json"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert told.value.errno == errno.ENOSPC
+    if Path("/dev/full").exists():
+        with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+            write_text(Path("/dev/full"), "x")
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError, match="folder"):
         write_text(tmp_path / "folder", "x")

@@ -18,7 +18,7 @@ from lime.data.layout import find_splits
 from lime.data.rows import MANIFEST, MMTDataset, read_manifest
 from lime.data.tools.archives import ArchiveError, extract, is_archive, list_members
 from lime.data.tools.output import dump
-from lime.system.atomic import lock_file, move, remove, write_text
+from lime.system.atomic import locked, move, remove, write_text
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def prepare(root: str | Path) -> Prepared:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; expected the one that `scripts/data.py download` filled")
-    with lock_file(root / ".lime-prepare.lock"):
+    with locked(root / ".lime-prepare.lock"):
         remove(root / _STAGING)  # of a run that was killed
         unpacked = []
         if not _has_rows(root):  # then they are in an archive

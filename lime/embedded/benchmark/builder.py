@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from tqdm.auto import tqdm
 
 from lime.data.encoding import write_image, write_video
@@ -29,7 +28,7 @@ from lime.embedded.benchmark.items import MiniTask, Part
 from lime.embedded.benchmark.tasks import MINI_TASKS
 from lime.embedded.benchmark.tasks_video import FPS
 from lime.system import interrupts
-from lime.system.atomic import lock_file, remove, write_json
+from lime.system.atomic import locked, remove, write_json
 from lime.system.ownership import MARKER, kind_of, mark
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def generate(
     """
     settings = Settings(seed, train_per_task, test_per_task)
     root = Path(os.path.realpath(root))  # through a link: what it leads to is replaced, not the link
-    with _told(root), _locked(root):
+    with _told(root), locked(_beside(root, "lock")):
         _generate(root, settings, workers)
 
 
@@ -112,7 +111,7 @@ def ensure(
         if _complete(root, settings):  # also where nothing can be written beside it
             return root
         place = Path(os.path.realpath(root))
-        with _locked(place):
+        with locked(_beside(place, "lock")):
             if not _complete(place, settings):
                 _generate(place, settings, workers)
     return root
@@ -136,10 +135,6 @@ def _refusal(root: Path, error: OSError) -> str:
         f"data.root: the embedded benchmark cannot be written to {root} ({error.filename or root}: "
         f"{error.strerror or error}); take a folder that can be written and has room: data.root=FOLDER"
     )
-
-
-def _locked(root: Path) -> FileLock:
-    return lock_file(_beside(root, "lock"))
 
 
 def _beside(root: Path, suffix: str) -> Path:

@@ -58,9 +58,8 @@ def root(tmp_path) -> Path:
 
 
 def everything(folder: Path) -> set[str]:
-    """All files below, but for locks and what marks an archive as done."""
-    own = (".lock", ".lime-prepare.lock")
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name not in own}
+    """All files below."""
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
 SYM, HARD, CHAR, PIPE = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE
