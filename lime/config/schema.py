@@ -41,7 +41,13 @@ PEFT_OPTIONS = {
 
 @dataclass
 class BalanceConfig:
-    """Balance losses (Eq. 5): ``L = L_task + alpha L_imp + beta L_KL`` on one optimiser step in ``every_n_steps``."""
+    """Balance losses (Eq. 5): ``L = L_task + alpha L_imp + beta L_KL`` on one optimiser step in ``every_n_steps``.
+
+    Attributes:
+        alpha: weight of the importance loss.
+        beta: weight of the KL loss.
+        every_n_steps: optimiser steps of which one has the balance losses.
+    """
 
     alpha: float = 0.1
     beta: float = 0.01

@@ -14,8 +14,13 @@ ON_BAD_ROW = {"on_missing_media": ("error", "skip"), "on_overlong": ("error", "d
 
 @dataclass
 class MiniConfig:
-    """How the embedded benchmark is generated (`data.name=mmt47_mini`; the folder is generated once and
-    then read).
+    """How the embedded benchmark is generated (`data.name=mmt47_mini`; the folder is generated once and then read).
+
+    Attributes:
+        seed: seed of its rows.
+        train_per_task: training rows of each task.
+        test_per_task: test rows of each task.
+        workers: processes that generate it.
     """
 
     seed: int = 0
@@ -26,7 +31,12 @@ class MiniConfig:
 
 @dataclass
 class FrameCacheConfig:
-    """Resized video frames kept on disk, for later epochs and runs. `dir` null: off. `size_mb` bounds it (MiB)."""
+    """Resized video frames kept on disk, for later epochs and runs.
+
+    Attributes:
+        dir: their folder; null for none.
+        size_mb: most that it holds (MiB).
+    """
 
     dir: str | None = None
     size_mb: int = 8192
@@ -36,14 +46,26 @@ class FrameCacheConfig:
 class DataConfig:
     """A data root in the published layout, the part of it to use, and what to do with unusable rows.
 
-    `rows_per_split` (test) and `train_rows` take a fixed, scattered part, chosen by a hash of the row, so
-    independent of seed and file order. `validation_fraction` of the training rows is held out by the same
-    hash. `max_length` counts prompt, visual placeholders and answer. `on_missing_media=skip` leaves out rows
-    whose media are missing or damaged, `on_overlong=drop` rows that are too long; both are counted and
-    logged. `cache_mb` bounds the resized media kept in memory, `frame_cache` keeps those of clips on disk. With
-    `num_workers` 0 the batches are made ahead by a thread, else by so many processes, each `prefetch` batches ahead.
-    `max_pixels` (of a picture, or of one frame of a clip) and `max_seconds` (of a clip) bound what one file may cost;
-    what exceeds them counts as damaged.
+    Attributes:
+        name: data set: `mmt47_mini`, the embedded benchmark, or `mmt47`, the published rows.
+        root: folder that holds the data (for `mmt47_mini`: will hold them).
+        rows_per_split: test rows of each split, scattered, chosen by a hash of the row, so independent of seed and file
+            order; null for all.
+        train_rows: training rows, chosen in the same way; null for all.
+        validation_fraction: share of the training rows held out by the same hash.
+        max_length: longest row in tokens: prompt, visual placeholders and answer.
+        system_prompt: text of a system turn before every question; null for none.
+        on_missing_media: what becomes of rows whose media are missing or damaged: an `error`, or `skip`, which counts
+            and logs them.
+        on_overlong: what becomes of rows above max_length: an `error`, or `drop`, which counts and logs them.
+        video_backend: decoder of clips, `pyav` or `decord`; both give the same frames.
+        max_pixels: pixels of a picture, or of one frame of a clip, above which a file counts as damaged.
+        max_seconds: length of a clip above which it counts as damaged.
+        num_workers: processes that make batches ahead; with 0 a thread does.
+        prefetch: batches that each of them makes ahead.
+        cache_mb: most memory that resized media take (MiB).
+        frame_cache: resized frames of clips on disk.
+        mini: how the embedded benchmark is generated.
     """
 
     name: str = "mmt47_mini"

@@ -15,18 +15,19 @@ SCORERS = ("blind", "authors")
 class EvaluationConfig:
     """How test rows are answered and scored.
 
-    mode: `generate` decodes greedily and extracts the answer from the text; `likelihood` picks the allowed
-        answer of the highest log-likelihood (splits without a closed set of answers are generated in either
-        mode); `none` reads no test row, for searches that choose by the validation loss.
-    scorer: `blind` extracts answers without seeing the truth; `authors` adds the scores of the published runs'
-        scorer beside the blind ones, for comparison with published numbers only.
-    splits: test splits to score, by split name, task (`sst2`) or category (`glue`); None means every split of the
-        data set. `python scripts/data.py tasks` lists the names.
-    batch_size: rows per batch.
-    max_new_tokens: longest generated answer in tokens, the end token included.
-    likelihood_normalisation: `mean` divides the log-likelihood of an answer by its number of tokens (end
-        token included), `sum` does not, and so favours short answers.
-    baseline_frozen: also score the frozen backbone (by likelihood) on the same rows.
+    Attributes:
+        mode: `generate` decodes greedily and extracts the answer from the text; `likelihood` picks the allowed
+            answer of the highest log-likelihood (splits without a closed set of answers are generated in either
+            mode); `none` reads no test row, for searches that choose by the validation loss.
+        scorer: `blind` extracts answers without seeing the truth; `authors` adds the scores of the published runs'
+            scorer beside the blind ones, for comparison with published numbers only.
+        splits: test splits to score, by split name, task (`sst2`) or category (`glue`); null means every split of the
+            data set. `python scripts/data.py tasks` lists the names.
+        batch_size: rows per batch.
+        max_new_tokens: longest generated answer in tokens, the end token included.
+        likelihood_normalisation: `mean` divides the log-likelihood of an answer by its number of tokens (end
+            token included), `sum` does not, and so favours short answers.
+        baseline_frozen: also score the frozen backbone (by likelihood) on the same rows.
     """
 
     mode: str = "generate"

@@ -24,12 +24,13 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 @dataclass
 class ImageConfig:
-    """Image budget. None leaves what the checkpoint's own processor says.
+    """Image budget. Null leaves what the checkpoint's own processor says.
 
-    `max_tiles` bounds the tiles an image is cut into beside its base view (LLaVA-OneVision: the grid
-    pinpoints with at most that many tiles are kept; 1 is what the published runs used). `min_pixels` and
-    `max_pixels` bound the resized image (Qwen2-VL). `max_tokens` bounds the visual tokens of an image in the prompt,
-    by fewer tiles or fewer pixels.
+    Attributes:
+        max_tiles: tiles that an image is cut into beside its base view (LLaVA-OneVision; 1 in the published runs).
+        min_pixels: least pixels of the resized image (Qwen2-VL).
+        max_pixels: most pixels of the resized image (Qwen2-VL).
+        max_tokens: most visual tokens of an image in the prompt, by fewer tiles or fewer pixels.
     """
 
     max_tiles: int | None = None
@@ -40,9 +41,13 @@ class ImageConfig:
 
 @dataclass
 class VideoConfig:
-    """Video budget: `num_frames` uniformly sampled frames; `max_pixels` per frame (Qwen2-VL; None: the
-    checkpoint's). `max_tokens` bounds the visual tokens of a clip in the prompt: by fewer pixels (Qwen2-VL); where a
-    frame's tokens are fixed (LLaVA-OneVision) it is an error if `num_frames` frames take more.
+    """Video budget.
+
+    Attributes:
+        num_frames: uniformly sampled frames of a clip.
+        max_pixels: most pixels of a frame (Qwen2-VL); null for the checkpoint's.
+        max_tokens: most visual tokens of a clip in the prompt: by fewer pixels (Qwen2-VL); where a frame's tokens are
+            fixed (LLaVA-OneVision) it is an error if the frames take more.
     """
 
     num_frames: int = 8
@@ -67,6 +72,14 @@ class RecipeConfig:
 
     The defaults are the published runs' (7B backbones); the embedded backbones, a thousand times smaller, take larger
     ranks, rates and batches.
+
+    Attributes:
+        rank: of `peft.r`.
+        moe_lr: of `optim.moe_lr`.
+        peft_lr: of `optim.peft_lr`.
+        max_epochs: of `trainer.max_epochs`.
+        batch_size: of `trainer.batch_size`.
+        accumulate_grad_batches: of `trainer.accumulate_grad_batches`.
     """
 
     rank: int = 2
@@ -81,11 +94,21 @@ class RecipeConfig:
 class ModelConfig:
     """A backbone.
 
-    `path` is a local folder or a hub name; None only for the embedded ones, which ship with the package. `revision`
-    pins a commit of the hub; the one that was loaded is recorded in every run. `device_map` (evaluation only; `auto`,
-    `balanced`, `cpu`, …) spreads a model over devices. `quantization` (`8bit`, `4bit`) loads the frozen base so, by
-    bitsandbytes. `budget=published` sees images and videos as the published runs did (see `PUBLISHED`), `checkpoint`
-    as the checkpoint's own processor says; what `image` and `video` set goes before.
+    Attributes:
+        name: its name in records and tables.
+        family: `llava_onevision`, `qwen2_vl`, or `hf` for every other vision-language model of transformers, which is
+            seen through its own processor.
+        path: local folder or hub name; null only for the embedded ones, which come with the package.
+        revision: commit on the hub; the one that was loaded is recorded in every run.
+        dtype: of the frozen weights: `auto` (as saved), `float32`, `bfloat16` or `float16`.
+        attn_implementation: attention of transformers: `sdpa`, `eager`, `flash_attention_2` or `flex_attention`.
+        device_map: spreads the model over devices, in an evaluation: `auto`, `balanced`, `cpu`, …; null for one device.
+        quantization: loads the frozen base in `8bit` or `4bit`, by bitsandbytes; null for neither.
+        budget: `published` sees images and videos as the published runs did (384 x 384 pixels, one tile, 8 frames),
+            `checkpoint` as the checkpoint's own processor says; what image and video set goes before.
+        image: image budget.
+        video: video budget.
+        recipe: training settings that suit it.
     """
 
     name: str = "tiny_llava_onevision"
