@@ -17,9 +17,10 @@ from lime.registration import register_with_peft
 if TYPE_CHECKING:
     from lime import quickstart as quickstart
     from lime import tuner as tuner
+    from lime.jobs.asking import open_run
     from lime.tuner import ApplyReport, LimeConfig, LimeSettings, apply, load, parameter_groups, record
 
-__all__ = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "parameter_groups", "record"]
+__all__ = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "open_run", "parameter_groups", "record"]
 
 _MODULES = ("quickstart", "tuner")
 
@@ -27,6 +28,8 @@ register_with_peft()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "open_run":
+        return import_module("lime.jobs.asking").open_run
     if name in __all__:
         return getattr(import_module("lime.tuner"), name)
     if name in _MODULES:

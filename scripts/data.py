@@ -129,7 +129,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _stats(options: argparse.Namespace) -> int:
     """Rows and tokens per task and modality, as a model's processor counts them."""
     from lime.config.schema import TrainConfig
-    from lime.data.datamodule import make_collator
+    from lime.data.collators import make_collator
     from lime.data.rows import MMTDataset
     from lime.data.tools.stats import statistics
     from lime.jobs.compose import composed

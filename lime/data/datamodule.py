@@ -15,15 +15,14 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
-from lime.data.cache import FrameCache
-from lime.data.collate import Collator, OverlongError, overlong_message
+from lime.data.collate import OverlongError, overlong_message
 from lime.data.collate_generic import ProcessorCollator
+from lime.data.collators import make_collator
 from lime.data.config import DataConfig
 from lime.data.media import MediaError, media_file
 from lime.data.rows import DataError, MMTDataset, Row, Rows, content_hash
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
 from lime.data.shared_memory import check_room
-from lime.processors.families import FrameProcessor
 from lime.system import interrupts
 
 log = logging.getLogger(__name__)
@@ -44,23 +43,6 @@ class LeftOut:
             reason: {part: len(ids) for part, ids in parts.items() if ids}
             for reason, parts in (("missing_media", self.missing_media), ("overlong", self.overlong))
         }
-
-
-def make_collator(data: DataConfig, processor: ProcessorMixin, family: str) -> Any:
-    """What turns the rows of `data.root` into batches: a `Collator`, or a `ProcessorCollator` for other models."""
-    assert data.root is not None
-    frames = data.frame_cache
-    options: dict[str, Any] = {
-        "max_length": data.max_length,
-        "system_prompt": data.system_prompt,
-        "video_backend": data.video_backend,
-        "cache_mb": data.cache_mb // max(data.num_workers, 1),
-        "bounds": data.bounds,
-    }
-    if isinstance(processor.video_processor, FrameProcessor):
-        cache = FrameCache(frames.dir, frames.size_mb) if frames.dir is not None else None
-        return Collator(processor, family, data.root, **options, frame_cache=cache)
-    return ProcessorCollator(processor, family, data.root, **options)
 
 
 class MMTDataModule(LightningDataModule):

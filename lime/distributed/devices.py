@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from lime.distributed import processes
 from lime.distributed.launch import started_from_outside
@@ -55,6 +54,8 @@ def process_group(count: int) -> Iterator[None]:
     Raises:
         ValueError: another number of processes was started.
     """
+    from lightning.fabric.plugins.environments import SLURMEnvironment  # seconds: not for a process that is alone
+
     environment = SLURMEnvironment() if started_from_outside() and "RANK" not in os.environ else None
     started = environment.world_size() if environment else int(os.environ.get("WORLD_SIZE", "1"))
     if torch.distributed.is_initialized() or (started == 1 and count == 1):

@@ -25,12 +25,11 @@ from lime.evaluation.report import stored_allowed_answers
 from lime.inference.evaluation import TestRows, answer_adapted, answer_frozen, journal_of, report
 from lime.inference.journal import FOLDER as PARTIAL
 from lime.jobs.setup import lock_of_run, media_errors_as_input_errors, open_data, prepare_process
-from lime.models.loading import Backbone, load_backbone
-from lime.runs.adapter import adapter_folder
+from lime.models.loading import load_backbone
+from lime.runs.adapter import adapter_folder, check_backbone, check_recorded
 from lime.runs.folders import sign_configuration
 from lime.runs.lock import run_lock
-from lime.runs.record import RECORD_FILE, read_record
-from lime.runs.status import RunStatus, adapter_digest, environment, write_config
+from lime.runs.status import RunStatus, environment, write_config
 from lime.system import interrupts
 from lime.system.atomic import remove_leftovers, write_json
 from lime.system.limits import check_files
@@ -146,28 +145,3 @@ def _tell_taken(folder: Path, run: dict[str, Any], own: bool) -> None:
         "data and all else are those of the command line; it says that it adapts %.60r",
         folder, RUN_FILE, taken, run["backbone"]["name"],
     )  # fmt: skip
-
-
-def check_recorded(adapter: Path) -> None:
-    """Raise ValueError where an adapter in its run's folder is not the one that the run recorded."""
-    path = adapter.parent / RECORD_FILE
-    if adapter.name != "adapter" or not path.is_file():
-        return
-    recorded = read_record(path).adapter_sha256
-    if recorded is not None and recorded != adapter_digest(adapter):
-        raise ValueError(f"adapter: {adapter} is not the one that the run recorded (adapter_sha256 in {path})")
-
-
-def shown(text: str) -> str:
-    """A stranger's text for a terminal or a log: its first 60 characters, without control characters."""
-    return repr(text[:60])[1:-1]
-
-
-def check_backbone(adapter: str, saved: dict[str, str], backbone: Backbone) -> None:
-    """Raise ValueError when an adapter belongs to another backbone."""
-    if saved["fingerprint"] != backbone.fingerprint:
-        raise ValueError(
-            f"adapter: {adapter} was trained on {shown(saved['name'])} ({shown(saved['fingerprint'][:12])}), "
-            f"this is {backbone.name} ({backbone.fingerprint[:12]}); evaluate it on its own backbone (model=NAME, "
-            "or model.path)"
-        )

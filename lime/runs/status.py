@@ -25,12 +25,12 @@ import torch
 import yaml
 
 from lime.config.identity import config_hash
-from lime.config.reuse import RUN_FILE
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.clusters import source_media
 from lime.evaluation.predictions import Prediction
 from lime.evaluation.report import csv_rows
 from lime.evaluation.text import parse_number
+from lime.runs.adapter import adapter_digest
 from lime.runs.code import code_version
 from lime.runs.record import (
     Answering,
@@ -232,15 +232,6 @@ class RunRecord(RunStatus):
         self._record.error = RunError(**error) if error else None
         super()._write(status, error)
         write_record(self._folder, self._record)
-
-
-def adapter_digest(adapter: Path) -> str:
-    """SHA-256 over an adapter's files, as the record keeps it."""
-    total = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors", RUN_FILE):
-        with (adapter / name).open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
 
 
 def items_of(predictions: Sequence[Prediction], metric: str) -> Items:

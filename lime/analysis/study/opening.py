@@ -18,10 +18,10 @@ from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
 from lime.distributed.devices import device_of
 from lime.inference.evaluation import TestRows
-from lime.jobs.evaluate import check_backbone
 from lime.jobs.setup import open_data
 from lime.models.loading import Backbone, load_backbone
 from lime.processors.config import EMBEDDED, ModelConfig
+from lime.runs.adapter import check_backbone
 
 log = logging.getLogger(__name__)
 

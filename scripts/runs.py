@@ -1,0 +1,49 @@
+"""The runs of a folder: method, model, seed, state and score of each.
+
+python scripts/runs.py multirun/table2            print the table
+python scripts/runs.py multirun/table2 --watch    print it again as runs go on, until all have ended
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+from rich.live import Live
+
+from lime.experiments.listing import runs_below, runs_table
+from lime.system.printing import print
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), help="default: %(default)s")
+    parser.add_argument("--watch", action="store_true", help="follow the runs until all have ended (Ctrl-C ends it)")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        runs = runs_below(options.folder)
+        if not options.watch:
+            console.print(runs_table(runs, options.folder))
+            return 0
+        with Live(runs_table(runs, options.folder), console=console, auto_refresh=False) as live:
+            while any(run.state.startswith("running") for run in runs):
+                time.sleep(options.every)
+                runs = runs_below(options.folder)
+                live.update(runs_table(runs, options.folder), refresh=True)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
