@@ -7,6 +7,7 @@ from pathlib import Path
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # until `launch` takes Ctrl-C over: nothing is lost yet
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 try:
     from lime.jobs.command_line import launch
 except ModuleNotFoundError as error:

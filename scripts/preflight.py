@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> int:
 def _try(config: TrainConfig, target: Path | None) -> int:
     import lime
     from lime.distributed.devices import device_of
-    from lime.inference.evaluation import TestRows, asks_frozen
+    from lime.inference.frozen import asks_frozen
+    from lime.inference.rows import TestRows
     from lime.jobs.setup import media_errors_as_input_errors, open_data, prepare_process
     from lime.jobs.train import checkpoint_activations
     from lime.models.loading import load_backbone

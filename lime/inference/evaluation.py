@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import nn
 from lime.config.identity import config_hash
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.data.datamodule import MMTDataModule
-from lime.data.rows import Row
 from lime.data.tasks import CATEGORIES, TASKS, split_names
 from lime.distributed import processes
 from lime.evaluation.aggregation import Evaluation
@@ -25,9 +23,9 @@ from lime.evaluation.authors_report import authors_markdown, authors_table, writ
 from lime.evaluation.predictions import Prediction, collect, score_predictions
 from lime.evaluation.report import write_report
 from lime.evaluation.tables import markdown_table, results_table, summary_lines
-from lime.inference.frozen import frozen_answers, frozen_cache
-from lime.inference.generation import Progress, answer_rows, truths_too_long
+from lime.inference.generation import answer_rows, truths_too_long
 from lime.inference.journal import Journal, remove_journals
+from lime.inference.rows import TestRows
 from lime.models.loading import Backbone
 from lime.runs.quiet import tables_are_shown
 from lime.system.atomic import write_text
@@ -35,77 +33,6 @@ from lime.system.printing import markdown as md
 from lime.system.progress import ProgressDisplay
 
 log = logging.getLogger(__name__)
-
-Allowed = dict[str, list[str] | None]
-
-
-class TestRows:
-    """The test rows to answer, and the closed answer set of each split.
-
-    Args:
-        data: the opened data module.
-        splits: names of splits, tasks or categories to take; None for every split that is present.
-
-    Raises:
-        ValueError: a named split is not there, or none is.
-    """
-
-    __test__ = False  # not a test class of pytest
-
-    def __init__(self, data: MMTDataModule, splits: Sequence[str] | str | None):
-        splits = split_names(splits)
-        present = list(data.dataset.tests)
-        lacking = [split for split in splits or () if split not in present]
-        if lacking:
-            raise ValueError(
-                f"evaluation.splits: {', '.join(lacking)} not in {data.dataset.root}; it has {', '.join(present)}"
-            )
-        self.splits = [split for split in present if splits is None or split in splits]
-        if not self.splits:
-            raise ValueError(f"{data.dataset.root}: no test split to evaluate")
-        self.rows: list[Row] = [row for split in self.splits for row in data.test_rows(split)]
-        self.allowed: Allowed = {split: data.dataset.allowed_answers(split) for split in self.splits}
-        if data.dataset.absent and splits is None:
-            count = len(data.dataset.absent)
-            log.info("%d of %d test splits are absent; they are named below the table", count, len(TASKS))
-
-
-def answer_frozen(
-    backbone: Backbone,
-    data: MMTDataModule,
-    tests: TestRows,
-    config: TrainConfig | EvalConfig,
-    show_progress: bool,
-    folder: Path,
-) -> list[str | None] | None:
-    """The frozen backbone's answers where evaluation.baseline_frozen asks for them (cached), else None.
-
-    ``folder``: the run's, where answers are kept as they come."""
-    if not config.evaluation.baseline_frozen:
-        return None
-    with _shown("frozen backbone", len(tests.rows), show_progress) as progress:
-        deciding = _deciding_frozen(data, config)
-        return frozen_answers(
-            backbone, data.collator, tests.rows, tests.allowed, **deciding, progress=progress, folder=folder
-        )
-
-
-def asks_frozen(backbone: Backbone, data: MMTDataModule, tests: TestRows, config: TrainConfig | EvalConfig) -> bool:
-    """Whether the frozen backbone will have to answer: it is asked for, and its answers are not known."""
-    if not config.evaluation.baseline_frozen:
-        return False
-    return not frozen_cache(backbone, tests.rows, tests.allowed, **_deciding_frozen(data, config)).known
-
-
-def _deciding_frozen(data: MMTDataModule, config: TrainConfig | EvalConfig) -> dict[str, Any]:
-    """What decides the frozen answers beside backbone and rows, and where they are kept."""
-    return {
-        "model_config": config.model,
-        "data_config": config.data,
-        "data_fingerprint": data.dataset.fingerprint,
-        "config": config.evaluation,
-        "cache_dir": Path(config.cache_dir) if config.cache_dir else None,
-    }
 
 
 def answer_adapted(
@@ -118,17 +45,11 @@ def answer_adapted(
     journal: Journal,
 ) -> list[Prediction]:
     """The model's answers, extracted and compared. ``journal`` keeps them as they come."""
-    with _shown("evaluation", len(tests.rows), show_progress) as progress:
+    with ProgressDisplay("evaluation", len(tests.rows), show_progress and processes.is_main()) as display:
         raw = answer_rows(
-            model,
-            data.collator,
-            tests.rows,
-            tests.allowed,
-            config.evaluation,
-            num_workers=config.data.num_workers,
-            progress=progress,
-            journal=journal,
-        )
+            model, data.collator, tests.rows, tests.allowed, config.evaluation,
+            num_workers=config.data.num_workers, progress=display.advance, journal=journal,
+        )  # fmt: skip
     journal.close()
     too_long = truths_too_long(data.collator, tests.rows, tests.allowed, config.evaluation)
     return collect(tests.rows, raw, TASKS, tests.allowed, frozen, too_long)
@@ -211,16 +132,3 @@ def _show(*tables: Any) -> None:
             console.print(table)
     except (OSError, ValueError) as error:  # closed, full, or without some character
         log.warning("the table cannot be shown here (%s); it stands in results.md", error)
-
-
-@contextmanager
-def _shown(title: str, total: int, enabled: bool) -> Iterator[Progress]:
-    with ProgressDisplay(title, total, enabled and processes.is_main()) as display:
-        before = 0
-
-        def progress(done: int, _: int) -> None:
-            nonlocal before
-            display.advance(done - before)
-            before = done
-
-        yield progress

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from lime.data.config import DataConfig
+from lime.config.schema import EvalConfig, TrainConfig
+from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
 from lime.distributed import processes
-from lime.evaluation.config import EvaluationConfig
-from lime.inference.generation import Progress, answer_rows
+from lime.inference.generation import answer_rows
 from lime.inference.journal import Journal
+from lime.inference.rows import TestRows
 from lime.models.loading import Backbone
-from lime.processors.config import ModelConfig
 from lime.system.atomic import remove, write_json, write_text
+from lime.system.progress import ProgressDisplay
 
 log = logging.getLogger(__name__)
 
@@ -44,84 +43,69 @@ class FrozenCache:
     key: str
     path: Path | None
 
-    @property
-    def known(self) -> bool:
-        return self.path is not None and self.path.is_file()
-
 
 def frozen_cache(
-    backbone: Backbone,
-    rows: Sequence[Row],
-    allowed: Mapping[str, Sequence[str] | None],
-    *,
-    model_config: ModelConfig,
-    data_config: DataConfig,
-    data_fingerprint: str,
-    config: EvaluationConfig,
-    cache_dir: Path | None,
+    backbone: Backbone, data: MMTDataModule, tests: TestRows, config: TrainConfig | EvalConfig
 ) -> FrozenCache:
     """The place of these answers."""
-    device = next(backbone.model.parameters()).device.type
     decisive = {
         "version": VERSION,
         "backbone": backbone.fingerprint,
         "processing": backbone.processing,
-        "data": data_fingerprint,
-        "rows": hashlib.sha256("\n".join(row.id for row in rows).encode()).hexdigest(),
-        "allowed": {split: answers for split, answers in allowed.items() if answers},
-        "model": {k: v for k, v in dataclasses.asdict(model_config).items() if k not in _PLACES},
-        "input": {key: getattr(data_config, key) for key in _INPUT_KEYS},
-        "normalisation": config.likelihood_normalisation,
-        "max_new_tokens": config.max_new_tokens,
-        "device": device,
+        "data": data.dataset.fingerprint,
+        "rows": hashlib.sha256("\n".join(row.id for row in tests.rows).encode()).hexdigest(),
+        "allowed": {split: answers for split, answers in tests.allowed.items() if answers},
+        "model": {k: v for k, v in dataclasses.asdict(config.model).items() if k not in _PLACES},
+        "input": {key: getattr(config.data, key) for key in _INPUT_KEYS},
+        "normalisation": config.evaluation.likelihood_normalisation,
+        "max_new_tokens": config.evaluation.max_new_tokens,
+        "device": next(backbone.model.parameters()).device.type,
     }
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    path = cache_dir / "frozen" / f"{backbone.name}-{key[:20]}.json" if cache_dir is not None else None
+    path = Path(config.cache_dir) / "frozen" / f"{backbone.name}-{key[:20]}.json" if config.cache_dir else None
     return FrozenCache(decisive, key, path)
 
 
-def frozen_answers(
-    backbone: Backbone,
-    collator: Any,
-    rows: Sequence[Row],
-    allowed: Mapping[str, Sequence[str] | None],
-    *,
-    model_config: ModelConfig,
-    data_config: DataConfig,
-    data_fingerprint: str,
-    config: EvaluationConfig,
-    cache_dir: Path | None,
-    progress: Progress | None = None,
-    folder: Path | None = None,
-) -> list[str | None]:
-    """The frozen backbone's answer to each row, by likelihood over the allowed answers where a task has a closed set.
+def asks_frozen(backbone: Backbone, data: MMTDataModule, tests: TestRows, config: TrainConfig | EvalConfig) -> bool:
+    """Whether the frozen backbone will have to answer: it is asked for, and its answers are not known."""
+    if not config.evaluation.baseline_frozen:
+        return False
+    path = frozen_cache(backbone, data, tests, config).path
+    return path is None or not path.is_file()
 
-    Read from ``cache_dir`` when it has them. In ``folder``, the run's, answers are kept as they come.
+
+def answer_frozen(
+    backbone: Backbone,
+    data: MMTDataModule,
+    tests: TestRows,
+    config: TrainConfig | EvalConfig,
+    show_progress: bool,
+    folder: Path,
+) -> list[str | None] | None:
+    """The frozen backbone's answer to each row, by likelihood over the allowed answers where a task has a closed set;
+    None where evaluation.baseline_frozen asks for none.
+
+    Read from ``cache_dir`` where it has them. In ``folder``, the run's, answers are kept as they come.
     """
-    cache = frozen_cache(
-        backbone,
-        rows,
-        allowed,
-        model_config=model_config,
-        data_config=data_config,
-        data_fingerprint=data_fingerprint,
-        config=config,
-        cache_dir=cache_dir,
-    )
-    key, path = cache.key, cache.path
-    known = processes.from_main(_known(path, rows) if path is not None and processes.is_main() else None)
+    if not config.evaluation.baseline_frozen:
+        return None
+    cache = frozen_cache(backbone, data, tests, config)
+    path = cache.path if processes.is_main() else None
+    known = processes.from_main(_known(path, tests.rows) if path is not None else None)
     if known is not None:
-        log.info("frozen backbone: %d answers from %s", len(known), path)
-        return [known[row.id] for row in rows]
-    if path is not None and processes.is_main() and not _writable(path.parent):
+        log.info("frozen backbone: %d answers from %s", len(known), cache.path)
+        return [known[row.id] for row in tests.rows]
+    if path is not None and not _writable(path.parent):
         path = None
-    model: nn.Module = backbone.model
-    journal = Journal(folder, "frozen", f"{key} {config.batch_size}") if folder is not None else None
-    answers = answer_rows(model, collator, rows, allowed, config, mode="likelihood", progress=progress, journal=journal)
-    if journal is not None:
-        journal.close()
-    if path is not None and processes.is_main():
-        by_row = {row.id: answer for row, answer in zip(rows, answers, strict=True)}
+    journal = Journal(folder, "frozen", f"{cache.key} {config.evaluation.batch_size}")
+    with ProgressDisplay("frozen backbone", len(tests.rows), show_progress and processes.is_main()) as display:
+        answers = answer_rows(
+            backbone.model, data.collator, tests.rows, tests.allowed, config.evaluation,
+            mode="likelihood", progress=display.advance, journal=journal,
+        )  # fmt: skip
+    journal.close()
+    if path is not None:
+        by_row = {row.id: answer for row, answer in zip(tests.rows, answers, strict=True)}
         try:
             write_json(path, {**cache.decisive, "checksum": _checksum(by_row), "answers": by_row})
         except OSError as error:  # they are in memory: the run needs no file

@@ -6,18 +6,70 @@ Shapes: B rows, C candidate answers, N = B C sequences, T prompt tokens, L answe
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from lime.data.collate import IGNORED
 from lime.data.rows import Row
+from lime.inference.batches import Collator, Options, answer_batches, base_model, batches_of
 
-if TYPE_CHECKING:
-    from lime.inference.generation import Collator
+SEQUENCES_PER_ROW = 4  # candidates are scored in chunks of at most this many sequences per row of the batch
 
-IGNORED = -100
+
+def score_likelihood(
+    model: nn.Module, collator: Collator, rows: Sequence[Row], allowed: Mapping[str, Sequence[str]], **options: Any
+) -> list[str | None]:
+    """The allowed answer of the highest log-likelihood for each row; among equal ones the first in `allowed`.
+
+    `options` are those of `answer_likelihoods`.
+    """
+    scores = answer_likelihoods(model, collator, rows, allowed, **options)
+    return [None if row is None else max(row, key=row.__getitem__) for row in scores]
+
+
+def answer_likelihoods(
+    model: nn.Module,
+    collator: Collator,
+    rows: Sequence[Row],
+    allowed: Mapping[str, Sequence[str]],
+    *,
+    batch_size: int = 64,
+    normalisation: str = "mean",
+    **options: Unpack[Options],
+) -> list[dict[str, float] | None]:
+    """Log-likelihood of every allowed answer of a row's split, given the prompt: {answer: log p} per row.
+
+        log p(a | prompt) = sum_l log p(a_l | prompt, a_<l),    a = answer tokens and the end token
+
+    in nats; `normalisation` "mean" divides it by the number of tokens, "sum" does not. The prompt, images and videos
+    included, is encoded once per row; its key-value cache is repeated for the answers. A model whose tokens depend on
+    later ones (LiME with window anchor `last`) is scored as it decodes, not as in one full pass.
+
+    Raises ValueError for a row whose split has no allowed answers, or an unknown normalisation.
+    """
+    if normalisation not in ("mean", "sum"):
+        raise ValueError(f"normalisation: expected mean or sum, got {normalisation!r}")
+    lacking = sorted({row.split for row in rows if not allowed.get(row.split)})
+    if lacking:
+        raise ValueError(
+            f"no allowed answers for {', '.join(lacking)}: likelihood needs a closed set; generate instead"
+        )
+    choices = {split: tuple(dict.fromkeys(answers)) for split, answers in allowed.items()}
+    tokens = AnswerTokens(collator)
+
+    def score(kept: Sequence[Row], inputs: dict[str, Tensor]) -> list[dict[str, float]]:
+        answers = choices[kept[0].split]
+        table = tokens.of(answers, kept, inputs)
+        scores_BC = score_batch(model, inputs, table, limit=SEQUENCES_PER_ROW * batch_size)
+        if normalisation == "mean":
+            scores_BC = scores_BC / torch.tensor([len(ids) for ids in table])
+        return [dict(zip(answers, row, strict=True)) for row in scores_BC.tolist()]
+
+    batches = batches_of(collator, rows, batch_size, lambda row: (row.source_type, *choices[row.split]))
+    return answer_batches(model, collator, rows, batches, score, "scored", **options)
 
 
 class AnswerTokens:
@@ -53,8 +105,7 @@ class AnswerTokens:
 
 
 def score_batch(model: nn.Module, inputs: dict[str, Tensor], answers: Sequence[Sequence[int]], *, limit: int) -> Tensor:
-    """Summed log-likelihoods (B, C), on the CPU, of `answers` (token ids) after the left-padded prompts of
-    `inputs`.
+    """Summed log-likelihoods (B, C), on the CPU, of `answers` (token ids) after the left-padded prompts of `inputs`.
 
     limit: most sequences in one forward pass over answers.
     """
@@ -134,8 +185,3 @@ def _prompt_positions(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         **grids,
     )
     return positions
-
-
-def base_model(model: Any) -> nn.Module:
-    """The transformers model inside a peft model."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

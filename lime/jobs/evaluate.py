@@ -22,8 +22,10 @@ from lime.distributed.launch import in_processes, started_from_outside
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import read_predictions, rescore
 from lime.evaluation.report import stored_allowed_answers
-from lime.inference.evaluation import TestRows, answer_adapted, answer_frozen, journal_of, report
+from lime.inference.evaluation import answer_adapted, journal_of, report
+from lime.inference.frozen import answer_frozen
 from lime.inference.journal import FOLDER as PARTIAL
+from lime.inference.rows import TestRows
 from lime.jobs.setup import lock_of_run, media_errors_as_input_errors, open_data, prepare_process
 from lime.models.loading import load_backbone
 from lime.runs.adapter import adapter_folder, check_backbone, check_recorded

@@ -25,8 +25,10 @@ from lime.distributed.launch import OWN, in_processes, started_from_outside
 from lime.distributed.strategies import check_strategy, strategy_of
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
-from lime.inference.evaluation import TestRows, answer_adapted, answer_frozen, asks_frozen, journal_of, report
+from lime.inference.evaluation import answer_adapted, journal_of, report
+from lime.inference.frozen import answer_frozen, asks_frozen
 from lime.inference.journal import FOLDER as PARTIAL
+from lime.inference.rows import TestRows
 from lime.jobs.setup import lock_of_run, media_errors_as_input_errors, open_data, prepare_process
 from lime.models.loading import Backbone, load_backbone
 from lime.runs.checkpoints import FOLDER as CHECKPOINTS
@@ -206,6 +208,8 @@ class _Run:
             use_distributed_sampler=False,
             default_root_dir=self.folder,
         )
+        # Lightning's own handler of SIGTERM would end the run within an accumulation window, with exit code 0.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
         metrics.check_files(trainer.global_step)
         self._tell_divergence(module)

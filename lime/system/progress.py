@@ -71,7 +71,7 @@ class ProgressDisplay:
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """``count`` more units are done; ``note`` is shown beside the bar."""
-        self._done += count
+        self._done = min(self._done + count, self._total)
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=note)
         elif self._enabled and time.monotonic() - self._told > SECONDS_BETWEEN_LINES:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100  # label of positions that carry no loss
+from lime.data.collate import IGNORED
+from lime.distributed import processes
 
 
 def answer_positions(labels_BT: Tensor) -> tuple[Tensor, int]:
@@ -44,11 +45,9 @@ def normalise_gradients(parameters: list[torch.nn.Parameter], answer_tokens: Ten
 
     Distributed training averages gradients over processes, hence the factor ``world_size``.
     """
-    world_size = 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if processes.world_size() > 1:
         torch.distributed.all_reduce(answer_tokens)
-        world_size = torch.distributed.get_world_size()
-    factor = world_size / answer_tokens
+    factor = processes.world_size() / answer_tokens
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.mul_(factor)

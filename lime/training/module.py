@@ -15,6 +15,7 @@ import lime.tuner
 from lime.config.schema import BalanceConfig
 from lime.config.training import OptimConfig
 from lime.data.collate import model_inputs
+from lime.distributed import processes
 from lime.training.loss import answer_loss_sum, answer_positions, normalise_gradients
 from lime.training.metrics import Window
 from lime.training.schedule import learning_rate_factor
@@ -157,7 +158,7 @@ class AdaptationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         sums = torch.tensor(self._val_sums, dtype=torch.float64, device=self.device)
-        if self.trainer.world_size > 1:
+        if processes.world_size() > 1:
             torch.distributed.all_reduce(sums)
         self._val_sums = [0.0, 0]
         self.log("val/loss", (sums[0] / sums[1]).float())

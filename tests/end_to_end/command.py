@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,12 @@ class Command:
         self._monkeypatch.setattr(sys, "argv", arguments)
         self._capfd.readouterr()
         code = 0
+        before = signal.getsignal(signal.SIGINT)
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+        finally:
+            signal.signal(signal.SIGINT, before)
         printed = self._capfd.readouterr()
         return Outcome(code, printed.out + printed.err)

@@ -17,14 +17,9 @@ from lime.data.tasks import TASKS
 from lime.evaluation.config import EvaluationConfig
 from lime.evaluation.predictions import CutAnswer, collect, read_predictions, score_predictions, write_predictions
 from lime.evaluation.tables import summary_lines
-from lime.inference.generation import (
-    answer_likelihoods,
-    answer_rows,
-    generate_answers,
-    score_likelihood,
-    truths_too_long,
-)
+from lime.inference.generation import answer_rows, generate_answers, truths_too_long
 from lime.inference.journal import Journal
+from lime.inference.likelihood import answer_likelihoods, score_likelihood
 from lime.models.loading import load_backbone
 from lime.processors.config import ModelConfig
 from tests.data import tiny
@@ -134,7 +129,7 @@ def test_the_best_answer_wins_and_ties_go_to_the_first(parts: Parts, monkeypatch
     best = score_likelihood(model, collator, rows, ALLOWED)
     assert best == [max(found, key=found.__getitem__) for found in scores if found is not None]
     monkeypatch.setattr(
-        "lime.inference.generation.answer_likelihoods", lambda *args, **options: [{"b": -1.0, "a": -1.0}, None]
+        "lime.inference.likelihood.answer_likelihoods", lambda *args, **options: [{"b": -1.0, "a": -1.0}, None]
     )
     assert score_likelihood(model, collator, rows[:2], ALLOWED) == ["b", None]
 
@@ -214,18 +209,16 @@ def test_answers_by_configuration(parts: Parts, caplog: pytest.LogCaptureFixture
     model, collator, rows = parts
     config = EvaluationConfig(mode="likelihood", batch_size=4, max_new_tokens=3)
     allowed = {**ALLOWED, "image_test_caltech101": None}
-    done: list[tuple[int, int]] = []
+    done: list[int] = []
     with caplog.at_level(logging.INFO):
-        answers = answer_rows(
-            model, collator, rows, allowed, config, progress=lambda now, total: done.append((now, total))
-        )
+        answers = answer_rows(model, collator, rows, allowed, config, progress=done.append)
     generated = generate_answers(model, collator, rows, max_new_tokens=3)
     chosen = score_likelihood(model, collator, rows, ALLOWED)
     for row, answer, text, choice in zip(rows, answers, generated, chosen, strict=True):
         assert answer == (text if row.source_type == "image" else choice)
     assert "3 rows without a closed set of answers are generated: image_test_caltech101" in caplog.text
-    assert done[-1] == (len(rows), len(rows))
-    assert [now for now, _ in done] == sorted({now for now, _ in done})
+    assert sum(done) == len(rows)
+    assert len(done) > 2
     assert answer_rows(model, collator, rows, allowed, config, mode="generate") == generated
     assert answer_rows(model, collator, [], allowed, config) == []
 

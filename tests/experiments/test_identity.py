@@ -16,7 +16,9 @@ from lime.data.config import DataConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import MMTDataset
 from lime.data.tools.prepare import prepare
-from lime.inference.evaluation import TestRows, answer_frozen, journal_of
+from lime.inference.evaluation import journal_of
+from lime.inference.frozen import answer_frozen
+from lime.inference.rows import TestRows
 from lime.models.fingerprint import checkpoint_fingerprint, processing_fingerprint
 from lime.models.loading import load_backbone
 from lime.processors.config import ModelConfig

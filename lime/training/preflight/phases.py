@@ -24,8 +24,9 @@ from lime.data.sampler import LengthBucketSampler
 from lime.data.tasks import MODALITIES
 from lime.distributed import processes
 from lime.evaluation.config import EvaluationConfig
-from lime.inference import generation as inference
-from lime.inference.likelihood import base_model
+from lime.inference.batches import base_model, batches_of
+from lime.inference.generation import answer_rows
+from lime.inference.likelihood import SEQUENCES_PER_ROW
 from lime.system.memory import MB
 from lime.training.module import AdaptationModule
 
@@ -162,22 +163,22 @@ def answering_phase(
     chosen = {row.id for row in closed}
     candidates = {split: len(answers) for split, answers in allowed.items() if answers}
     groups: dict[str, list[Work]] = {}
-    for batch in inference.batches_of(collator, closed, config.batch_size, _by_answers(allowed)):
+    for batch in batches_of(collator, closed, config.batch_size, _by_answers(allowed)):
         extra = candidates[batch[0].split] * max(length[row.id] for row in batch)
         _group(groups, batch[0].source_type, batch, collator, extra)
     opened = [row for row in rows if row.id not in chosen]
-    for batch in inference.batches_of(collator, opened, config.batch_size, lambda row: row.source_type):
+    for batch in batches_of(collator, opened, config.batch_size, lambda row: row.source_type):
         extra = min(config.max_new_tokens, max(length[row.id] for row in batch))
         _group(groups, f"{batch[0].source_type}, generated" if closed else batch[0].source_type, batch, collator, extra)
 
     def weight(work: Work) -> int:  # sequences that stand side by side
-        side = min(candidates.get(work.rows[0].split, 1), inference.SEQUENCES_PER_ROW)
+        side = min(candidates.get(work.rows[0].split, 1), SEQUENCES_PER_ROW)
         return len(work.rows) * work.tokens * (side if work.rows[0].id in chosen else 1)
 
     def run(work: Work) -> None:
         short = dataclasses.replace(config, batch_size=len(work.rows), max_new_tokens=max(1, work.answer_tokens))
-        with processes.alone(), _quiet(inference.log):
-            inference.answer_rows(model, collator, work.rows, allowed, short, mode=mode)
+        with processes.alone(), _quiet(logging.getLogger("lime.inference")):
+            answer_rows(model, collator, work.rows, allowed, short, mode=mode)
 
     share = processes.world_size()
     phase = Phase(
@@ -215,11 +216,12 @@ def _cache_mb(model: nn.Module) -> float:
 
 @contextmanager
 def _quiet(logger: logging.Logger) -> Iterator[None]:
-    before, logger.disabled = logger.disabled, True
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.disabled = before
+        logger.setLevel(before)
 
 
 def timed(phase: Phase, work: Work) -> float:
