@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.config.scripts import run_script
 from lime.experiments.collection import Sweep, read_sweep
-from lime.experiments.estimates import METRICS
+from lime.experiments.estimates import MEASURES
 from lime.experiments.search import choose, write_choices
 from lime.experiments.tables import WRITERS, make_table
 from lime.system.atomic import write_text
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of a sweep, multirun/NAME")
     parser.add_argument("--baseline", help="point to compare with, e.g. num_experts=1 (default: lime_lora, if there)")
-    parser.add_argument("--metric", choices=METRICS, default="score", help="score: accuracy, 100 x Pearson for STS-B")
+    parser.add_argument("--metric", choices=MEASURES, default="score", help="score: accuracy, 100 x Pearson for STS-B")
     parser.add_argument("--all", action="store_true", help="every record in the folder, not only the last command's")
     parser.add_argument("--out", type=Path, help="folder to write NAME.md, NAME.csv and NAME.tex into")
     parser.add_argument("--select", type=Path, metavar="FILE", help="choose each method's rate by validation loss")

@@ -17,9 +17,10 @@ from pathlib import Path
 from rich.console import Console
 
 from lime.config.scripts import run_script
-from lime.data.tasks import CATEGORIES, TASKS
+from lime.data.tasks import CATEGORIES, scored_by
 from lime.evaluation.comparison import compare, comparison_table
 from lime.evaluation.predictions import read_predictions
+from lime.evaluation.report import stored_metrics
 from lime.system.atomic import write_json
 from lime.system.ownership import check_output
 from lime.system.printing import plain, print
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.json is not None:
             check_output(args.json, overwrite=args.overwrite)
         runs = [read_predictions(path) for path in (args.run_a, args.run_b)]
-        found = compare(*runs, TASKS)
+        found = compare(*runs, scored_by(_metrics(args.run_a, args.run_b)))
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
@@ -50,6 +51,18 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json is not None:
         write_json(args.json, {"schema": SCHEMA, **dataclasses.asdict(found)})
     return 0
+
+
+def _metrics(run_a: Path, run_b: Path) -> dict[str, str]:
+    """The metrics by which both runs were scored."""
+    a, b = stored_metrics(run_a), stored_metrics(run_b)
+    for split in a.keys() & b.keys():
+        if a[split] != b[split]:
+            raise ValueError(
+                f"{split}: A was scored by {a[split]}, B by {b[split]}; score one of them again "
+                "(python eval.py predictions=RUN evaluation.metrics={TASK:METRIC})"
+            )
+    return a | b
 
 
 if __name__ == "__main__":

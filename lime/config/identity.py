@@ -63,8 +63,11 @@ def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(model, dict) and isinstance(model.get("path"), str) and Path(model["path"]).expanduser().exists():
         model["path"] = _place(model["path"])
     evaluation = kept.get("evaluation")
-    if isinstance(evaluation, dict) and evaluation.get("splits"):  # [sst2] is [glue_test_sst2]
-        evaluation["splits"] = split_names(evaluation["splits"])
+    if isinstance(evaluation, dict):
+        if evaluation.get("splits"):  # [sst2] is [glue_test_sst2]
+            evaluation["splits"] = split_names(evaluation["splits"])
+        if not evaluation.get("metrics"):  # the tasks' own, as before there was a choice
+            evaluation.pop("metrics", None)
     start = kept.pop("ckpt_path", None)
     if start not in (None, "auto"):
         kept["ckpt_path"] = [_place(str(start)), *_state(Path(str(start)).expanduser())]

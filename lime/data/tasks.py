@@ -12,8 +12,8 @@ GLUE). Where a data set knows better (a manifest with `allowed_answers`), the da
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 CATEGORIES: dict[str, str] = {
     "vision_benchmark": "Vision benchmark",
@@ -148,3 +148,11 @@ def split_names(chosen: Sequence[str] | str | None) -> list[str] | None:
     names = [chosen] if isinstance(chosen, str) else list(chosen)
     found = [split for split, task in TASKS.items() if {split, task.name, task.category} & set(names)]
     return found + [name for name in names if name not in known_split_names()]
+
+
+def scored_by(metrics: Mapping[str, str] | None) -> dict[str, Task]:
+    """The task table with other metrics, by names of splits, tasks or categories (`evaluation.metrics`)."""
+    table = dict(TASKS)
+    for name, metric in (metrics or {}).items():
+        table |= {split: replace(table[split], metric=metric) for split in split_names(name) or ()}
+    return table

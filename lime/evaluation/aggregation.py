@@ -9,7 +9,8 @@ import numpy as np
 
 from lime.evaluation import intervals
 from lime.evaluation.intervals import Estimate
-from lime.evaluation.scoring import SplitAnswers, SplitSamples, SplitScore, score_split, split_samples
+from lime.evaluation.metrics import group_estimate, metric_of
+from lime.evaluation.scoring import SplitAnswers, SplitSamples, SplitScore, score_split
 
 MACRO = "macro"
 """The group of all tasks."""
@@ -19,7 +20,7 @@ MACRO = "macro"
 class GroupScore:
     """Means over the tasks of a category, or over all tasks (`macro`), in points.
 
-    score: mean of the tasks' metrics (accuracy, 100 x Pearson): the headline wherever one number stands for a run.
+    score: mean of the tasks' metrics (accuracy; 100 x Pearson): the headline wherever one number stands for a run.
     exact_match: mean exact match. majority and frozen belong to `score`, majority_exact and frozen_exact to
     `exact_match`. over_majority, over_frozen: differences of `score`, with the answers of both sides to a row together.
     above_majority: tasks whose interval lies above their majority answer's score.
@@ -69,8 +70,7 @@ def evaluate(
     names = [answer.task.split for answer in answers]
     if len(set(names)) != len(names):
         raise ValueError(f"each split may be scored once, got {sorted(n for n in names if names.count(n) > 1)}")
-    samples = [split_samples(answer) for answer in answers]
-    scores = [score_split(answer, sample) for answer, sample in zip(answers, samples, strict=True)]
+    scores, samples = zip(*map(score_split, answers), strict=True)
     present = list(dict.fromkeys(score.category for score in scores))
     order = [name for name in categories or present if name in present]
     order += [name for name in present if name not in order]
@@ -78,7 +78,7 @@ def evaluate(
     for name in order:
         members = [index for index, score in enumerate(scores) if score.category == name]
         groups.append(_group(name, [scores[i] for i in members], [samples[i] for i in members]))
-    return Evaluation(tuple(scores), tuple(groups), _group("macro", scores, samples), tuple(absent))
+    return Evaluation(tuple(scores), tuple(groups), _group(MACRO, scores, samples), tuple(absent))
 
 
 def _group(name: str, scores: Sequence[SplitScore], samples: Sequence[SplitSamples]) -> GroupScore:
@@ -87,12 +87,11 @@ def _group(name: str, scores: Sequence[SplitScore], samples: Sequence[SplitSampl
     frozen_exact = [score.frozen_exact for score in scores if score.frozen_exact is not None]
     over_frozen = [sample.over_frozen for sample in samples if sample.over_frozen is not None]
     complete = len(over_frozen) == len(scores)
-    of_score = intervals.mixed if any(score.pearson is not None for score in scores) else intervals.share
     return GroupScore(
         name=name,
         tasks=len(scores),
         n=sum(score.n for score in scores),
-        score=of_score([sample.score for sample in samples]),
+        score=group_estimate([metric_of(score.metric) for score in scores], [sample.score for sample in samples]),
         exact_match=intervals.share([sample.exact for sample in samples]),
         majority=_mean([score.majority for score in scores]),
         majority_exact=_mean([score.majority_exact for score in scores]),

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from lime.evaluation.authors import AuthorsScores, AuthorsSplit
 from lime.system.atomic import write_text
 from lime.system.printing import markdown as md
+from lime.system.tables import markdown_table, points, terminal_table
 
 SCHEMA = "lime-authors-scorer/1"
 AUTHORS_JSON = "authors_scorer.json"
@@ -63,24 +63,21 @@ def rows(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> list[
 
 def authors_table(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> Table:
     """Both scorers and their difference, for the terminal."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=CAUTION)
-    table.add_column("task", no_wrap=True)
-    for heading in ("authors'", "blind", "diff.", "empty"):
-        table.add_column(heading, justify="right")
+    table = terminal_table(["task", "authors'", "blind", "diff.", "empty"])
+    table.caption = CAUTION
     for name, authors, blind, empty in rows(scores, names):
         style = "cyan" if empty is None else ("bold" if name == "Macro" else "")
         counted = "" if empty is None else str(empty)
-        table.add_row(name, f"{authors:.1f}", f"{blind:.1f}", f"{authors - blind:+.1f}", counted, style=style)
+        table.add_row(name, points(authors), points(blind), points(authors - blind, "+"), counted, style=style)
     return table
 
 
 def authors_markdown(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> str:
     """Categories and the macro score by both scorers as a Markdown section."""
-    lines = [
-        "## By the authors' scorer", "", CAUTION, "",
-        "| Category | authors' scorer | blind | difference |", "|---|---:|---:|---:|",
-    ]  # fmt: skip
     named = {md((names or {}).get(category, category)): value for category, value in scores.categories.items()}
-    for name, (authors, blind) in (named | {"**All tasks (macro)**": scores.macro}).items():
-        lines.append(f"| {name} | {authors:.1f} | {blind:.1f} | {authors - blind:+.1f} |")
-    return "\n".join(lines) + "\n"
+    cells = [
+        [name, points(authors), points(blind), points(authors - blind, "+")]
+        for name, (authors, blind) in (named | {"**All tasks (macro)**": scores.macro}).items()
+    ]
+    table = markdown_table(["Category", "authors' scorer", "blind", "difference"], cells)
+    return f"## By the authors' scorer\n\n{CAUTION}\n\n{table}\n"

@@ -6,24 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from lime.evaluation.clusters import source_media
-from lime.evaluation.intervals import (
-    Sample,
-    correlation_sample,
-    difference,
-    difference_of_samples,
-    interval_text,
-    mean_sample,
-    sources_of,
-)
-from lime.evaluation.paired import holm, mcnemar, sign_flip, swap_correlations
+from lime.evaluation.intervals import Sample, difference, interval_text, sources_of
+from lime.evaluation.metrics import metric_of
+from lime.evaluation.paired import holm
 from lime.evaluation.predictions import Prediction
-from lime.evaluation.scoring import SplitAnswers, Task, number_columns
+from lime.evaluation.scoring import Task
+from lime.system.tables import terminal_table
 
 LEVEL = 0.05
 
@@ -141,24 +133,20 @@ def compare(
 def _compare_task(task: Task, a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[TaskDifference, Sample]:
     """One task in two runs, and what the intervals of its groups are made of."""
     sources = sources_of([source_media(record.media_path) for record in a], task.split, len(a))
-    one, two = (np.array([float(record.correct) for record in side]) for side in (a, b))
-    only_a, only_b = int(((one == 1) & (two == 0)).sum()), int(((one == 0) & (two == 1)).sum())
-    if task.metric == "correlation":
-        truths = [record.truth for record in a]
-        sides = [SplitAnswers(task, truths, [record.extracted for record in side]) for side in (a, b)]
-        (x, truth, _), (y, _, _) = (number_columns(side, side.extracted) for side in sides)
-        first, second = correlation_sample(x, truth, sources), correlation_sample(y, truth, sources)
-        sample = difference_of_samples(second, first)
-        scores = [100 * first.value, 100 * second.value]
-        p = swap_correlations(x, y, truth, sources, np.random.default_rng([*task.split.encode()]))
-    else:
-        sample = mean_sample(two - one, sources)
-        scores = [100 * float(one.mean()), 100 * float(two.mean())]
-        alone = len(set(sources)) == len(sources)
-        p = mcnemar(only_a, only_b).p if alone else sign_flip(two - one, sources)
+    metric, truths = metric_of(task.metric), [record.truth for record in a]
+    ours, theirs = (
+        metric.read(task.split, [r.extracted for r in side], truths, np.array([r.correct for r in side], dtype=float))
+        for side in (a, b)
+    )
+    only_a, only_b = (
+        int((gain_R == 1).sum()) for gain_R in (ours.right_R - theirs.right_R, theirs.right_R - ours.right_R)
+    )
+    sample = metric.difference([theirs], [ours], sources)
     interval = difference([sample])
+    p = metric.p_value(ours, theirs, sources, np.random.default_rng([*task.split.encode()]))
     return TaskDifference(
-        split=task.split, category=task.category, n=len(one), media=len(set(sources)), a=scores[0], b=scores[1],
+        split=task.split, category=task.category, n=len(a), media=len(set(sources)),
+        a=100 * metric.sample([ours], sources).value, b=100 * metric.sample([theirs], sources).value,
         low=interval.low, high=interval.high, only_a=only_a, only_b=only_b, p=p, adjusted=p,
     ), sample  # fmt: skip
 
@@ -171,10 +159,8 @@ def _group(name: str, tasks: Sequence[TaskDifference], samples: Sequence[Sample]
 
 def comparison_table(found: Comparison, names: Mapping[str, str] | None = None) -> RenderableType:
     """The comparison for the terminal, with its reading in words below."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=32)
-    for heading in ("n", "A", "B", "B-A", "95% CI", "only A", "only B", "p", "Holm p"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["task", "n", "A", "B", "B-A", "95% CI", "only A", "only B", "p", "Holm p"]
+    table = terminal_table(headings, first_width=32)
     for group in found.categories:
         for task in found.tasks:
             if task.category == group.name:

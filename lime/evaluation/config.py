@@ -23,6 +23,8 @@ class EvaluationConfig:
             scorer beside the blind ones, for comparison with published numbers only.
         splits: test splits to score, by split name, task (`sst2`) or category (`glue`); null means every split of the
             data set. `python scripts/data.py tasks` lists the names.
+        metrics: metrics to score by in place of the tasks' own, by split name, task or category: `{chartqa: token_f1}`;
+            null means each task's own. Names are those of `lime.evaluation.metrics`, your own included.
         batch_size: rows per batch.
         max_new_tokens: longest generated answer in tokens, the end token included.
         likelihood_normalisation: `mean` divides the log-likelihood of an answer by its number of tokens (end
@@ -33,6 +35,7 @@ class EvaluationConfig:
     mode: str = "generate"
     scorer: str = "blind"
     splits: list[str] | str | None = None
+    metrics: dict[str, str] | None = None
     batch_size: int = 64
     max_new_tokens: int = 50
     likelihood_normalisation: str = "mean"
@@ -57,6 +60,22 @@ class EvaluationConfig:
                 found.append(f"evaluation.{key}: expected an integer of at least {least}, got {number!r}")
         if self.splits is not None:
             found += self._split_errors(known_splits)
+        return found + self._metric_errors(known_splits)
+
+    def _metric_errors(self, known_splits: Collection[str]) -> list[str]:
+        if not self.metrics:
+            return []
+        from lime.evaluation.metrics import METRICS  # brings numpy and scipy
+
+        found = []
+        for name, metric in self.metrics.items():
+            if known_splits and name not in known_splits:
+                found.append(f"evaluation.metrics: {_unknown_split(name, known_splits)}")
+            if metric not in METRICS:
+                found.append(
+                    f"evaluation.metrics.{name}: expected one of {', '.join(METRICS)}, or a metric of your own whose "
+                    f"module is imported, got {metric!r}"
+                )
         return found
 
     def _split_errors(self, known_splits: Collection[str]) -> list[str]:
@@ -69,8 +88,11 @@ class EvaluationConfig:
             found.append(f"evaluation.splits: each split may be named once, named twice: {', '.join(twice)}")
         for split in splits:
             if known_splits and split not in known_splits:
-                near = difflib.get_close_matches(split, known_splits, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                listed = "; `python scripts/data.py tasks` lists tasks and categories"
-                found.append(f"evaluation.splits: unknown split {split!r}{hint}{listed}")
+                found.append(f"evaluation.splits: {_unknown_split(split, known_splits)}")
         return found
+
+
+def _unknown_split(split: str, known_splits: Collection[str]) -> str:
+    near = difflib.get_close_matches(split, known_splits, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown split {split!r}{hint}; `python scripts/data.py tasks` lists tasks and categories"

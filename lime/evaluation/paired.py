@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 
-@dataclass(frozen=True)
-class McNemar:
-    """McNemar's test. only_a, only_b: rows that run A, run B alone answered rightly. p: exact, mid-p, two-sided."""
-
-    only_a: int
-    only_b: int
-    p: float
-
-
-def mcnemar(only_a: int, only_b: int) -> McNemar:
-    """McNemar's exact test in its mid-p form: given the discordant rows, each is A's with probability 1/2.
-
-    p = 2 P(K <= min) - P(K = min), K ~ Binomial(only_a + only_b, 1/2), at most 1. The mid-p form keeps its level where
-    the plain exact test is too cautious and the chi-square form is too bold (Fagerland, Lydersen and Laake 2013).
-
-    Raises ValueError for a negative count.
-    """
-    if min(only_a, only_b) < 0:
-        raise ValueError(f"expected counts of at least 0, got {only_a} and {only_b}")
-    n, least = only_a + only_b, min(only_a, only_b)
-    if n == 0:
-        return McNemar(only_a, only_b, 1.0)
-    p = 2 * stats.binom.cdf(least, n, 0.5) - stats.binom.pmf(least, n, 0.5)
-    return McNemar(only_a, only_b, float(min(p, 1.0)))
-
-
 def sign_flip(differences: Sequence[float] | np.ndarray, clusters: Sequence[str] | None = None) -> float:
-    """McNemar's test for rows in clusters: two-sided mid-p of the sum of differences, with the sign of whole clusters
-    flipped.
+    """McNemar's exact test in its mid-p form, also for rows in clusters: two-sided, with whole clusters' signs flipped.
 
     differences: correct in B less correct in A, whole numbers, one per row. Under the null hypothesis the two runs are
     exchangeable in each cluster, so each cluster's sum is as likely with the other sign; the distribution of the total
-    over all sign patterns is worked out exactly. With one row per cluster this is `mcnemar`.
+    over all sign patterns is worked out exactly. With one row per cluster this is McNemar's: 2 P(K <= min) - P(K = min)
+    with K ~ Binomial(discordant rows, 1/2). The mid-p form keeps its level where the plain exact test is too cautious
+    and the chi-square form is too bold (Fagerland, Lydersen and Laake 2013).
 
     Raises ValueError for differences that are not whole numbers, or another number of clusters.
     """
@@ -58,6 +32,9 @@ def sign_flip(differences: Sequence[float] | np.ndarray, clusters: Sequence[str]
     if sizes.size == 0:
         return 1.0
     total, observed = int(sizes.sum()), abs(int(whole.sum()))
+    if sizes.max() == 1:
+        least = (total - observed) // 2
+        return float(min(2 * stats.binom.cdf(least, total, 0.5) - stats.binom.pmf(least, total, 0.5), 1.0))
     # Probability of (sum + total) / 2 = the sum of the sizes whose sign came out positive.
     chances = np.ones(1)
     for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
@@ -67,6 +44,22 @@ def sign_flip(differences: Sequence[float] | np.ndarray, clusters: Sequence[str]
     sums = 2 * np.arange(total + 1) - total
     beyond, at = chances[np.abs(sums) > observed].sum(), chances[np.abs(sums) == observed].sum()
     return float(min(beyond + (at / 2 if observed else at), 1.0))
+
+
+def flip_at_random(
+    differences: np.ndarray, clusters: Sequence[str], rng: np.random.Generator, resamples: int = 2000
+) -> float:
+    """Two-sided p of a mean difference that is no count: the signs of whole clusters' sums are flipped, at random where
+    there are more patterns than `resamples` (`scipy.stats.permutation_test`)."""
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(index, weights=np.asarray(differences, dtype=float))
+    if len(sums) < 2 or not sums.any():
+        return 1.0
+    return float(
+        stats.permutation_test(
+            (sums,), np.sum, permutation_type="samples", vectorized=True, n_resamples=resamples, rng=rng
+        ).pvalue
+    )
 
 
 def swap_correlations(

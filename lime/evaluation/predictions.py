@@ -21,6 +21,7 @@ from typing import Protocol
 from lime.evaluation.aggregation import Evaluation, evaluate
 from lime.evaluation.clusters import source_media
 from lime.evaluation.extraction import extract
+from lime.evaluation.metrics import metric_of
 from lime.evaluation.scoring import SplitAnswers, Task, matches
 from lime.system.atomic import replacing
 
@@ -90,28 +91,33 @@ def collect(
         raise ValueError(f"{len(rows)} rows, {len(raw)} answers, {len(frozen or raw)} frozen answers: expected as many")
     records = []
     for index, row in enumerate(rows):
-        kind, choices = tasks[row.split].answer_type, allowed.get(row.split)
-        extracted = extract(raw[index], kind, choices)
-        baseline = frozen[index] if frozen is not None else None
-        records.append(
-            Prediction(
-                id=row.id,
-                split=row.split,
-                question=row.question,
-                media_path=row.media_path,
-                raw=raw[index],
-                extracted=extracted,
-                truth=row.answer,
-                correct=matches(extracted, row.answer, kind),
-                frozen=baseline,
-                frozen_correct=(
-                    matches(extract(baseline, kind, choices), row.answer, kind) if frozen is not None else None
-                ),
-                cut=isinstance(raw[index], CutAnswer),
-                too_long=row.id in too_long,
-            )
+        written = Prediction(
+            id=row.id,
+            split=row.split,
+            question=row.question,
+            media_path=row.media_path,
+            raw=raw[index],
+            extracted=None,
+            truth=row.answer,
+            correct=False,
+            frozen=frozen[index] if frozen is not None else None,
+            frozen_correct=False if frozen is not None else None,
+            cut=isinstance(raw[index], CutAnswer),
+            too_long=row.id in too_long,
         )
+        records.append(_judged(written, tasks[row.split], allowed.get(row.split)))
     return records
+
+
+def _judged(record: Prediction, task: Task, choices: Sequence[str] | None) -> Prediction:
+    """The record with its answers extracted and compared."""
+    kind = task.answer_type
+    extracted = extract(record.raw, kind, choices)
+    frozen_correct = record.frozen_correct
+    if frozen_correct is not None:
+        frozen_correct = matches(extract(record.frozen, kind, choices), record.truth, kind)
+    correct = matches(extracted, record.truth, kind)
+    return dataclasses.replace(record, extracted=extracted, correct=correct, frozen_correct=frozen_correct)
 
 
 def rescore(predictions: Sequence[Prediction], tasks: Mapping[str, Task], allowed: Allowed) -> list[Prediction]:
@@ -123,17 +129,7 @@ def rescore(predictions: Sequence[Prediction], tasks: Mapping[str, Task], allowe
     unknown = sorted({record.split for record in predictions} - tasks.keys())
     if unknown:
         raise PredictionError(f"predictions of unknown splits: {', '.join(unknown)}; expected those of the benchmark")
-    records = []
-    for record in predictions:
-        kind, choices = tasks[record.split].answer_type, allowed.get(record.split)
-        extracted = extract(record.raw, kind, choices)
-        changed: dict[str, object] = {
-            "extracted": extracted,
-            "correct": matches(extracted, record.truth, kind),
-        }
-        if record.frozen_correct is not None:
-            changed["frozen_correct"] = matches(extract(record.frozen, kind, choices), record.truth, kind)
-        records.append(dataclasses.replace(record, **changed))  # type: ignore[arg-type]
+    records = [_judged(record, tasks[record.split], allowed.get(record.split)) for record in predictions]
     differing = sum(old.correct != new.correct for old, new in zip(predictions, records, strict=True))
     if differing:
         log.warning("%d of %d predictions are judged otherwise than when they were written", differing, len(records))
@@ -167,9 +163,11 @@ def score_predictions(
             continue
         records = by_split[split]
         choices = allowed.get(split)
-        frozen = None
-        if all(record.frozen_correct is not None for record in records):
-            frozen = [extract(record.frozen, task.answer_type, choices) for record in records]
+        frozen, frozen_right = None, [record.frozen_correct for record in records if record.frozen_correct is not None]
+        if len(frozen_right) == len(records):
+            frozen = [record.frozen for record in records]
+            if metric_of(task.metric).reads_answers:
+                frozen = [extract(answer, task.answer_type, choices) for answer in frozen]
         answers.append(
             SplitAnswers(
                 task=task,
@@ -180,6 +178,8 @@ def score_predictions(
                 media=[source_media(record.media_path) for record in records],
                 cut=sum(record.cut for record in records),
                 too_long=sum(record.too_long for record in records),
+                right=[record.correct for record in records],
+                frozen_right=None if frozen is None else frozen_right,
             )
         )
     absent = [split for split in tasks if split not in by_split]

@@ -3,7 +3,6 @@ macro), predictions.jsonl. Each has a reader."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,8 @@ from lime.evaluation.aggregation import Evaluation, GroupScore
 from lime.evaluation.intervals import Estimate
 from lime.evaluation.predictions import PREDICTIONS_FILE, Allowed, Prediction, write_predictions
 from lime.evaluation.scoring import SplitScore
-from lime.system.atomic import replacing, write_text
-from lime.system.printing import csv_cell
+from lime.system.atomic import write_text
+from lime.system.tables import csv_text
 
 SCHEMA = "lime-results/2"
 RESULTS_JSON = "results.json"
@@ -78,7 +77,7 @@ def write_report(
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(paths[RESULTS_JSON], text + "\n")
-    write_csv(paths[RESULTS_CSV], evaluation)
+    write_text(paths[RESULTS_CSV], csv_text(CSV_COLUMNS, csv_rows(evaluation)))
     write_predictions(paths[PREDICTIONS_FILE], predictions)
     return paths
 
@@ -126,6 +125,16 @@ def stored_allowed_answers(predictions_path: str | Path) -> dict[str, list[str]]
     return read_results(path)[1]["allowed_answers"] if path.is_file() else None
 
 
+def stored_metrics(predictions_path: str | Path) -> dict[str, str]:
+    """The metric of each split by the results beside a predictions file; empty where no readable results lie there."""
+    path = Path(predictions_path)
+    try:
+        evaluation, _ = read_results(path if path.is_dir() else path.parent)
+    except ResultsError:  # of another version, which had the tasks' own metrics alone
+        return {}
+    return {score.split: score.metric for score in evaluation.splits}
+
+
 def _group(values: dict[str, Any]) -> GroupScore:
     estimates = {
         name: Estimate(**value)
@@ -133,17 +142,6 @@ def _group(values: dict[str, Any]) -> GroupScore:
         if (value := values.get(name)) is not None
     }
     return GroupScore(**{**values, **estimates})
-
-
-def write_csv(path: str | Path, evaluation: Evaluation) -> Path:
-    """One line per split, then per category, then the macro score; numbers in points with four decimals."""
-    path = Path(path)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for values in csv_rows(evaluation):
-            writer.writerow({key: _cell(value) for key, value in values.items()})
-    return path
 
 
 def csv_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -176,29 +174,3 @@ def csv_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def read_csv(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a results.csv with numbers as numbers and empty cells as None.
-
-    Raises ResultsError for a file with other columns.
-    """
-    path = Path(path)
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != CSV_COLUMNS:
-            raise ResultsError(f"{path}: columns {reader.fieldnames}, expected {list(CSV_COLUMNS)}")
-        rows: list[dict[str, Any]] = []
-        for line in reader:
-            values: dict[str, Any] = {key: value or None for key, value in line.items()}
-            for key in CSV_COLUMNS[4:]:
-                if values[key] is not None:
-                    values[key] = int(values[key]) if key == "n" else float(values[key])
-            rows.append(values)
-    return rows
-
-
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if isinstance(value, float) else csv_cell(value)

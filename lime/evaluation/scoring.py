@@ -1,13 +1,8 @@
-"""Scores of one split: comparison after normalisation, accuracy or correlation, with count, interval and
-baselines.
+"""Scores of one split: answers compared after normalisation, then its metric with count, interval and baselines.
 
 Comparison: letters by letter; numbers by value, |a - b| <= 1e-6 min(1, max(|a|, |b|)) (no relaxed tolerance); yes/true
 and no/false alike where the task asks for them; everything else by `text.key`, whose rules `lime.evaluation.text`
 lists. An answer written as the truth is written is right. A missing answer is wrong.
-
-STS-B is scored by Pearson correlation (Spearman beside it). A constant side has no correlation: it counts as
-0, with a note. A row without a number takes the mean of the numbers that were given: it then adds nothing to
-the correlation, so silence cannot be taken for a value, and it is wrong in the exact match.
 """
 
 from __future__ import annotations
@@ -15,17 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from lime.evaluation import intervals
 from lime.evaluation.extraction import Answer, extract
-from lime.evaluation.intervals import Estimate, Sample, correlation_sample, mean_sample
-from lime.evaluation.statistics import correlation
-from lime.evaluation.text import another_unit, key, number_literal, number_of, parse_number, same_number
+from lime.evaluation.intervals import Sample, mean_sample
+from lime.evaluation.metrics import metric_of
+from lime.evaluation.text import another_unit, key, number_literal, number_of, same_number
 
-METRICS = ("accuracy", "correlation")
 _TRUTH_VALUES = {"true": "yes", "false": "no"}
 
 
@@ -50,10 +45,11 @@ class Task(Protocol):
 class SplitAnswers:
     """Answers to the rows of one split, in row order.
 
-    extracted: what `extract` found in the model's output (None: no answer). frozen: the same of the frozen
-    backbone on the same rows. allowed: the closed set of answers, where there is one. media: the medium each row was
-    made from ("" for text), whose rows are not independent; None: every row stands for itself. cut: answers that had
-    not ended at evaluation.max_new_tokens. too_long: truths longer than that.
+    extracted: what `extract` read in the model's output (None: no answer). frozen: the same of the frozen backbone on
+    the same rows. right, frozen_right: whether these are right, where `matches` was asked already. allowed: the closed
+    set of answers, where there is one. media: the medium each row was made from ("" for text), whose rows are not
+    independent; None: every row stands for itself. cut: answers that had not ended at evaluation.max_new_tokens.
+    too_long: truths longer than that.
     """
 
     task: Task
@@ -64,30 +60,44 @@ class SplitAnswers:
     media: Sequence[str] | None = None
     cut: int = 0
     too_long: int = 0
+    right: Sequence[bool] | None = None
+    frozen_right: Sequence[bool] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.truths)
         if n == 0:
             raise ValueError(f"{self.task.split}: no rows to score")
-        for name, answers in (("extracted", self.extracted), ("frozen", self.frozen), ("media", self.media)):
-            if answers is not None and len(answers) != n:
+        for name in ("extracted", "frozen", "media", "right", "frozen_right"):
+            if (answers := getattr(self, name)) is not None and len(answers) != n:
                 raise ValueError(f"{self.task.split}: {n} truths, but {len(answers)} entries in {name}")
-        if self.task.metric not in METRICS:
-            raise ValueError(f"{self.task.split}: metric {self.task.metric!r}; expected one of {', '.join(METRICS)}")
+
+    @cached_property
+    def right_R(self) -> np.ndarray:
+        """1.0 where the model's answer is right, else 0.0."""
+        return self.marks(self.extracted) if self.right is None else np.array(self.right, dtype=float)
+
+    @cached_property
+    def frozen_right_R(self) -> np.ndarray:
+        """1.0 where the frozen backbone's answer is right, else 0.0."""
+        return self.marks(self.frozen or ()) if self.frozen_right is None else np.array(self.frozen_right, dtype=float)
+
+    def marks(self, given: Sequence[str | None]) -> np.ndarray:
+        """1.0 where one of these answers is right, else 0.0: (R,)."""
+        kind = self.task.answer_type
+        pairs = zip(given, self.truths, strict=True)
+        return np.array([matches(answer, truth, kind) for answer, truth in pairs], dtype=float)
 
 
 @dataclass(frozen=True)
 class SplitScore:
     """Scores of one split. Every score and interval is in points: per cent, or 100 times the correlation.
 
-    value: the split's metric (accuracy, or 100 x Pearson), `low` and `high` its 95% interval
+    value: by the split's metric (`lime.evaluation.metrics`), `low` and `high` its 95% interval
     (`lime.evaluation.intervals`), both None where the rows give none.
-    exact_match: share of right answers, whatever the metric. pearson, spearman: -1 to 1, for correlation
-    splits.
-    chance: a uniform guess among the allowed answers (0 for a correlation; None for an open set). majority:
-    the score of always giving `majority_answer`, the most frequent truth of the split (0 for a correlation, a
-    constant having none). frozen: the frozen backbone's score. answered: rows with an answer. notes: what a
-    reader must know.
+    exact_match: share of right answers, whatever the metric. pearson, spearman: -1 to 1, for correlation splits.
+    chance: a uniform guess among the allowed answers (0 for a correlation; None where it is unknown). majority: the
+    score of always giving `majority_answer`, the most frequent truth of the split (0 for a correlation, a constant
+    having none). frozen: the frozen backbone's score. answered: rows with an answer. notes: what a reader must know.
     """
 
     split: str
@@ -119,11 +129,6 @@ class SplitScore:
     def above_majority(self) -> bool:
         """Whether the interval of the score lies above the majority answer's score."""
         return self.low is not None and self.low > self.majority
-
-    @property
-    def difference(self) -> float | None:
-        """Points above the frozen backbone."""
-        return None if self.frozen is None else self.value - self.frozen
 
 
 def normalise(answer: str, answer_type: str) -> str:
@@ -159,39 +164,12 @@ def _equal(one: str, other: str, answer_type: str) -> bool:
     return normalise(one, answer_type) == normalise(other, answer_type)
 
 
-def correct_rows(answers: SplitAnswers, given: Sequence[str | None] | None = None) -> np.ndarray:
-    """1.0 where the answer is right, else 0.0: (n,). `given` in place of the extracted answers."""
-    kind = answers.task.answer_type
-    pairs = zip(answers.extracted if given is None else given, answers.truths, strict=True)
-    return np.array([float(matches(answer, truth, kind)) for answer, truth in pairs])
-
-
 def majority_answer(truths: Sequence[str], answer_type: str) -> str:
     """The most frequent truth after normalisation, as it was first written; ties go to the one seen first."""
     first: dict[str, str] = {}
     for truth in truths:
         first.setdefault(normalise(truth, answer_type), truth)
     return first[Counter(normalise(truth, answer_type) for truth in truths).most_common(1)[0][0]]
-
-
-def number_columns(answers: SplitAnswers, given: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray, int]:
-    """(predictions, truths, rows without a number) of a correlation split; such rows take the mean of the
-    others.
-
-    Raises ValueError for a truth that is not a number.
-    """
-    truths = [parse_number(truth) for truth in answers.truths]
-    for index, value in enumerate(truths):
-        if value is None:
-            raise ValueError(
-                f"{answers.task.split}, row {index}: truth {answers.truths[index]!r} is not a number, "
-                "as a split scored by correlation needs"
-            )
-    values = [None if answer is None else parse_number(answer) for answer in given]
-    known = [value for value in values if value is not None]
-    mean = float(np.mean(known)) if known else 0.0
-    predictions = np.array([mean if value is None else value for value in values], dtype=float)
-    return predictions, np.array(truths, dtype=float), len(values) - len(known)
 
 
 @dataclass(frozen=True)
@@ -205,93 +183,57 @@ class SplitSamples:
     over_frozen: Sample | None
 
 
-def split_samples(answers: SplitAnswers) -> SplitSamples:
-    """The samples behind the intervals of one split, and of the groups that it belongs to."""
-    task, n = answers.task, len(answers.truths)
+def score_split(answers: SplitAnswers) -> tuple[SplitScore, SplitSamples]:
+    """The scores of one split, and what the intervals of its groups are made of.
+
+    Raises ValueError for a metric that nothing has registered, or one that cannot read these rows.
+    """
+    task, n, truths = answers.task, len(answers.truths), answers.truths
+    metric = metric_of(task.metric)
     sources = intervals.sources_of(answers.media, task.split, n)
-    right = correct_rows(answers)
-    exact = mean_sample(right, sources)
-    if task.metric == "correlation":
-        predictions, truths, _ = number_columns(answers, answers.extracted)
-        score = correlation_sample(predictions, truths, sources)
-        frozen = None
-        if answers.frozen is not None:
-            frozen = correlation_sample(number_columns(answers, answers.frozen)[0], truths, sources)
-        # A constant answer has no correlation: the majority scores 0.
-        return SplitSamples(score, exact, score, frozen and intervals.difference_of_samples(score, frozen))
-    majority = correct_rows(answers, [majority_answer(answers.truths, task.answer_type)] * n)
-    over_frozen = None
+    rows = metric.read(task.split, answers.extracted, truths, answers.right_R)
+    sample, exact_sample = metric.sample([rows], sources), mean_sample(answers.right_R, sources)
+    score, exact = metric.interval(sample), intervals.share([exact_sample])
+
+    majority = majority_answer(truths, task.answer_type)
+    majority_right_R = answers.marks([majority] * n)
+    over_majority, majority_score = sample, 0.0
+    if metric.rates_constants:
+        constant = metric.read(task.split, [majority] * n, truths, majority_right_R)
+        over_majority = metric.difference([rows], [constant], sources)
+        majority_score = 100 * metric.sample([constant], sources).value
+
+    over_frozen, frozen_score, frozen_exact = None, None, None
     if answers.frozen is not None:
-        over_frozen = mean_sample(right - correct_rows(answers, answers.frozen), sources)
-    return SplitSamples(exact, exact, mean_sample(right - majority, sources), over_frozen)
+        frozen = metric.read(task.split, answers.frozen, truths, answers.frozen_right_R)
+        over_frozen = metric.difference([rows], [frozen], sources)
+        frozen_score = 100 * metric.sample([frozen], sources).value
+        frozen_exact = 100 * float(answers.frozen_right_R.mean())
 
-
-def score_split(answers: SplitAnswers, samples: SplitSamples | None = None) -> SplitScore:
-    """Score one split (see `SplitScore`). samples: where `split_samples` of these answers are at hand already."""
-    task, n = answers.task, len(answers.truths)
-    samples = samples or split_samples(answers)
-    exact = intervals.share([samples.exact])
-    majority = majority_answer(answers.truths, task.answer_type)
-    majority_exact = 100 * float(correct_rows(answers, [majority] * n).mean())
-    frozen_exact = None if answers.frozen is None else 100 * float(correct_rows(answers, answers.frozen).mean())
-    answered = sum(answer is not None for answer in answers.extracted)
-    notes = _notes(answers)
-    common = {
-        "split": task.split,
-        "name": task.name,
-        "modality": task.modality,
-        "category": task.category,
-        "metric": task.metric,
-        "n": n,
-        "exact_match": exact.value,
-        "exact_low": exact.low,
-        "exact_high": exact.high,
-        "majority_answer": majority,
-        "majority_exact": majority_exact,
-        "answered": answered,
-        "frozen_exact": frozen_exact,
-    }
-    if task.metric == "correlation":
-        special = _correlation_scores(answers, intervals.of_correlation(samples.score), notes)
-    else:
-        special = {
-            "value": exact.value,
-            "low": exact.low,
-            "high": exact.high,
-            "majority": majority_exact,
-            "chance": 100 / len(set(answers.allowed)) if answers.allowed else None,
-            "frozen": frozen_exact,
-        }
-    return SplitScore(**common, **special, notes=tuple(notes))  # type: ignore[arg-type]
-
-
-def _correlation_scores(answers: SplitAnswers, score: Estimate, notes: list[str]) -> dict[str, float | None]:
-    predictions, truths, missing = number_columns(answers, answers.extracted)
-    pearson = correlation(predictions, truths, "pearson")
-    spearman = correlation(predictions, truths, "spearman")
-    if pearson is None or spearman is None:
-        notes.append("correlation undefined (constant answers, constant truths or one row): counted as 0")
-        pearson = spearman = 0.0
-    if missing:
-        notes.append(f"{missing} of {len(truths)} rows without a number: the mean of the others stands in")
-    frozen = None
-    if answers.frozen is not None:
-        column, _, _ = number_columns(answers, answers.frozen)
-        frozen = 100 * (correlation(column, truths, "pearson") or 0.0)
-    sources = intervals.sources_of(answers.media, answers.task.split, len(truths))
-    ranked = intervals.of_correlation(correlation_sample(predictions, truths, sources, "spearman"))
-    return {
-        "value": 100 * pearson,
-        "low": score.low,
-        "high": score.high,
-        "pearson": pearson,
-        "spearman": spearman,
-        "spearman_low": None if ranked.low is None else ranked.low / 100,
-        "spearman_high": None if ranked.high is None else ranked.high / 100,
-        "majority": 0.0,
-        "chance": 0.0,
-        "frozen": frozen,
-    }
+    details, notes = metric.details(rows, sources)
+    return SplitScore(
+        split=task.split,
+        name=task.name,
+        modality=task.modality,
+        category=task.category,
+        metric=task.metric,
+        n=n,
+        value=score.value,
+        low=score.low,
+        high=score.high,
+        exact_match=exact.value,
+        exact_low=exact.low,
+        exact_high=exact.high,
+        majority_answer=majority,
+        majority=majority_score,
+        majority_exact=100 * float(majority_right_R.mean()),
+        answered=sum(answer is not None for answer in answers.extracted),
+        chance=metric.chance(answers.allowed),
+        frozen=frozen_score,
+        frozen_exact=frozen_exact,
+        notes=(*_notes(answers), *notes),
+        **details,
+    ), SplitSamples(sample, exact_sample, over_majority, over_frozen)
 
 
 def _notes(answers: SplitAnswers) -> list[str]:

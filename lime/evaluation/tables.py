@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lime.evaluation.aggregation import Evaluation, GroupScore
-from lime.evaluation.intervals import interval_text
+from lime.evaluation.intervals import Estimate, interval_text
+from lime.evaluation.metrics import score_in_words, title_of
 from lime.evaluation.scoring import SplitScore
 from lime.system.printing import markdown as md
+from lime.system.tables import markdown_table as markdown_grid
+from lime.system.tables import points, terminal_table
 
 WORST = 8  # tasks named in the lines on rows without an answer and on absent splits
-_NONE = "–"
 
 
 def results_table(evaluation: Evaluation, categories: Mapping[str, str] | None = None) -> RenderableType:
@@ -26,13 +26,10 @@ def results_table(evaluation: Evaluation, categories: Mapping[str, str] | None =
     the majority answer's.
     """
     frozen = _has_frozen(evaluation)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=30)
-    headings = ["n", "score", "95% CI", "chance", "major.", "frozen", "diff."]
+    headings = ["task", "n", "score", "95% CI", "chance", "major.", "frozen", "diff."]
     if not frozen:
         headings.remove("frozen")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = terminal_table(headings, first_width=30)
     for group in evaluation.categories:
         for score in evaluation.splits:
             if score.category == group.name:
@@ -44,21 +41,15 @@ def results_table(evaluation: Evaluation, categories: Mapping[str, str] | None =
     return Group(table, *[Text(line) for line in summary_lines(evaluation)])
 
 
-def print_results(
-    evaluation: Evaluation, categories: Mapping[str, str] | None = None, console: Console | None = None
-) -> None:
-    """Show the table in the terminal."""
-    (console or Console()).print(results_table(evaluation, categories))
-
-
 def summary_lines(evaluation: Evaluation) -> list[str]:
     """The run in words: macro score, its distance to the baselines, exact match, counts, notes, absent splits."""
     macro = evaluation.macro
+    meaning = score_in_words({score.name: score.metric for score in evaluation.splits})
     baseline = "the frozen backbone's" if _has_frozen(evaluation) else "the majority answer's"
     lines = [
         f"Scores in points; diff.: score less {baseline}.",
         f"* {macro.above_majority} of {macro.tasks} tasks: interval of the score above the majority answer's.",
-        f"Score (accuracy; 100 x Pearson for STS-B), macro over {macro.tasks} tasks, {macro.n} rows: "
+        f"Score ({meaning}), macro over {macro.tasks} tasks, {macro.n} rows: "
         f"{macro.score.text()}; "
         f"majority {macro.majority:.1f}, difference {macro.over_majority.text('+')}"
         + (f"; frozen {macro.frozen:.1f}, difference {macro.over_frozen.text('+')}" if macro.over_frozen else "")
@@ -69,6 +60,11 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
             lines.append(
                 f"{score.name}: score is 100 x Pearson {score.pearson:.3f}; Spearman {score.spearman:.3f}; "
                 f"exact match {score.exact_match:.1f}."
+            )
+        elif score.metric != "accuracy":
+            value = Estimate(score.value, score.low, score.high).text()
+            lines.append(
+                f"{score.name}: score is {title_of(score.metric)}, {value}; exact match {score.exact_match:.1f}."
             )
         lines += [f"{score.name}: {note}." for note in score.notes]
     silent = sorted((score for score in evaluation.splits if score.answered < score.n), key=_unanswered)
@@ -89,26 +85,23 @@ def markdown_table(evaluation: Evaluation, categories: Mapping[str, str] | None 
     heads = ["Category", "tasks", "rows", "score", "95% interval", "exact match", "majority", "above majority"]
     if frozen:
         heads += ["frozen", "over frozen"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    rows = []
     for group in (*evaluation.categories, evaluation.macro):
-        last = group is evaluation.macro
-        name = "**All tasks (macro)**" if last else md((categories or {}).get(group.name, group.name))
-        value = f"{group.score.value:.1f}"
+        bold = "**" if group is evaluation.macro else ""
         cells = [
-            name,
+            f"{bold}All tasks (macro){bold}" if bold else md((categories or {}).get(group.name, group.name)),
             str(group.tasks),
             str(group.n),
-            f"**{value}**" if last else value,
+            f"{bold}{points(group.score.value)}{bold}",
             interval_text(group.score.low, group.score.high),
-            f"{group.exact_match.value:.1f}",
-            f"{group.majority:.1f}",
-            f"{group.over_majority.value:+.1f}",
+            points(group.exact_match.value),
+            points(group.majority),
+            points(group.over_majority.value, "+"),
         ]
         if frozen:
-            over = group.over_frozen
-            cells += [_number(group.frozen), _NONE if over is None else f"{over.value:+.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            cells += [points(group.frozen), points(group.over_frozen.value if group.over_frozen else None, "+")]
+        rows.append(cells)
+    return markdown_grid(heads, rows) + "\n"
 
 
 def _unanswered(score: SplitScore) -> int:
@@ -121,34 +114,27 @@ def _has_frozen(evaluation: Evaluation) -> bool:
 
 def _split_cells(score: SplitScore, frozen: bool) -> list[str | Text]:
     bold = "bold" if score.above_majority else ""
-    return [
-        Text.assemble(("*" if score.above_majority else " ", bold), (score.name, bold)),
-        str(score.n),
-        Text(f"{score.value:.1f}", style=bold),
-        interval_text(score.low, score.high, to="–"),
-        _number(score.chance),
-        _number(score.majority),
-        *([_number(score.frozen)] if frozen else []),
-        _difference(score.value, score.frozen if frozen else score.majority),
-    ]
+    name = Text.assemble(("*" if score.above_majority else " ", bold), (score.name, bold))
+    return _cells(
+        name, score, Text(points(score.value), style=bold), Estimate(score.value, score.low, score.high), frozen
+    )
 
 
 def _group_cells(group: GroupScore, name: str, frozen: bool) -> list[str | Text]:
+    return _cells(f" {name}", group, points(group.score.value), group.score, frozen)
+
+
+def _cells(
+    name: str | Text, scored: SplitScore | GroupScore, value: str | Text, estimate: Estimate, frozen: bool
+) -> list[str | Text]:
+    baseline = scored.frozen if frozen else scored.majority
     return [
-        f" {name}",
-        str(group.n),
-        f"{group.score.value:.1f}",
-        interval_text(group.score.low, group.score.high, to="–"),
-        _number(group.chance),
-        _number(group.majority),
-        *([_number(group.frozen)] if frozen else []),
-        _difference(group.score.value, group.frozen if frozen else group.majority),
+        name,
+        str(scored.n),
+        value,
+        interval_text(estimate.low, estimate.high, to="–"),
+        points(scored.chance),
+        points(scored.majority),
+        *([points(scored.frozen)] if frozen else []),
+        points(None if baseline is None else estimate.value - baseline, "+"),
     ]
-
-
-def _number(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.1f}"
-
-
-def _difference(value: float, baseline: float | None) -> str:
-    return _NONE if baseline is None else f"{value - baseline:+.1f}"

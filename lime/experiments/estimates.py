@@ -15,17 +15,13 @@ import numpy as np
 from lime.data.tasks import TASKS
 from lime.evaluation import intervals
 from lime.evaluation.aggregation import MACRO
-from lime.evaluation.intervals import (
-    Sample,
-    correlation_sample,
-    difference_of_samples,
-    mean_of_samples,
-    mean_sample,
-    sources_of,
-)
+from lime.evaluation.intervals import sources_of
+from lime.evaluation.metrics import Metric, Rows, group_estimate, metric_of
+from lime.evaluation.metrics.accuracy import ACCURACY
 from lime.runs.record import Items, Record
 
-METRICS = ("score", "exact_match")
+MEASURES = ("score", "exact_match")
+"""``score``: by each task's own metric; ``exact_match``: the share of right answers everywhere."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +67,11 @@ def splits_of(records: Sequence[Record], group: str) -> list[str]:
     return [split for split in present if TASKS[split].category == group or TASKS[split].modality in modalities]
 
 
-def seed_mean(records: Sequence[Record], group: str, metric: str = "score") -> SeedMean | None:
+def seed_mean(records: Sequence[Record], group: str, measure: str = "score") -> SeedMean | None:
     """Mean over the records (one per seed) of a group's score: the unweighted mean over its tasks.
 
     Args:
-        metric: ``score`` (accuracy, 100 x Pearson) or ``exact_match``.
+        measure: one of :data:`MEASURES`.
 
     Returns:
         None without records, or where they have no such task.
@@ -84,17 +80,21 @@ def seed_mean(records: Sequence[Record], group: str, metric: str = "score") -> S
         return None
     _same_items(records)
     items = [record.split_items() for record in records]
-    by_seed = [100 * float(np.mean([_sample(split, [one[split]], metric).value for split in splits])) for one in items]
-    of_group = intervals.mixed if any(_correlates(split, metric) for split in splits) else intervals.share
-    found = of_group([_sample(split, [one[split] for one in items], metric) for split in splits])
-    if len(splits) == 1 and _correlates(splits[0], metric):
-        found = intervals.of_correlation(_sample(splits[0], [one[splits[0]] for one in items], metric))
+    metrics = _metrics(records[0], splits, measure)
+    by_seed, samples = [], []
+    for one in items:
+        scores = [metrics[s].sample([_rows(one[s])], _sources(s, one[s])).value for s in splits]
+        by_seed.append(100 * float(np.mean(scores)))
+    for split in splits:
+        seeds = [one[split] for one in items]
+        samples.append(metrics[split].sample([_rows(one) for one in seeds], _sources(split, seeds[0])))
+    found = group_estimate([*metrics.values()], samples)
     deviation = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
     return SeedMean(float(np.mean(by_seed)), found.low, found.high, deviation, tuple(by_seed))
 
 
 def difference(
-    ours: Sequence[Record], theirs: Sequence[Record], group: str, metric: str = "score"
+    ours: Sequence[Record], theirs: Sequence[Record], group: str, measure: str = "score"
 ) -> Difference | None:
     """``ours`` less ``theirs``, paired by seed and item; None where they share no seed or no task."""
     a, b = ({record.seed: record for record in side} for side in (ours, theirs))
@@ -104,37 +104,25 @@ def difference(
         return None
     _same_items(pairs)
     left, right = ([side[seed].split_items() for seed in seeds] for side in (a, b))
-    found = intervals.difference(
-        [
-            _sample_of_difference(split, [one[split] for one in left], [one[split] for one in right], metric)
-            for split in splits
-        ]
-    )
+    samples = []
+    for split, metric in _metrics(pairs[0], splits, measure).items():
+        ours_rows, theirs_rows = ([_rows(one[split]) for one in side] for side in (left, right))
+        samples.append(metric.difference(ours_rows, theirs_rows, _sources(split, left[0][split])))
+    found = intervals.difference(samples)
     return Difference(found.value, found.low, found.high, tuple(seeds))
 
 
-def _correlates(split: str, metric: str) -> bool:
-    return metric == "score" and TASKS[split].metric == "correlation"
+def _metrics(record: Record, splits: Sequence[str], measure: str) -> dict[str, Metric]:
+    """The metric of each split: the one that the run was scored by."""
+    if measure == "exact_match":
+        return dict.fromkeys(splits, ACCURACY)
+    return {split: metric_of(metric_name(record, split)) for split in splits}
 
 
-def _sample(split: str, items: Sequence[Items], metric: str) -> Sample:
-    """One task's mean over seeds, for `lime.evaluation.intervals`."""
-    sources = _sources(split, items[0])
-    if _correlates(split, metric):
-        return mean_of_samples([correlation_sample(*_numbers(one), sources) for one in items])
-    return mean_sample(_rights(items), sources)
-
-
-def _sample_of_difference(split: str, ours: Sequence[Items], theirs: Sequence[Items], metric: str) -> Sample:
-    if _correlates(split, metric):
-        return difference_of_samples(_sample(split, ours, metric), _sample(split, theirs, metric))
-    return mean_sample(_rights(ours) - _rights(theirs), _sources(split, ours[0]))
-
-
-def _rights(items: Sequence[Items]) -> np.ndarray:
-    """Share of the seeds that answered each row rightly, (R,)."""
-    rights: np.ndarray = np.mean([[float(mark) for mark in one.correct] for one in items], axis=0)
-    return rights
+def metric_name(record: Record, split: str) -> str:
+    """The metric that a run's split was scored by."""
+    scored = (entry["metric"] for entry in record.scores if (entry["level"], entry["name"]) == ("split", split))
+    return next(scored, TASKS[split].metric)
 
 
 def _sources(split: str, items: Items) -> list[str]:
@@ -142,13 +130,12 @@ def _sources(split: str, items: Items) -> list[str]:
     return sources_of(names, split, len(items.correct))
 
 
-def _numbers(items: Items) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers given and expected; a row without a number takes the mean of the others, as in the scorer."""
-    assert items.values is not None
-    assert items.truths is not None
-    known = [value for value in items.values if value is not None]
-    mean = float(np.mean(known)) if known else 0.0
-    return np.array([mean if v is None else v for v in items.values]), np.array(items.truths)
+def _rows(items: Items) -> Rows:
+    return Rows(
+        right_R=np.array([mark == "1" for mark in items.correct], dtype=float),
+        values_R=None if items.values is None else np.array(items.values, dtype=float),
+        truths_R=None if items.truths is None else np.array(items.truths),
+    )
 
 
 def _same_items(records: Sequence[Record]) -> None:
@@ -165,4 +152,10 @@ def _same_items(records: Sequence[Record]) -> None:
                 raise CannotCompare(
                     f"runs {first.identity.config} and {record.identity.config} of {first.name} were scored on other "
                     f"rows of {split}; compare runs of the same data.rows_per_split and evaluation.splits"
+                )
+            names = [metric_name(one, split) for one in (first, record)]
+            if names[0] != names[1]:
+                raise CannotCompare(
+                    f"runs {first.identity.config} and {record.identity.config} of {first.name} were scored on {split} "
+                    f"by other metrics ({', '.join(names)}); compare runs of the same evaluation.metrics"
                 )

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from lime.data.tasks import CATEGORIES
+from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import MACRO
 from lime.evaluation.intervals import interval_text
+from lime.evaluation.metrics import score_in_words
 from lime.experiments.collection import Point, Sweep, shown
 from lime.experiments.costs import COSTS, costs_of
-from lime.experiments.estimates import Difference, SeedMean, difference, seed_mean
+from lime.experiments.estimates import Difference, SeedMean, difference, metric_name, seed_mean
 from lime.experiments.published import published
-from lime.system.printing import csv_cell
+from lime.system import tables
 from lime.system.printing import latex as tex
 from lime.system.printing import markdown as md
+from lime.system.tables import NONE, points
 
-NONE = "–"
 CSV_COLUMNS = (
     "point", "group", "metric", "seeds", "unfinished", "trainable_parameters", "mean", "low", "high",
     "deviation_over_seeds", "difference", "difference_low", "difference_high", "baseline", "published", *COSTS,
@@ -41,7 +40,7 @@ class SweepTable:
     """The rows of a table and what it needs to be read. ``baseline`` is the label of the row compared with, if any."""
 
     sweep: Sweep
-    metric: str
+    measure: str
     groups: tuple[str, ...]
     rows: tuple[Row, ...]
     baseline: str | None
@@ -50,6 +49,13 @@ class SweepTable:
     def scored(self) -> bool:
         """Whether any run was evaluated; where none was, the tables show what training took."""
         return any(mean is not None for row in self.rows for mean in row.means.values())
+
+    @property
+    def score_in_words(self) -> str:
+        """What the score is: the metrics of the tasks."""
+        records = [record for row in self.rows for record in row.point.records]
+        scored = {split: metric_name(record, split) for record in records for split in record.items}
+        return score_in_words({TASKS[split].name: metric for split, metric in scored.items()}, ", ")
 
     def places(self, group: str) -> dict[str, int]:
         """1 for the rows with the best mean of a column, 2 for those with the second best, as printed (ties share a
@@ -67,11 +73,11 @@ class SweepTable:
         return published().table2.get(row.label, {}).get(group)
 
 
-def make_table(sweep: Sweep, metric: str = "score", baseline: str | None = None) -> SweepTable:
+def make_table(sweep: Sweep, measure: str = "score", baseline: str | None = None) -> SweepTable:
     """Estimates for every point of a sweep.
 
     Args:
-        metric: ``score`` (accuracy, 100 x Pearson) or ``exact_match``.
+        measure: one of :data:`lime.experiments.estimates.MEASURES`.
         baseline: label of the point that the others are compared with; None takes ``lime_lora`` where it is one.
 
     Raises:
@@ -90,47 +96,50 @@ def make_table(sweep: Sweep, metric: str = "score", baseline: str | None = None)
     for point, label in zip(sweep.points, labels, strict=True):
         records = point.records
         counts = sorted({record.parameters.trainable for record in records if record.parameters is not None})
-        means = {group: seed_mean(records, group, metric) for group in groups}
+        means = {group: seed_mean(records, group, measure) for group in groups}
         compared = {
-            group: difference(records, base, group, metric) if label != baseline and base else None for group in groups
+            group: difference(records, base, group, measure) if label != baseline and base else None for group in groups
         }
         rows.append(Row(point, label, tuple(counts), means, compared))
-    return SweepTable(sweep, metric, groups, tuple(rows), baseline)
+    return SweepTable(sweep, measure, groups, tuple(rows), baseline)
 
 
 def markdown(table: SweepTable) -> str:
     """Means and standard deviations over seeds, paired differences, published values, and notes."""
-    heads = [md(_heading(table)), "seeds", "parameters", *map(_name, table.groups)]
+    short = [md(_heading(table)), *map(_name, table.groups)]
+    heads = [short[0], "seeds", "parameters", *short[1:]]
     places = {group: table.places(group) for group in table.groups}
 
     def cell(row: Row, group: str) -> str:
         text, place = _mean(row.means[group]), places[group].get(row.label)
         return {1: f"**{text}**", 2: f"_{text}_"}.get(place or 0, text)
 
-    metric = "score (accuracy, 100 x Pearson for STS-B)" if table.metric == "score" else "exact match"
+    measure = f"score ({table.score_in_words})" if table.measure == "score" else "exact match"
     parts = [
-        f"{_capital(metric)} in points: mean over seeds ± standard deviation over seeds. **Best** and _second best_ of "
-        "a column by its mean, whether or not the difference is more than noise.",
-        _grid(heads, [[*_named(r), *(cell(r, g) for g in table.groups)] for r in table.rows]),
+        f"{_capital(measure)} in points: mean over seeds ± standard deviation over seeds. **Best** and _second best_ "
+        "of a column by its mean, whether or not the difference is more than noise.",
+        tables.markdown_table(heads, [[*_named(r), *(cell(r, g) for g in table.groups)] for r in table.rows]),
     ]
     if not table.scored:
         heads = [md(_heading(table)), "seeds", "parameters", *(name for name, _ in COSTS.values())]
         rows = [[*_named(r), *_costs(r)] for r in table.rows]
-        parts = ["What training took, means over seeds; no run was evaluated.", _grid(heads, rows)]
+        parts = ["What training took, means over seeds; no run was evaluated.", tables.markdown_table(heads, rows)]
     elif table.baseline is not None:
         rows = [[md(r.label), *(_difference(r.differences[g]) for g in table.groups)] for r in table.rows]
         parts += [
             f"Difference to {md(table.baseline)} in points with its 95% interval (paired by seed and test item; not "
             "corrected for the number of comparisons). * the interval excludes 0: more than these test "
             "items' noise. What other seeds would give is not in it; see the deviations above.",
-            _grid([md(_heading(table)), *map(_name, table.groups)], [r for r in rows if r[0] != md(table.baseline)]),
+            tables.markdown_table(
+                [md(_heading(table)), *map(_name, table.groups)], [r for r in rows if r[0] != md(table.baseline)]
+            ),
         ]
-    quoted = [[md(r.label), *(_points(table.published(r, g)) for g in table.groups)] for r in table.rows]
+    quoted = [[md(r.label), *(points(table.published(r, g)) for g in table.groups)] for r in table.rows]
     if any(value != NONE for row in quoted for value in row[1:]):
         parts += [
             f"Published ({published().source}; LLaVA-OneVision-Qwen2-7B on the full MMT-47: another backbone and other "
             "data, so only the order of the methods compares).",
-            _grid([md(_heading(table)), *map(_name, table.groups)], quoted),
+            tables.markdown_table(short, quoted),
         ]
     notes = [f"- {md(row.label)}: {md(row.point.unfinished)}" for row in table.rows if row.point.unfinished]
     notes += [f"- {md(note)}" for note in table.sweep.notes]
@@ -139,31 +148,29 @@ def markdown(table: SweepTable) -> str:
 
 def csv_text(table: SweepTable) -> str:
     """One line per point and group, empty cells where nothing is known."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for row in table.rows:
         for group in table.groups:
             mean, compared = row.means[group], row.differences[group]
             values = {
                 "point": row.label,
                 "group": group,
-                "metric": table.metric,
+                "metric": table.measure,
                 "seeds": len(row.point.records),
                 "unfinished": row.point.unfinished,
                 "trainable_parameters": " ".join(map(str, row.parameters)),
                 "baseline": table.baseline or "",
-                "published": _plain(table.published(row, group)),
-                **{column: _plain(value) for column, value in costs_of(row.point.records).items()},
+                "published": table.published(row, group),
+                **costs_of(row.point.records),
             }
             if mean is not None:
-                values |= {"mean": _plain(mean.value), "low": _plain(mean.low), "high": _plain(mean.high)}
-                values["deviation_over_seeds"] = _plain(mean.deviation)
+                values |= {"mean": mean.value, "low": mean.low, "high": mean.high}
+                values |= {"deviation_over_seeds": mean.deviation}
             if compared is not None:
-                values |= {"difference": _plain(compared.value)}
-                values |= {"difference_low": _plain(compared.low), "difference_high": _plain(compared.high)}
-            writer.writerow({name: csv_cell(value) for name, value in values.items()})
-    return file.getvalue()
+                values |= {"difference": compared.value}
+                values |= {"difference_low": compared.low, "difference_high": compared.high}
+            rows.append(values)
+    return tables.csv_text(CSV_COLUMNS, rows)
 
 
 def latex(table: SweepTable) -> str:
@@ -174,29 +181,22 @@ def latex(table: SweepTable) -> str:
     def cell(row: Row, group: str) -> str:
         mean = row.means[group]
         if mean is None:
-            return "--"
+            return NONE
         text = f"{mean.value:.1f}" + ("" if mean.deviation is None else rf"\,$\pm$\,{mean.deviation:.1f}")
         command = {1: r"\textbf{", 2: r"\underline{"}.get(places[group].get(row.label, 0))
         return f"{command}{text}}}" if command else text
 
     columns = [_name(group) for group in table.groups] if table.scored else [_capital(n) for n, _ in COSTS.values()]
     heads = [_heading(table), "Seeds", "Parameters", *columns]
-    lines = [r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}", r"\toprule"]
-    lines += [" & ".join(map(tex, heads)) + r" \\", r"\midrule"]
+    rows = []
     for row in table.rows:
-        cells = [tex(_label(row)), tex(_seeds(row)), tex(_parameters(row).replace(NONE, "--"))]
         values = [cell(row, group) for group in table.groups] if table.scored else _costs(row)
-        lines.append(" & ".join([*cells, *(value.replace(NONE, "--") for value in values)]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        rows.append([tex(_label(row)), tex(_seeds(row)), tex(_parameters(row)), *values])
+    return tables.latex_table([tex(head) for head in heads], rows)
 
 
 WRITERS: dict[str, Callable[[SweepTable], str]] = {"md": markdown, "csv": csv_text, "tex": latex}
 """Formats of a table by file suffix."""
-
-
-def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _heading(table: SweepTable) -> str:
@@ -241,14 +241,6 @@ def _difference(compared: Difference | None) -> str:
         return NONE
     interval = interval_text(compared.low, compared.high, "+")
     return f"{compared.value:+.1f} ({interval}){'*' if compared.clear else ''}"
-
-
-def _points(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}"
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _capital(text: str) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from lime.config.identity import config_hash
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.data.datamodule import MMTDataModule
-from lime.data.tasks import CATEGORIES, TASKS, split_names
+from lime.data.tasks import CATEGORIES, TASKS, scored_by, split_names
 from lime.distributed import processes
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.authors import score_as_authors
@@ -101,7 +101,9 @@ def report(
     """Score, and where ``writes`` write results.json, .csv and .md and predictions.jsonl into ``folder`` and show the
     table."""
     chosen = split_names(config.evaluation.splits)
-    tasks = TASKS if chosen is None else {split: TASKS[split] for split in chosen}
+    tasks = scored_by(config.evaluation.metrics)
+    if chosen is not None:
+        tasks = {split: tasks[split] for split in chosen}
     evaluation = score_predictions(predictions, tasks, allowed, categories=CATEGORIES)
     if not writes:
         return evaluation

@@ -140,8 +140,9 @@ class Items:
     """Per-item results of one split, in row order.
 
     ``rows``: index of each row in its split's file. ``correct``: one character a row, 1 or 0. ``clusters``: rows with
-    the same number come from one image or one source clip, in whatever split they lie; None for text. ``values`` and
-    ``truths``: the numbers given and expected, for splits scored by correlation (None in ``values``: none was given).
+    the same number come from one image or one source clip, in whatever split they lie; None for text. ``values``: what
+    the split's metric reads from each answer, None where it reads nothing; ``truths``: the numbers that a correlation
+    expects. Both are None where the metric needs ``correct`` alone.
     """
 
     rows: list[int] = field(default_factory=list)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -21,15 +22,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 import yaml
 
 from lime.config.identity import config_hash
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.clusters import source_media
+from lime.evaluation.metrics import metric_of
 from lime.evaluation.predictions import Prediction
 from lime.evaluation.report import csv_rows
-from lime.evaluation.text import parse_number
 from lime.runs.adapter import adapter_digest
 from lime.runs.code import code_version
 from lime.runs.record import (
@@ -241,9 +243,14 @@ def items_of(predictions: Sequence[Prediction], metric: str) -> Items:
         correct="".join("1" if p.correct else "0" for p in predictions),
         clusters=[_cluster(p) for p in predictions] if any(p.media_path for p in predictions) else None,
     )
-    if metric == "correlation":
-        items.values = [None if p.extracted is None else parse_number(p.extracted) for p in predictions]
-        items.truths = [float(parse_number(p.truth) or 0.0) for p in predictions]
+    right_R = np.array([p.correct for p in predictions], dtype=float)
+    rows = metric_of(metric).read(
+        predictions[0].split, [p.extracted for p in predictions], [p.truth for p in predictions], right_R
+    )
+    if rows.values_R is not None:
+        items.values = [None if math.isnan(value) else value for value in rows.values_R.tolist()]
+    if rows.truths_R is not None:
+        items.truths = rows.truths_R.tolist()
     return items
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lime.evaluation.scoring import SplitAnswers, SplitScore, score_split
+
 
 @dataclass(frozen=True)
 class SmallTask:
@@ -32,3 +34,7 @@ ARC = SmallTask("text_test_arc_easy")
 QQP = SmallTask("glue_test_qqp", "label", category="second")
 TASKS = {task.split: task for task in (ARC, QQP, STSB)}
 ALLOWED = {ARC.split: ["A", "B", "C", "D"], QQP.split: ["duplicate", "not_duplicate"], STSB.split: None}
+
+
+def score(answers: SplitAnswers) -> SplitScore:
+    return score_split(answers)[0]

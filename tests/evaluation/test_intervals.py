@@ -8,9 +8,9 @@ from scipy import stats
 
 from lime.evaluation import intervals
 from lime.evaluation.intervals import Sample, correlation_sample, mean_sample
-from lime.evaluation.scoring import SplitAnswers, score_split
+from lime.evaluation.scoring import SplitAnswers
 from lime.evaluation.statistics import wilson_interval
-from tests.evaluation.tasks import ARC, STSB
+from tests.evaluation.tasks import ARC, STSB, score
 
 SHARES = (0.05, 0.5, 0.95, 0.99)
 
@@ -82,8 +82,8 @@ def test_one_source_gives_no_interval() -> None:
     assert intervals.share([lone]).text() == "66.7 (no interval)"
     other = mean_sample(np.array([1.0, 0.0]), ["a", "b"])
     assert intervals.share([other, lone]).low is None
-    score = score_split(SplitAnswers(ARC, ["A", "B"], ["A", "B"], media=["clip", "clip"]))
-    assert (score.value, score.low, score.high, score.above_majority) == (100.0, None, None, False)
+    found = score(SplitAnswers(ARC, ["A", "B"], ["A", "B"], media=["clip", "clip"]))
+    assert (found.value, found.low, found.high, found.above_majority) == (100.0, None, None, False)
 
 
 @pytest.mark.parametrize("n", [20, 60, 300])
@@ -184,6 +184,6 @@ def test_one_huge_answer_leaves_the_others_their_weight() -> None:
 
 def test_a_constant_answer_has_a_score_of_zero_with_an_interval() -> None:
     truths = [f"{value / 10:.1f}" for value in range(50)]
-    score = score_split(SplitAnswers(STSB, truths, ["2.5"] * 50))
-    assert score.value == 0.0
-    assert score.low < 0 < score.high
+    found = score(SplitAnswers(STSB, truths, ["2.5"] * 50))
+    assert found.value == 0.0
+    assert found.low < 0 < found.high

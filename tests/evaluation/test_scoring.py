@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from lime.evaluation.aggregation import evaluate
-from lime.evaluation.scoring import SplitAnswers, majority_answer, matches, normalise, score_split
+from lime.evaluation.scoring import SplitAnswers, majority_answer, matches, normalise
 from lime.evaluation.statistics import wilson_interval
-from tests.evaluation.tasks import ALLOWED, ARC, QQP, STSB, SmallTask
+from tests.evaluation.tasks import ALLOWED, ARC, QQP, STSB, SmallTask, score
 
 
 @pytest.mark.parametrize(
@@ -56,24 +56,23 @@ def test_comparison(answer: str | None, truth: str, kind: str, right: bool) -> N
 def test_accuracy_with_its_interval_and_baselines() -> None:
     truths = ["A"] * 5 + ["B"] * 3 + ["C"] * 2
     extracted = ["A"] * 4 + [None] + ["B"] * 3 + ["A"] * 2
-    score = score_split(SplitAnswers(ARC, truths, extracted, ["A"] * 10, ALLOWED[ARC.split]))
-    assert (score.n, score.answered, score.value, score.exact_match) == (10, 9, 70.0, 70.0)
+    found = score(SplitAnswers(ARC, truths, extracted, ["A"] * 10, ALLOWED[ARC.split]))
+    assert (found.n, found.answered, found.value, found.exact_match) == (10, 9, 70.0, 70.0)
     wilson, jeffreys = wilson_interval(7, 10), stats.beta.interval(0.95, 7.5, 3.5)  # the wider at each end
     low, high = min(wilson[0], jeffreys[0]), max(wilson[1], jeffreys[1])
-    assert (score.low, score.high) == pytest.approx((100 * low, 100 * high))
-    assert (score.majority_answer, score.majority, score.chance) == ("A", 50.0, 25.0)
-    assert (score.frozen, score.difference) == (50.0, pytest.approx(20.0))
-    assert not score.above_majority
-    assert score.notes == ()
+    assert (found.low, found.high) == pytest.approx((100 * low, 100 * high))
+    assert (found.majority_answer, found.majority, found.chance) == ("A", 50.0, 25.0)
+    assert found.frozen == 50.0
+    assert not found.above_majority
+    assert found.notes == ()
 
 
 def test_an_open_split_has_no_chance_level() -> None:
     task = SmallTask("image_test_okvqa", "text")
-    score = score_split(SplitAnswers(task, ["cat", "dog", "The cat."], ["cat", "cat", "cat"]))
-    assert score.chance is None
-    assert (score.majority_answer, score.majority) == ("cat", pytest.approx(200 / 3))
-    assert score.frozen is None
-    assert score.difference is None
+    found = score(SplitAnswers(task, ["cat", "dog", "The cat."], ["cat", "cat", "cat"]))
+    assert found.chance is None
+    assert (found.majority_answer, found.majority) == ("cat", pytest.approx(200 / 3))
+    assert found.frozen is None
 
 
 def test_the_majority_answer_is_counted_after_normalisation() -> None:
@@ -86,56 +85,56 @@ def test_correlation_is_pearson_with_spearman_beside_it() -> None:
     truth = rng.uniform(0, 5, 60).round(1)
     given = (truth + rng.normal(size=60)).round(2)
     frozen = ["2.5"] * 60
-    score = score_split(SplitAnswers(STSB, [str(t) for t in truth], [str(g) for g in given], frozen))
+    found = score(SplitAnswers(STSB, [str(t) for t in truth], [str(g) for g in given], frozen))
     expected = stats.pearsonr(given, truth)
-    assert score.pearson == pytest.approx(expected.statistic)
-    assert score.value == pytest.approx(100 * expected.statistic)
+    assert found.pearson == pytest.approx(expected.statistic)
+    assert found.value == pytest.approx(100 * expected.statistic)
     low, high = expected.confidence_interval(0.95)
-    assert (score.low, score.high) == pytest.approx((100 * low, 100 * high), abs=1.5)
-    assert score.spearman == pytest.approx(stats.spearmanr(given, truth).statistic)
-    assert score.spearman_low is not None
-    assert score.spearman_low < score.spearman < score.spearman_high
-    assert (score.majority, score.chance, score.frozen) == (0.0, 0.0, 0.0)
-    assert score.exact_match == pytest.approx(100 * np.mean(given == truth))
-    assert score.majority_exact > 0
-    assert score.notes == ()
+    assert (found.low, found.high) == pytest.approx((100 * low, 100 * high), abs=1.5)
+    assert found.spearman == pytest.approx(stats.spearmanr(given, truth).statistic)
+    assert found.spearman_low is not None
+    assert found.spearman_low < found.spearman < found.spearman_high
+    assert (found.majority, found.chance, found.frozen) == (0.0, 0.0, 0.0)
+    assert found.exact_match == pytest.approx(100 * np.mean(given == truth))
+    assert found.majority_exact > 0
+    assert found.notes == ()
 
 
 def test_constant_answers_have_no_correlation_and_say_so() -> None:
-    score = score_split(SplitAnswers(STSB, ["1.0", "2.0", "3.0", "4.0"], ["3", "3", "3", "3"]))
-    assert (score.value, score.pearson, score.spearman, score.exact_match) == (0.0, 0.0, 0.0, 25.0)
-    assert any("undefined" in note for note in score.notes)
+    found = score(SplitAnswers(STSB, ["1.0", "2.0", "3.0", "4.0"], ["3", "3", "3", "3"]))
+    assert (found.value, found.pearson, found.spearman, found.exact_match) == (0.0, 0.0, 0.0, 25.0)
+    assert any("undefined" in note for note in found.notes)
 
 
 def test_silence_earns_no_correlation() -> None:
     truths = ["0.0", "0.0", "0.0", "5.0", "4.0", "3.0"]
-    silent = score_split(SplitAnswers(STSB, truths, [None, None, None, "5.0", "4.0", "3.0"]))
-    answered = score_split(SplitAnswers(STSB, truths, truths))
+    silent = score(SplitAnswers(STSB, truths, [None, None, None, "5.0", "4.0", "3.0"]))
+    answered = score(SplitAnswers(STSB, truths, truths))
     assert answered.value == pytest.approx(100)
     assert silent.value < 50
     assert silent.exact_match == 50.0
     assert any("3 of 6 rows without a number" in note for note in silent.notes)
-    nothing = score_split(SplitAnswers(STSB, truths, [None] * 6))
+    nothing = score(SplitAnswers(STSB, truths, [None] * 6))
     assert (nothing.value, nothing.exact_match, nothing.answered) == (0.0, 0.0, 0)
 
 
 def test_a_wild_number_is_scored_not_dropped() -> None:
     truths = [str(value) for value in range(10)]
-    score = score_split(SplitAnswers(STSB, truths, [*truths[:9], "1" + "0" * 300]))
-    assert score.pearson == pytest.approx(stats.pearsonr([0] * 9 + [1], range(10)).statistic)
+    found = score(SplitAnswers(STSB, truths, [*truths[:9], "1" + "0" * 300]))
+    assert found.pearson == pytest.approx(stats.pearsonr([0] * 9 + [1], range(10)).statistic)
     evaluation = evaluate([SplitAnswers(STSB, truths, [*truths[:9], "1" + "0" * 300])])
     assert np.isfinite(evaluation.macro.score.low)
 
 
 def test_a_truth_that_is_no_number_is_an_error_under_correlation() -> None:
     with pytest.raises(ValueError, match=r"glue_test_stsb, row 1: truth 'high' is not a number"):
-        score_split(SplitAnswers(STSB, ["1.0", "high"], ["1", "2"]))
+        score(SplitAnswers(STSB, ["1.0", "high"], ["1", "2"]))
 
 
 def test_truths_that_no_answer_could_match_are_told() -> None:
     task = SmallTask("text_test_boolq", "yes_no")
-    score = score_split(SplitAnswers(task, ["A", "B", "yes"], ["yes", "no", "yes"], allowed=["yes", "no"]))
-    assert any(note.startswith("2 of 3 truths cannot be given as an answer") for note in score.notes)
+    found = score(SplitAnswers(task, ["A", "B", "yes"], ["yes", "no", "yes"], allowed=["yes", "no"]))
+    assert any(note.startswith("2 of 3 truths cannot be given as an answer") for note in found.notes)
 
 
 def test_wrong_use_is_refused() -> None:
