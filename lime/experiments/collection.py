@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lime.config.identity import WITHOUT_EFFECT
 from lime.config.sweeps import read_plan
 from lime.experiments.resume import state
 from lime.runs.record import RECORD_FILE, Record
+from lime.system.nested import differing, flattened
 
 SEED = "seed"
 
@@ -120,24 +121,16 @@ def _points(runs: Sequence[Run]) -> Iterator[Point]:
 
 
 def _by_differences(runs: Sequence[Run]) -> list[Run]:
-    flat = [dict(_flat(run.record.config)) if run.record is not None else {} for run in runs]
-    keys = list(dict.fromkeys(key for values in flat for key in values))
-    differing = [k for k in keys if k != SEED and len({json.dumps(v.get(k), sort_keys=True) for v in flat}) > 1]
+    configs = [run.record.config if run.record is not None else {} for run in runs]
+    keys = [key for key in differing(configs) if key != SEED and not _without_effect(key)]
     return [
-        Run(run.folder, {key: values.get(key) for key in differing}, run.seed, run.status, run.record)
-        for run, values in zip(runs, flat, strict=True)
+        replace(run, point={key: flattened(config).get(key) for key in keys})
+        for run, config in zip(runs, configs, strict=True)
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if any(key == dropped or key.startswith(f"{dropped}.") for dropped in WITHOUT_EFFECT):
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{key}.")
-        else:
-            yield key, value
+def _without_effect(key: str) -> bool:
+    return any(key == dropped or key.startswith(f"{dropped}.") for dropped in WITHOUT_EFFECT)
 
 
 def _versions(runs: Sequence[Run]) -> list[str]:

@@ -12,7 +12,7 @@ import logging
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from lime.experiments.resume import state
 from lime.jobs.compose import composed
 from lime.runs.record import Record
 from lime.system import interrupts
+from lime.system.nested import differing, flattened
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Search:
         if unknown := [f"space.{unknown_key(key, TrainConfig)}" for key in self._space.space if key not in known]:
             raise ConfigError(unknown)
         config = composed(self._overrides, self._root / "conf", "train", TrainConfig)
-        settings = dict(_flat(decisive(dataclasses.asdict(config)), ""))
+        settings = flattened(decisive(dataclasses.asdict(config)))
         for key in self._space.space:
             settings.pop(key, None)
         settings |= {f"space.{key}": values for key, values in self._space.space.items()}
@@ -148,13 +149,9 @@ class Search:
         if before is None:
             self.study.set_user_attr(SETTINGS, now)
             return
-        differing = [
-            f"{key}: {before.get(key)} then, {now.get(key)} now"
-            for key in dict.fromkeys([*before, *now])
-            if before.get(key) != now.get(key)
-        ]
-        if differing:
-            shown = "; ".join(differing[:4]) + ("; …" if len(differing) > 4 else "")
+        changes = [f"{key}: {before.get(key)} then, {now.get(key)} now" for key in differing([before, now])]
+        if changes:
+            shown = "; ".join(changes[:4]) + ("; …" if len(changes) > 4 else "")
             raise ValueError(
                 f"{self.folder / 'optuna.db'}: this search was begun with something else ({shown}); take it up with "
                 "the same, or give this one another --name"
@@ -235,14 +232,6 @@ def _suggest(trial: optuna.Trial, key: str, kind: BaseDistribution) -> None:
         trial.suggest_int(key, kind.low, kind.high, log=kind.log)
     elif isinstance(kind, FloatDistribution):
         trial.suggest_float(key, kind.low, kind.high, log=kind.log)
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def objective(record: Record, name: str) -> float | None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def usage_figure(usage: Mapping[str, Sequence[float]]) -> Figure:
-    """Heat map of mean routing probabilities: one row per adapted layer, one column per expert.
+    """Heat map of mean routing probabilities in per cent: one row per adapted layer, one column per expert.
 
     The colour scale is centred on the uniform share 1 / E, so that white is balanced.
 
@@ -32,6 +32,10 @@ def usage_figure(usage: Mapping[str, Sequence[float]]) -> Figure:
     axes = figure.subplots()
     spread = max(abs(share - uniform) for row in rows for share in row if share == share) or uniform
     image = axes.imshow(rows, aspect="auto", cmap="RdBu_r", vmin=uniform - spread, vmax=uniform + spread)
+    for place, row in enumerate(rows):
+        for expert, share in enumerate(row):
+            colour = "white" if abs(share - uniform) > 0.7 * spread else "black"
+            axes.text(expert, place, f"{100 * share:.1f}", ha="center", va="center", fontsize=6, color=colour)
     axes.set_xticks(range(experts), [str(index) for index in range(experts)])
     axes.set_yticks(range(len(labels)), labels, fontsize=6)
     axes.set_xlabel("expert")

@@ -1,16 +1,32 @@
-"""Charts as inline SVG: colours come from the page's style sheet, so that they follow light and dark."""
+"""Charts of a page: matplotlib's SVG, inline, in the colours of the style sheet, which follow light and dark."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
+from lime.experiments.figures.style import new_figure, styled
+from lime.loggers.usage import usage_figure
+
+_STYLE_OF = {
+    "#0b5fa5": "--accent", "#b45309": "--second", "#6d28d9": "--third", "#047857": "--fourth", "#52606d": "--soft",
+    "#d5dbe1": "--rule",
+}  # fmt: skip
+"""What is drawn in a colour takes that variable of the style sheet."""
+_LINES = tuple(zip(_STYLE_OF, ("-", "--", ":", "-."), strict=False))
+_SOFT, _RULE = list(_STYLE_OF)[-2:]
+_RC: dict[str, Any] = {
+    "text.color": _SOFT, "axes.labelcolor": _SOFT, "xtick.color": _SOFT, "ytick.color": _SOFT, "axes.edgecolor": _RULE,
+    "grid.color": _RULE, "legend.labelcolor": _SOFT, "svg.fonttype": "none", "font.family": "sans-serif",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,70 +38,45 @@ class Line:
 
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str = "step") -> Markup:
-    """Curves over a shared axis; the first curve is solid, the others dashed, so that colour is not needed.
+    """Curves over a shared axis, told apart by dashes as well as by colour; a gap where a value is not finite.
 
     Raises ValueError without a point.
     """
-    points = [point for line in lines for point in line.points if math.isfinite(point[1])]
-    if not points:
+    if not any(np.isfinite(y) for line in lines for _, y in line.points):
         raise ValueError(f"{title}: nothing to draw")
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    ticks = nice_ticks(min(y for _, y in points), max(y for _, y in points))
-    y_low, y_high = ticks[0], ticks[-1]
+    with styled(), mpl.rc_context(_RC):
+        figure = new_figure(3.7, 2.2)
+        axes = figure.subplots()
+        for index, line in enumerate(lines):
+            x, y = np.array(line.points, dtype=float).T
+            finite = np.isfinite(y)
+            alone = finite & ~np.append(finite[1:], False) & ~np.append(False, finite[:-1])  # one point makes no line
+            colour, dashes = _LINES[index % len(_LINES)]
+            axes.plot(x, y, color=colour, linestyle=dashes, marker="o", markersize=3, markevery=alone, label=line.name)
+        axes.set_xlabel(x_label)
+        if len(lines) > 1:
+            axes.legend()
+        ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.4g}" for line in lines if line.points)
+        return _chart(title, figure, f"{title}: {ends}")
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        up = (y - y_low) / ((y_high - y_low) or 1.0)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    parts = []
-    for tick in ticks:
-        _, y = at(x_low, tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{tick:g}</text>')
-    for x, anchor in ((x_low, "start"), (x_high, "end")) if x_high > x_low else ((x_low, "middle"),):
-        place, _ = at(x, y_low)
-        parts.append(f'<text class="tick" x="{place:.1f}" y="{HEIGHT - 14}" text-anchor="{anchor}">{x:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-    for index, line in enumerate(lines):
-        for piece in _pieces(line.points):
-            if len(piece) > 1:
-                drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in piece))
-                parts.append(f'<polyline class="line line{index % 4}" points="{drawn}"/>')
-                continue
-            x, y = at(*piece[0])  # one point makes no line
-            parts.append(f'<circle class="point point{index % 4}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-    ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.4g}" for line in lines if line.points)
-    legend = "".join(
-        f'<span class="key"><svg width="22" height="8" aria-hidden="true">'
-        f'<line class="line line{i % 4}" x1="0" x2="22" '
-        f'y1="4" y2="4"/></svg>{escape(line.name)}</span>'
-        for i, line in enumerate(lines)
-    )
+def usage_chart(title: str, usage: Mapping[str, Sequence[float]]) -> Markup:
+    """The heat map of expert usage by layer, in per cent."""
+    with styled(), mpl.rc_context(_RC | {"axes.grid": False}):
+        return _chart(title, usage_figure(usage), f"{title}, in per cent by layer and expert")
+
+
+def _chart(title: str, figure: Figure, label: str) -> Markup:
+    file = io.StringIO()
+    without: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=without)
+    drawn = re.sub(r'xmlns(:\w+)?="[^"]*"', "", file.getvalue().partition("<svg ")[2])
+    for colour, name in _STYLE_OF.items():
+        drawn = drawn.replace(colour, f"var({name})")
     return Markup(
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(ends)}">'
-        f'{"".join(parts)}</svg><div class="legend">{legend if len(lines) > 1 else ""}</div></figure>'
+        f'<svg role="img" aria-label="{escape(label)}" {drawn}</figure>'
     )
-
-
-def _pieces(points: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
-    """The stretches of a curve between values that are not finite."""
-    for finite, piece in itertools.groupby(points, lambda point: math.isfinite(point[1])):
-        if finite:
-            yield list(piece)
-
-
-def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, about `count` steps."""
-    if high <= low:
-        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
 
 
 def interval_bar(
@@ -109,10 +100,3 @@ def interval_bar(
         f'<rect class="track" width="100" height="12"/><rect class="fill" width="{place(value):.2f}" y="3" height="6"/>'
         f"{whisker}{drawn}</svg>"
     )
-
-
-def heat_style(share: float, uniform: float, spread: float) -> str:
-    """Style of a heat map cell: mixed towards one colour above the uniform share and towards another below."""
-    strength = min(abs(share - uniform) / (spread or 1.0), 1.0)
-    colour = "var(--more)" if share >= uniform else "var(--less)"
-    return f"background: color-mix(in srgb, {colour} {100 * strength:.0f}%, var(--card))"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lime.data.files import BOUNDS, Bounds
-from lime.data.tasks import CATEGORIES, TASKS
+from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.authors import AuthorsScores
 from lime.evaluation.authors_report import read_authors_scores
@@ -167,26 +167,3 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys with their values as text."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flattened(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = "null" if value is None else str(value)
-    return found
-
-
-def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Dotted keys in which these configurations differ, the run's own folder and name aside."""
-    flat = [flattened(config) for config in configs]
-    keys = list(dict.fromkeys(key for one in flat for key in one))
-    return [key for key in keys if len({one.get(key) for one in flat}) > 1 and key not in ("name", "data.root")]
-
-
-def category_names() -> dict[str, str]:
-    """Display names of the categories, by id."""
-    return dict(CATEGORIES)

@@ -19,10 +19,11 @@ from lime.evaluation.tables import summary_lines
 from lime.experiments.collection import Sweep, read_sweep
 from lime.experiments.figures.catalogue import draw
 from lime.experiments.tables import make_table
-from lime.report.charts import heat_style, interval_bar, line_chart
-from lime.report.gather import RunData, differing, flattened, is_run, read_run_folder, runs_of
+from lime.report.charts import interval_bar, line_chart, usage_chart
+from lime.report.gather import RunData, is_run, read_run_folder, runs_of
 from lime.runs.record import RECORD_FILE
 from lime.system.atomic import write_text
+from lime.system.nested import differing, flattened
 from lime.system.ownership import MADE_BY, check_output
 
 REPORT_FILE = "report.html"
@@ -63,20 +64,21 @@ def run_page(run: RunData) -> str:
         title=f"Run {run.title}",
         run=run,
         charts=[line_chart(title, lines) for title, lines in run.curves.items()],
-        heat_maps={title: _heat(usage) for title, usage in run.usage.items()},
+        heat_maps={title: usage_chart(f"Expert usage, {title}", usage) for title, usage in run.usage.items()},
         lines=summary_lines(evaluation) if evaluation is not None else [],
         authors=rows(run.authors, CATEGORIES) if run.authors is not None else [],
         caution=CAUTION,
-        settings=flattened(run.config),
+        settings=_settings(run),
         provenance=_provenance(run),
     )
 
 
 def sweep_page(folder: Path, runs: list[RunData]) -> str:
     """The report of a sweep as HTML: its runs side by side, by the settings in which they differ."""
-    keys = sorted(differing([run.config for run in runs]), key=lambda key: key == "seed")  # the seed last
-    runs = sorted(runs, key=lambda run: [_natural(flattened(run.config).get(key, "")) for key in keys])
-    flat = [flattened(run.config) for run in runs]
+    keys = [key for key in differing([run.config for run in runs]) if key not in ("name", "data.root")]
+    keys.sort(key=lambda key: key == "seed")  # the seed last
+    runs = sorted(runs, key=lambda run: [_natural(_settings(run).get(key, "")) for key in keys])
+    flat = [_settings(run) for run in runs]
     records = _records(folder)
     return _render(
         "sweep.html.j2",
@@ -93,7 +95,7 @@ def sweep_page(folder: Path, runs: list[RunData]) -> str:
                 "error": (run.status.get("error") or {}).get("message", ""),
                 "parameters": run.info.get("trainable_parameters"),
                 "charts": [line_chart(title, lines) for title, lines in list(run.curves.items())[:1]],
-                "heat": _heat(next(iter(run.usage.values()))) if run.usage else None,
+                "heat": usage_chart("Expert usage", next(iter(run.usage.values()))) if run.usage else "",
             }
             for run, values in zip(runs, flat, strict=True)
         ],
@@ -104,6 +106,11 @@ def sweep_page(folder: Path, runs: list[RunData]) -> str:
         keys=keys,
         shared={key: value for key, value in flat[0].items() if key not in keys},
     )
+
+
+def _settings(run: RunData) -> dict[str, str]:
+    """Every dotted key of the run's configuration with its value as text."""
+    return {key: "null" if value is None else str(value) for key, value in flattened(run.config).items()}
 
 
 def _natural(text: str) -> tuple[float, str]:
@@ -156,21 +163,6 @@ def _render(template: str, **values: Any) -> str:
     environment.globals.update(interval_text=interval_text, bar=interval_bar, categories=CATEGORIES, tasks=TASKS)
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template(template).render(made=made, made_by=MADE_BY, **values)
-
-
-def _heat(usage: dict[str, list[float]]) -> dict[str, Any]:
-    """Rows of a heat map: short layer names, and (share, style) of every expert."""
-    experts = max(len(shares) for shares in usage.values())
-    uniform = 1 / experts
-    spread = max((abs(share - uniform) for shares in usage.values() for share in shares), default=uniform)
-    layers = [
-        (
-            name.replace("model.language_model.layers.", "").replace("self_attn.", ""),
-            [(share, heat_style(share, uniform, spread)) for share in shares],
-        )
-        for name, shares in usage.items()
-    ]
-    return {"experts": list(range(experts)), "uniform": uniform, "layers": layers}
 
 
 def _provenance(run: RunData) -> dict[str, str]:

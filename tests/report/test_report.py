@@ -16,7 +16,7 @@ from lime.evaluation.authors import score_as_authors
 from lime.evaluation.authors_report import write_authors_scores
 from lime.evaluation.predictions import Prediction, score_predictions
 from lime.evaluation.report import write_report
-from lime.report.charts import Line, line_chart, nice_ticks
+from lime.report.charts import Line, line_chart
 from lime.runs.folders import sign_configuration
 from lime.system.ownership import MARKER
 from scripts.report import main
@@ -127,17 +127,23 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_chart_of_one_step_shows_its_point() -> None:
-    drawn = line_chart("Loss", [Line("train", ((5.0, 1.5),)), Line("val", ((5.0, 1.0),))])
-    assert drawn.count("<circle") == 2
-    assert drawn.count(">5</text>") == 1
-    gap = line_chart("Loss", [Line("train", ((1.0, 1.0), (2.0, 2.0), (3.0, float("nan")), (4.0, 1.0)))])
-    assert (gap.count("<polyline"), gap.count("<circle")) == (1, 1)
+    def marks(*points: tuple[float, float]) -> int:
+        """Markers of the first curve, by the uses of its symbol."""
+        drawn = line_chart("Loss", [Line("train", points)])
+        curve = drawn[drawn.index("var(--accent)") :]
+        return curve[: curve.index('id="patch')].count("<use ")
+
+    assert marks((5.0, 1.5)) == 1
+    assert marks((1.0, 1.0), (2.0, 2.0)) == 0
+    assert marks((1.0, 1.0), (2.0, 2.0), (3.0, float("nan")), (4.0, 1.0)) == 1
 
 
-def test_charts() -> None:
-    assert nice_ticks(0.3, 9.7) == [0.0, 2.5, 5.0, 7.5, 10.0]
-    assert nice_ticks(2.0, 2.0)[0] < 2.0 < nice_ticks(2.0, 2.0)[-1]
-    assert "a ends at 4" in line_chart("t", [Line("a", ((0.0, 1.0), (1.0, 4.0)))])
+def test_charts_take_the_colours_of_the_page() -> None:
+    drawn = line_chart("<t>", [Line("a", ((0.0, 1.0), (1.0, 4.0))), Line("b", ((0.0, 2.0), (1.0, 3.0)))])
+    assert "&lt;t&gt;: a ends at 4; b ends at 3" in drawn
+    assert all(f"var({colour})" in drawn for colour in ("--accent", "--second", "--soft", "--rule"))
+    assert "#0b5fa5" not in drawn
+    assert ">step</text>" in drawn
     with pytest.raises(ValueError, match="nothing to draw"):
         line_chart("t", [Line("a", ((0.0, float("nan")),))])
 
