@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -118,12 +118,9 @@ def compare(
             found.append(one)
             samples.append(sample)
     adjusted = holm([task.p for task in found])
-    done = tuple(
-        TaskDifference(**{**vars(task), "adjusted": value}) for task, value in zip(found, adjusted, strict=True)
-    )
-    names = list(dict.fromkeys(task.category for task in done))
+    done = tuple(replace(task, adjusted=value) for task, value in zip(found, adjusted, strict=True))
     categories = []
-    for category in names:
+    for category in dict.fromkeys(task.category for task in done):
         chosen = [i for i, task in enumerate(done) if task.category == category]
         categories.append(_group(category, [done[i] for i in chosen], [samples[i] for i in chosen]))
     left_out = len(ours) + len(theirs) - 2 * len(shared)

@@ -118,8 +118,7 @@ def correlation_sample(x_R: np.ndarray, y_R: np.ndarray, sources: Sequence[str],
 
 def _without_each(x_R: np.ndarray, y_R: np.ndarray, index_R: np.ndarray, groups: int) -> np.ndarray:
     """Pearson's correlation without the rows of each source, (G,); 0 where it is undefined."""
-    columns = [_standard(np.asarray(values, dtype=np.float64)) for values in (x_R, y_R)]
-    x_R, y_R = columns
+    x_R, y_R = (_standard(np.asarray(values, dtype=np.float64)) for values in (x_R, y_R))
     parts = (np.ones_like(x_R), x_R, y_R, x_R * x_R, y_R * y_R, x_R * y_R)
     sums = np.stack([np.bincount(index_R, weights=part, minlength=groups) for part in parts])
     count, x, y, xx, yy, xy = sums.sum(axis=1, keepdims=True) - sums
@@ -167,8 +166,8 @@ def share(samples: Sequence[Sample]) -> Estimate:
     near 0 and 1, where each alone falls short. Counts are discrete: with 20 rows and a share of 0.05 every interval
     that depends on the count alone covers 92.5% or 98.4%.
     """
-    value = float(np.mean([one.value for one in samples]))
-    if any(len(one.sources_G) < 2 for one in samples):
+    value = _value(samples)
+    if not _has_interval(samples):
         return Estimate(100 * value, None, None)
     rows = _rows_worth(samples, value)
     right = rows * value
@@ -187,12 +186,8 @@ def difference(samples: Sequence[Sample]) -> Estimate:
     The last term is one source in doubt (Agresti and Min 2005): where two sides agree in every row, there is still no
     certainty about other rows.
     """
-    value = float(np.mean([one.value for one in samples]))
-    if any(len(one.sources_G) < 2 for one in samples):
-        return Estimate(100 * value, None, None)
     doubt = 1 / (sum(one.alike for one in samples) + 2) ** 2
-    half = _quantile(samples) * math.sqrt(_variance(samples) + doubt)
-    return Estimate(100 * value, 100 * max(value - half, -2.0), 100 * min(value + half, 2.0))
+    return _around(samples, doubt, most=2.0)
 
 
 def of_correlation(sample: Sample) -> Estimate:
@@ -210,11 +205,24 @@ def of_correlation(sample: Sample) -> Estimate:
 
 def mixed(samples: Sequence[Sample]) -> Estimate:
     """The mean of tasks' scores, some shares and some correlations, in points: value ± t sqrt(Var), within ±100."""
-    value = float(np.mean([one.value for one in samples]))
-    if any(len(one.sources_G) < 2 for one in samples):
+    return _around(samples, doubt=0.0, most=1.0)
+
+
+def _around(samples: Sequence[Sample], doubt: float, most: float) -> Estimate:
+    """value ± t sqrt(Var + doubt), within ± most."""
+    value = _value(samples)
+    if not _has_interval(samples):
         return Estimate(100 * value, None, None)
-    half = _quantile(samples) * math.sqrt(_variance(samples))
-    return Estimate(100 * value, 100 * max(value - half, -1.0), 100 * min(value + half, 1.0))
+    half = _quantile(samples) * math.sqrt(_variance(samples) + doubt)
+    return Estimate(100 * value, 100 * max(value - half, -most), 100 * min(value + half, most))
+
+
+def _value(samples: Sequence[Sample]) -> float:
+    return float(np.mean([one.value for one in samples]))
+
+
+def _has_interval(samples: Sequence[Sample]) -> bool:
+    return all(len(one.sources_G) > 1 for one in samples)
 
 
 def _variance(samples: Sequence[Sample]) -> float:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lime.evaluation.aggregation import Evaluation, evaluate
 from lime.evaluation.clusters import source_media
@@ -66,6 +66,14 @@ class Prediction:
     frozen_correct: bool | None = None
     cut: bool = False
     too_long: bool = False
+
+
+_FIELDS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "text": (str, ("id", "split", "question", "media_path", "truth")),
+    "text or null": (str | None, ("raw", "extracted", "frozen")),
+    "true or false": (bool, ("cut", "too_long")),
+}
+"""Fields of a line by what they hold."""
 
 
 class PredictionError(ValueError):
@@ -225,15 +233,11 @@ def read_predictions(path: str | Path) -> list[Prediction]:
             if not isinstance(values, dict) or any(name not in values for name in required):
                 lacking = [name for name in required if not isinstance(values, dict) or name not in values]
                 raise PredictionError(f"{path}, line {number}: expected an object with {', '.join(lacking)}")
-            for name in ("id", "split", "question", "media_path", "truth"):
-                if not isinstance(values[name], str):
-                    raise PredictionError(f"{path}, line {number}: {name} is {values[name]!r}, expected text")
-            for name in ("raw", "extracted", "frozen"):
-                if not isinstance(values.get(name), str | None):
-                    raise PredictionError(f"{path}, line {number}: {name} is {values[name]!r}, expected text or null")
-            for name in ("cut", "too_long"):
-                if not isinstance(values.get(name, False), bool):
-                    raise PredictionError(f"{path}, line {number}: {name} is {values[name]!r}, expected true or false")
+            for expected, (kind, names) in _FIELDS.items():
+                for name in names:
+                    if not isinstance(values.get(name, fields[name].default), kind):
+                        found = values.get(name)
+                        raise PredictionError(f"{path}, line {number}: {name} is {found!r}, expected {expected}")
             records.append(Prediction(**{name: value for name, value in values.items() if name in fields}))
     if not records:
         raise PredictionError(f"{path}: holds no prediction")

@@ -20,25 +20,9 @@ SCHEMA = "lime-results/2"
 RESULTS_JSON = "results.json"
 RESULTS_CSV = "results.csv"
 CSV_COLUMNS = (
-    "level",
-    "name",
-    "category",
-    "metric",
-    "n",
-    "score",
-    "low",
-    "high",
-    "exact_match",
-    "exact_low",
-    "exact_high",
-    "chance",
-    "majority",
-    "majority_exact",
-    "frozen",
-    "frozen_exact",
-    "pearson",
-    "spearman",
-)
+    "level", "name", "category", "metric", "n", "score", "low", "high", "exact_match", "exact_low", "exact_high",
+    "chance", "majority", "majority_exact", "frozen", "frozen_exact", "pearson", "spearman",
+)  # fmt: skip
 
 
 class ResultsError(ValueError):
@@ -61,11 +45,7 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {
-        RESULTS_JSON: folder / RESULTS_JSON,
-        RESULTS_CSV: folder / RESULTS_CSV,
-        PREDICTIONS_FILE: folder / PREDICTIONS_FILE,
-    }
+    paths = {name: folder / name for name in (RESULTS_JSON, RESULTS_CSV, PREDICTIONS_FILE)}
     record = {
         **results_record(evaluation),
         "allowed_answers": {
@@ -146,31 +126,17 @@ def _group(values: dict[str, Any]) -> GroupScore:
 
 def csv_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The lines of results.csv, None where a column does not apply."""
+    levels: list[tuple[str, SplitScore | GroupScore]] = [("split", score) for score in evaluation.splits]
+    levels += [("category", group) for group in evaluation.categories] + [("macro", evaluation.macro)]
     rows = []
-    for score in evaluation.splits:
-        values = {name: getattr(score, name, None) for name in CSV_COLUMNS}
-        rows.append({**values, "level": "split", "name": score.split, "score": score.value})
-    levels = [("category", group) for group in evaluation.categories] + [("macro", evaluation.macro)]
-    for level, group in levels:
-        rows.append(
-            {
-                **dict.fromkeys(CSV_COLUMNS),
-                "level": level,
-                "name": group.name,
-                "category": group.name if level == "category" else None,
-                "metric": "mean",
-                "n": group.n,
-                "score": group.score.value,
-                "low": group.score.low,
-                "high": group.score.high,
-                "exact_match": group.exact_match.value,
-                "exact_low": group.exact_match.low,
-                "exact_high": group.exact_match.high,
-                "chance": group.chance,
-                "majority": group.majority,
-                "majority_exact": group.majority_exact,
-                "frozen": group.frozen,
-                "frozen_exact": group.frozen_exact,
-            }
-        )
+    for level, scored in levels:
+        values = {column: getattr(scored, column, None) for column in CSV_COLUMNS} | {"level": level}
+        if isinstance(scored, SplitScore):
+            values |= {"name": scored.split, "score": scored.value}
+        else:
+            score, exact = scored.score, scored.exact_match
+            values |= {"category": scored.name if level == "category" else None, "metric": "mean"}
+            values |= {"score": score.value, "low": score.low, "high": score.high}
+            values |= {"exact_match": exact.value, "exact_low": exact.low, "exact_high": exact.high}
+        rows.append(values)
     return rows

@@ -15,7 +15,7 @@ import numpy as np
 from lime.data.tasks import TASKS
 from lime.evaluation import intervals
 from lime.evaluation.aggregation import MACRO
-from lime.evaluation.intervals import sources_of
+from lime.evaluation.intervals import Estimate, sources_of
 from lime.evaluation.metrics import Metric, Rows, group_estimate, metric_of
 from lime.evaluation.metrics.accuracy import ACCURACY
 from lime.runs.record import Items, Record
@@ -25,30 +25,19 @@ MEASURES = ("score", "exact_match")
 
 
 @dataclass(frozen=True)
-class SeedMean:
-    """Mean over seeds in points, its 95% interval over test items, and the sample standard deviation over seeds (None
-    for one seed)."""
+class SeedMean(Estimate):
+    """Mean over seeds, with its interval over test items. deviation: sample standard deviation over seeds (None for
+    one seed)."""
 
-    value: float
-    low: float | None
-    high: float | None
     deviation: float | None
     by_seed: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean paired difference in points over the seeds that both sides have, with its 95% interval over test items."""
+class Difference(Estimate):
+    """Mean paired difference over the seeds that both sides have, with its interval over test items."""
 
-    value: float
-    low: float | None
-    high: float | None
     seeds: tuple[int, ...]
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 class CannotCompare(ValueError):
