@@ -70,6 +70,7 @@ class SplitAnswers:
         for name in ("extracted", "frozen", "media", "right", "frozen_right"):
             if (answers := getattr(self, name)) is not None and len(answers) != n:
                 raise ValueError(f"{self.task.split}: {n} truths, but {len(answers)} entries in {name}")
+        metric_of(self.task.metric)  # raises where nothing has registered it
 
     @cached_property
     def right_R(self) -> np.ndarray:
@@ -186,7 +187,7 @@ class SplitSamples:
 def score_split(answers: SplitAnswers) -> tuple[SplitScore, SplitSamples]:
     """The scores of one split, and what the intervals of its groups are made of.
 
-    Raises ValueError for a metric that nothing has registered, or one that cannot read these rows.
+    Raises ValueError where the metric cannot read these rows.
     """
     task, n, truths = answers.task, len(answers.truths), answers.truths
     metric = metric_of(task.metric)

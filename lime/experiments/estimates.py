@@ -67,7 +67,7 @@ def seed_mean(records: Sequence[Record], group: str, measure: str = "score") -> 
     """
     if not records or not (splits := splits_of(records, group)):
         return None
-    _same_items(records)
+    _check_same(records, measure)
     items = [record.split_items() for record in records]
     metrics = _metrics(records[0], splits, measure)
     by_seed, samples = [], []
@@ -91,7 +91,7 @@ def difference(
     pairs = [record for seed in seeds for record in (a[seed], b[seed])]
     if not pairs or not (splits := splits_of(pairs, group)):
         return None
-    _same_items(pairs)
+    _check_same(pairs, measure)
     left, right = ([side[seed].split_items() for seed in seeds] for side in (a, b))
     samples = []
     for split, metric in _metrics(pairs[0], splits, measure).items():
@@ -127,7 +127,7 @@ def _rows(items: Items) -> Rows:
     )
 
 
-def _same_items(records: Sequence[Record]) -> None:
+def _check_same(records: Sequence[Record], measure: str) -> None:
     first = records[0]
     for record in records[1:]:
         if record.identity.data != first.identity.data:
@@ -136,14 +136,14 @@ def _same_items(records: Sequence[Record]) -> None:
                 f"({str(first.identity.data)[:12]}, {str(record.identity.data)[:12]}); run one of them again"
             )
         for split in sorted(first.items.keys() | record.items.keys()):
-            mine, other = (one.items.get(split, {}).get("rows") for one in (first, record))
-            if mine != other:
+            rows = [one.items.get(split, {}).get("rows") for one in (first, record)]
+            if rows[0] != rows[1]:
                 raise CannotCompare(
                     f"runs {first.identity.config} and {record.identity.config} of {first.name} were scored on other "
                     f"rows of {split}; compare runs of the same data.rows_per_split and evaluation.splits"
                 )
             names = [metric_name(one, split) for one in (first, record)]
-            if names[0] != names[1]:
+            if measure == "score" and names[0] != names[1]:
                 raise CannotCompare(
                     f"runs {first.identity.config} and {record.identity.config} of {first.name} were scored on {split} "
                     f"by other metrics ({', '.join(names)}); compare runs of the same evaluation.metrics"

@@ -64,10 +64,11 @@ def answers(seed: int, skill: float) -> list[Prediction]:
 
 def finished_runs(root: Path, metrics: dict[str, str] | None = None) -> Path:
     """A sweep of two methods with one seed each: predictions scored by eval.py's own code, and records."""
+    root.mkdir(exist_ok=True)
     points: list[Any] = []
     for method, skill in (("lime_lora", 0.7), ("lora", 0.5)):
         given = write_predictions(root / f"{method}.jsonl", answers(int(10 * skill), skill))
-        values = {"predictions": str(given), "evaluation": {"metrics": metrics}}
+        values = {"predictions": str(given), "evaluation": {"metrics": metrics}, "data": {"root": str(root)}}
         evaluation = evaluate(build(EvalConfig, values), root / f"{method}-scored")
         read = read_predictions(root / f"{method}-scored")
         of = {one.split: items_of([p for p in read if p.split == one.split], one.metric) for one in evaluation.splits}
