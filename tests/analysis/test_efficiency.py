@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lime.experiments.figures.panels import PUBLISHED, efficiency_figure, label
+from lime.experiments.figures.efficiency import PUBLISHED, efficiency_figure, label
 
 
 def row(method: str, index: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from PIL import Image
 import lime.config.searched
 from lime.experiments.collection import read_sweep, shown
 from lime.experiments.figures.catalogue import draw
-from lime.experiments.figures.panels import label
+from lime.experiments.figures.efficiency import label
 from tests.end_to_end.command import ROOT
 
 pytestmark = pytest.mark.slow

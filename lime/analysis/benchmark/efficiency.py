@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lime.analysis.benchmark import models, step
 from lime.analysis.benchmark.options import option
 from lime.analysis.benchmark.record import load, record
-from lime.experiments.figures.panels import PUBLISHED, efficiency_figure
+from lime.experiments.figures.efficiency import PUBLISHED, efficiency_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
