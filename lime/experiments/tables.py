@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import MACRO
-from lime.evaluation.intervals import interval_text
 from lime.evaluation.metrics import score_in_words
 from lime.experiments.collection import Point, Sweep, shown
 from lime.experiments.costs import COSTS, costs_of
@@ -106,40 +105,33 @@ def make_table(sweep: Sweep, measure: str = "score", baseline: str | None = None
 
 def markdown(table: SweepTable) -> str:
     """Means and standard deviations over seeds, paired differences, published values, and notes."""
-    short = [md(_heading(table)), *map(_name, table.groups)]
-    heads = [short[0], "seeds", "parameters", *short[1:]]
-    places = {group: table.places(group) for group in table.groups}
-
-    def cell(row: Row, group: str) -> str:
-        text, place = _mean(row.means[group]), places[group].get(row.label)
-        return {1: f"**{text}**", 2: f"_{text}_"}.get(place or 0, text)
-
+    names = [md(_heading(table)), *map(_name, table.groups)]
     measure = f"score ({table.score_in_words})" if table.measure == "score" else "exact match"
+    means = [[*_named(row), *_marked(table, row, _mean, ("**{}**", "_{}_"))] for row in table.rows]
     parts = [
         f"{_capital(measure)} in points: mean over seeds ± standard deviation over seeds. **Best** and _second best_ "
         "of a column by its mean, whether or not the difference is more than noise.",
-        tables.markdown_table(heads, [[*_named(r), *(cell(r, g) for g in table.groups)] for r in table.rows]),
+        tables.markdown_table([names[0], "seeds", "parameters", *names[1:]], means),
     ]
     if not table.scored:
-        heads = [md(_heading(table)), "seeds", "parameters", *(name for name, _ in COSTS.values())]
-        rows = [[*_named(r), *_costs(r)] for r in table.rows]
-        parts = ["What training took, means over seeds; no run was evaluated.", tables.markdown_table(heads, rows)]
+        heads = [names[0], "seeds", "parameters", *(heading for heading, _ in COSTS.values())]
+        costs = [[*_named(row), *_costs(row)] for row in table.rows]
+        parts = ["What training took, means over seeds; no run was evaluated.", tables.markdown_table(heads, costs)]
     elif table.baseline is not None:
-        rows = [[md(r.label), *(_difference(r.differences[g]) for g in table.groups)] for r in table.rows]
+        others = [row for row in table.rows if row.label != table.baseline]
+        differences = [[md(row.label), *(_difference(row.differences[g]) for g in table.groups)] for row in others]
         parts += [
             f"Difference to {md(table.baseline)} in points with its 95% interval (paired by seed and test item; not "
             "corrected for the number of comparisons). * the interval excludes 0: more than these test "
             "items' noise. What other seeds would give is not in it; see the deviations above.",
-            tables.markdown_table(
-                [md(_heading(table)), *map(_name, table.groups)], [r for r in rows if r[0] != md(table.baseline)]
-            ),
+            tables.markdown_table(names, differences),
         ]
-    quoted = [[md(r.label), *(points(table.published(r, g)) for g in table.groups)] for r in table.rows]
+    quoted = [[md(row.label), *(points(table.published(row, group)) for group in table.groups)] for row in table.rows]
     if any(value != NONE for row in quoted for value in row[1:]):
         parts += [
             f"Published ({published().source}; LLaVA-OneVision-Qwen2-7B on the full MMT-47: another backbone and other "
             "data, so only the order of the methods compares).",
-            tables.markdown_table(short, quoted),
+            tables.markdown_table(names, quoted),
         ]
     notes = [f"- {md(row.label)}: {md(row.point.unfinished)}" for row in table.rows if row.point.unfinished]
     notes += [f"- {md(note)}" for note in table.sweep.notes]
@@ -176,27 +168,33 @@ def csv_text(table: SweepTable) -> str:
 def latex(table: SweepTable) -> str:
     """A booktabs table of the means; the best of a column bold, the second best underlined. Of a sweep without
     scores, what training took."""
-    places = {group: table.places(group) for group in table.groups}
 
-    def cell(row: Row, group: str) -> str:
-        mean = row.means[group]
-        if mean is None:
-            return NONE
-        text = f"{mean.value:.1f}" + ("" if mean.deviation is None else rf"\,$\pm$\,{mean.deviation:.1f}")
-        command = {1: r"\textbf{", 2: r"\underline{"}.get(places[group].get(row.label, 0))
-        return f"{command}{text}}}" if command else text
+    def mean(value: SeedMean | None) -> str:
+        return _mean(value).replace(" ± ", r"\,$\pm$\,")
 
     columns = [_name(group) for group in table.groups] if table.scored else [_capital(n) for n, _ in COSTS.values()]
     heads = [_heading(table), "Seeds", "Parameters", *columns]
     rows = []
     for row in table.rows:
-        values = [cell(row, group) for group in table.groups] if table.scored else _costs(row)
+        marks = (r"\textbf{{{}}}", r"\underline{{{}}}")
+        values = _marked(table, row, mean, marks) if table.scored else _costs(row)
         rows.append([tex(_label(row)), tex(_seeds(row)), tex(_parameters(row)), *values])
     return tables.latex_table([tex(head) for head in heads], rows)
 
 
 WRITERS: dict[str, Callable[[SweepTable], str]] = {"md": markdown, "csv": csv_text, "tex": latex}
 """Formats of a table by file suffix."""
+
+
+def _marked(
+    table: SweepTable, row: Row, written: Callable[[SeedMean | None], str], marks: tuple[str, str]
+) -> list[str]:
+    """A row's means; the best of each column and the second best are put into ``marks``."""
+    cells = []
+    for group in table.groups:
+        text, place = written(row.means[group]), table.places(group).get(row.label)
+        cells.append(text if place is None else marks[place - 1].format(text))
+    return cells
 
 
 def _heading(table: SweepTable) -> str:
@@ -233,14 +231,11 @@ def _costs(row: Row) -> list[str]:
 def _mean(mean: SeedMean | None) -> str:
     if mean is None:
         return NONE
-    return f"{mean.value:.1f}" if mean.deviation is None else f"{mean.value:.1f} ± {mean.deviation:.1f}"
+    return points(mean.value) + ("" if mean.deviation is None else f" ± {mean.deviation:.1f}")
 
 
 def _difference(compared: Difference | None) -> str:
-    if compared is None:
-        return NONE
-    interval = interval_text(compared.low, compared.high, "+")
-    return f"{compared.value:+.1f} ({interval}){'*' if compared.clear else ''}"
+    return NONE if compared is None else compared.text("+") + ("*" if compared.clear else "")
 
 
 def _capital(text: str) -> str:
