@@ -16,7 +16,7 @@ from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import MACRO
 from lime.experiments.collection import Point, Sweep, shown
 from lime.experiments.estimates import SeedMean, seed_mean
-from lime.experiments.figures.style import HEAT, footnote, look, mark_published, new_figure, seeds, styled, unfinished
+from lime.experiments.figures.style import HEAT, footnote, look, mark_published, new_figure, seeds, styled
 from lime.experiments.published import published
 from lime.method.deltas.table import is_lime
 
@@ -25,6 +25,7 @@ TITLES |= {"vision": "Image and video tasks", **CATEGORIES, **{split: task.name 
 SCORE = "score (points)"
 
 
+@styled()
 def lines(
     sweep: Sweep,
     x: str,
@@ -43,83 +44,82 @@ def lines(
     """
     present = [g for g in groups if any(seed_mean(point.records, g) is not None for point in sweep.points)]
     groups = present or [MACRO]
-    with styled():
-        figure = new_figure(3.3 * (len(groups) + experts) + (1.5 if by else 0.6), 3.1)
-        panels = figure.subplots(1, len(groups) + experts, squeeze=False)[0]
-        label = label or x.rpartition(".")[2].replace("_", " ")
-        for axes, group in zip(panels, groups, strict=False):
-            series = _series(sweep, by)
-            for index, (name, points) in enumerate(series):
-                aside = (index - (len(series) - 1) / 2) * 0.03
-                _line(axes, points, x, group, look(index), name, aside, logarithmic)
-            axes.set(title=TITLES.get(group, group), xlabel=label, ylabel=SCORE)
-            if logarithmic:
-                axes.set_xscale("log", base=2)
-            _ticks(axes, sweep, x)
-            key = x.rpartition(".")[2]
-            if by is None:
-                mark_published(axes, key if group == MACRO else f"{key}_{group}", x)
-            if axes.get_legend_handles_labels()[1]:
-                axes.legend(**({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if by else {}))
-        if experts:
-            _experts_panel(panels[-1], sweep, x, label)
-        footnote(figure, sweep)
+    figure = new_figure(3.3 * (len(groups) + experts) + (1.5 if by else 0.6), 3.1)
+    panels = figure.subplots(1, len(groups) + experts, squeeze=False)[0]
+    label = label or x.rpartition(".")[2].replace("_", " ")
+    for axes, group in zip(panels, groups, strict=False):
+        series = _series(sweep, by)
+        for index, (name, points) in enumerate(series):
+            aside = (index - (len(series) - 1) / 2) * 0.03
+            _line(axes, points, x, group, look(index), name, aside, logarithmic)
+        axes.set(title=TITLES.get(group, group), xlabel=label, ylabel=SCORE)
+        if logarithmic:
+            axes.set_xscale("log", base=2)
+        _ticks(axes, sweep, x)
+        key = x.rpartition(".")[2]
+        if by is None:
+            mark_published(axes, key if group == MACRO else f"{key}_{group}", x)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(**({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if by else {}))
+    if experts:
+        _experts_panel(panels[-1], sweep, x, label)
+    footnote(figure, sweep)
     return figure
 
 
+@styled()
 def dots(sweep: Sweep, axis: str, groups: Sequence[str], title: str) -> Figure:
     """Scores of a few choices: one row per group, one mark per choice."""
-    with styled():
-        points = sweep.points
-        present = [group for group in groups if any(seed_mean(p.records, group) is not None for p in points)]
-        figure = new_figure(6.4, 1.5 + 0.13 * max(len(present), 2) * (1 + len(points) / 2))
-        axes = figure.subplots()
-        for index, point in enumerate(points):
-            offset = (index - (len(points) - 1) / 2) * 0.7 / len(points)
-            style = {**look(index), "linestyle": ""}
-            for row, group in enumerate(present):
-                mean = seed_mean(point.records, group)
-                if mean is not None:
-                    name = shown(point.settings[axis]) if row == 0 else None
-                    _errorbar(axes, mean.value, row + offset, mean, style, name, horizontal=True)
-        axes.set_yticks(range(len(present)), [TITLES.get(group, group) for group in present])
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set(xlabel=SCORE, title=title)
-        axes.legend(title=axis.rpartition(".")[2].replace("_", " "), loc="center left", bbox_to_anchor=(1.0, 0.5))
-        footnote(figure, sweep)
+    points = sweep.points
+    present = [group for group in groups if any(seed_mean(p.records, group) is not None for p in points)]
+    figure = new_figure(6.4, 1.5 + 0.13 * max(len(present), 2) * (1 + len(points) / 2))
+    axes = figure.subplots()
+    for index, point in enumerate(points):
+        offset = (index - (len(points) - 1) / 2) * 0.7 / len(points)
+        style = {**look(index), "linestyle": ""}
+        for row, group in enumerate(present):
+            mean = seed_mean(point.records, group)
+            if mean is not None:
+                name = shown(point.settings[axis]) if row == 0 else None
+                _errorbar(axes, mean.value, row + offset, mean, style, name, horizontal=True)
+    axes.set_yticks(range(len(present)), [TITLES.get(group, group) for group in present])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel=SCORE, title=title)
+    axes.legend(title=axis.rpartition(".")[2].replace("_", " "), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    footnote(figure, sweep)
     return figure
 
 
+@styled()
 def radar(sweep: Sweep, axis: str, title: str) -> Figure:
     """Mean score of each choice on the tasks of the paper's ablation figures, as far as the records have them."""
-    with styled():
-        splits, lowest = tasks_of_all(sweep), 0.0
-        figure = new_figure(5.4, 4.9)
-        axes: Any = figure.subplots(subplot_kw={"projection": "polar"})
-        angles = [2 * math.pi * i / max(len(splits), 1) for i in range(len(splits))]
-        for index, point in enumerate(sweep.points):
-            if not point.records:
-                continue
-            means = [seed_mean(point.records, split) for split in splits]
-            values = [mean.value for mean in means if mean is not None]
-            lowest = min(lowest, *values)
-            name = f"{axis.rpartition('.')[2]}={shown(point.settings[axis])}"
-            axes.plot([*angles, *angles[:1]], [*values, *values[:1]], label=name, markersize=4, **look(index))
-        axes.set_xticks(angles, [TASKS[split].name for split in splits])
-        axes.tick_params(axis="x", pad=10)
-        low = 25 * math.floor(lowest / 25)  # a correlation may be negative: the centre is then below 0
-        rings = range(low + 25 if low else 25, 101, 25)
-        axes.set_ylim(low, 100)
-        axes.set_yticks(rings, [str(ring) for ring in rings], color="#555555")
-        if low:
-            circle = np.linspace(0, 2 * math.pi, 200)
-            axes.plot(circle, np.zeros(200), color="#555555", linewidth=1.2, zorder=1)
-        axes.set_title(title, pad=16)
-        axes.legend(loc="upper right", bbox_to_anchor=(1.32, 1.1))
-        text = f"Mean score of {seeds(sweep)}; intervals by category are in the table."
-        text += f" The centre is {low}, the darker ring 0." if low else ""
-        figure.supxlabel(text + unfinished(sweep), fontsize=7, color="#555555")
+    splits, lowest = tasks_of_all(sweep), 0.0
+    figure = new_figure(5.4, 4.9)
+    axes: Any = figure.subplots(subplot_kw={"projection": "polar"})
+    angles = [2 * math.pi * i / max(len(splits), 1) for i in range(len(splits))]
+    for index, point in enumerate(sweep.points):
+        if not point.records:
+            continue
+        means = [seed_mean(point.records, split) for split in splits]
+        values = [mean.value for mean in means if mean is not None]
+        lowest = min(lowest, *values)
+        name = f"{axis.rpartition('.')[2]}={shown(point.settings[axis])}"
+        axes.plot([*angles, *angles[:1]], [*values, *values[:1]], label=name, markersize=4, **look(index))
+    axes.set_xticks(angles, [TASKS[split].name for split in splits])
+    axes.tick_params(axis="x", pad=10)
+    low = 25 * math.floor(lowest / 25)  # a correlation may be negative: the centre is then below 0
+    rings = range(low + 25 if low else 25, 101, 25)
+    axes.set_ylim(low, 100)
+    axes.set_yticks(rings, [str(ring) for ring in rings], color="#555555")
+    if low:
+        circle = np.linspace(0, 2 * math.pi, 200)
+        axes.plot(circle, np.zeros(200), color="#555555", linewidth=1.2, zorder=1)
+    axes.set_title(title, pad=16)
+    axes.legend(loc="upper right", bbox_to_anchor=(1.32, 1.1))
+    text = f"Mean score of {seeds(sweep)}; intervals by category are in the table."
+    text += f" The centre is {low}, the darker ring 0." if low else ""
+    footnote(figure, sweep, text)
     return figure
 
 
@@ -134,68 +134,68 @@ def tasks_of_all(sweep: Sweep) -> list[str]:
     return [s for s in splits if all(seed_mean(p.records, s) is not None for p in sweep.points if p.records)]
 
 
+@styled()
 def heat(sweep: Sweep, x: str, y: str, group: str = MACRO) -> Figure:
     """Mean score by two numbers; in each cell the mean and half the width of its interval."""
-    with styled():
-        columns, rows = (list(dict.fromkeys(point.settings[key] for point in sweep.points)) for key in (x, y))
-        values, texts = np.full((len(rows), len(columns)), np.nan), {}
-        for point in sweep.points:
-            place = rows.index(point.settings[y]), columns.index(point.settings[x])
-            mean = seed_mean(point.records, group)
-            texts[place] = point.unfinished or "–"
-            if mean is not None:
-                values[place] = mean.value
-                texts[place] = f"{mean.value:.1f}"
-                if mean.low is not None and mean.high is not None:
-                    texts[place] += f"\n±{(mean.high - mean.low) / 2:.1f}"
-        figure = new_figure(1.9 + 0.95 * len(columns), 1.6 + 0.68 * len(rows))
-        axes = figure.subplots()
-        image = axes.imshow(values, cmap=HEAT, aspect="auto")
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2 if np.isfinite(values).any() else 0.0
-        for (row, column), text in texts.items():
-            value = values[row, column]
-            colour = "black" if not value < middle else "white"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-        axes.set_xticks(range(len(columns)), [shown(value) for value in columns])
-        axes.set_yticks(range(len(rows)), [shown(value) for value in rows])
-        axes.grid(visible=False)
-        axes.set(xlabel=_key(x), ylabel=_key(y), title=TITLES[group])
-        figure.colorbar(image, ax=axes, label=SCORE)
-        used = published().used.get(x), published().used.get(y)
-        text = f"Mean of {seeds(sweep)} ± half the 95% interval over test items."
-        if used[0] in columns and used[1] in rows:
-            corner = columns.index(used[0]) - 0.46, rows.index(used[1]) - 0.46
-            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2))
-            text += " Framed: the published setting."
-        figure.supxlabel(text + unfinished(sweep), fontsize=7, color="#555555")
+    columns, rows = (list(dict.fromkeys(point.settings[key] for point in sweep.points)) for key in (x, y))
+    values, texts = np.full((len(rows), len(columns)), np.nan), {}
+    for point in sweep.points:
+        place = rows.index(point.settings[y]), columns.index(point.settings[x])
+        mean = seed_mean(point.records, group)
+        texts[place] = point.unfinished or "–"
+        if mean is not None:
+            values[place] = mean.value
+            texts[place] = f"{mean.value:.1f}"
+            if mean.low is not None and mean.high is not None:
+                texts[place] += f"\n±{(mean.high - mean.low) / 2:.1f}"
+    figure = new_figure(1.9 + 0.95 * len(columns), 1.6 + 0.68 * len(rows))
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap=HEAT, aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2 if np.isfinite(values).any() else 0.0
+    for (row, column), text in texts.items():
+        value = values[row, column]
+        colour = "black" if not value < middle else "white"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(columns)), [shown(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [shown(value) for value in rows])
+    axes.grid(visible=False)
+    axes.set(xlabel=_key(x), ylabel=_key(y), title=TITLES[group])
+    figure.colorbar(image, ax=axes, label=SCORE)
+    used = published().used.get(x), published().used.get(y)
+    text = f"Mean of {seeds(sweep)} ± half the 95% interval over test items."
+    if used[0] in columns and used[1] in rows:
+        corner = columns.index(used[0]) - 0.46, rows.index(used[1]) - 0.46
+        axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2))
+        text += " Framed: the published setting."
+    footnote(figure, sweep, text)
     return figure
 
 
+@styled()
 def methods(sweep: Sweep) -> Figure:
     """One row per method: its score, the published score where there is one, and its trainable parameters."""
-    with styled():
-        figure = new_figure(9.2, 1.5 + 0.27 * len(sweep.points))
-        ours, theirs, sizes = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
-        quoted = published().table2
-        for row, point in enumerate(sweep.points):
-            style = {**look(0 if is_lime(point.label) else 1), "linestyle": ""}
-            mean, counts, paper = seed_mean(point.records, MACRO), _sizes(point), quoted.get(point.label)
-            if mean is not None:
-                _errorbar(ours, mean.value, row, mean, style, None, horizontal=True)
-            if counts:
-                sizes.plot(counts[0], row, **style)
-            if paper is not None:
-                theirs.plot(paper[MACRO], row, **style, markerfacecolor="none")
-                sizes.plot(paper["parameters"], row, **style, markerfacecolor="none")
-        for index, name in enumerate(("LiME", "others")):
-            ours.plot([], [], label=name, **{**look(index), "linestyle": ""})
-        ours.set_yticks(range(len(sweep.points)), [point.label for point in sweep.points])
-        ours.invert_yaxis()
-        ours.set(title="These runs: all tasks", xlabel=SCORE)
-        figure.legend(*ours.get_legend_handles_labels(), loc="outside right upper")
-        theirs.set(title="Published\n(7B backbone, full data)", xlabel=SCORE)
-        sizes.set(title="Trainable parameters\n(open: published)", xscale="log", xlabel="parameters")
-        footnote(figure, sweep)
+    figure = new_figure(9.2, 1.5 + 0.27 * len(sweep.points))
+    ours, theirs, sizes = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
+    quoted = published().table2
+    for row, point in enumerate(sweep.points):
+        style = {**look(0 if is_lime(point.label) else 1), "linestyle": ""}
+        mean, counts, paper = seed_mean(point.records, MACRO), _sizes(point), quoted.get(point.label)
+        if mean is not None:
+            _errorbar(ours, mean.value, row, mean, style, None, horizontal=True)
+        if counts:
+            sizes.plot(counts[0], row, **style)
+        if paper is not None:
+            theirs.plot(paper[MACRO], row, **style, markerfacecolor="none")
+            sizes.plot(paper["parameters"], row, **style, markerfacecolor="none")
+    for index, name in enumerate(("LiME", "others")):
+        ours.plot([], [], label=name, **{**look(index), "linestyle": ""})
+    ours.set_yticks(range(len(sweep.points)), [point.label for point in sweep.points])
+    ours.invert_yaxis()
+    ours.set(title="These runs: all tasks", xlabel=SCORE)
+    figure.legend(*ours.get_legend_handles_labels(), loc="outside right upper")
+    theirs.set(title="Published\n(7B backbone, full data)", xlabel=SCORE)
+    sizes.set(title="Trainable parameters\n(open: published)", xscale="log", xlabel="parameters")
+    footnote(figure, sweep)
     return figure
 
 

@@ -65,9 +65,9 @@ def look(index: int) -> dict[str, Any]:
     return {"color": COLOURS[n], "marker": MARKERS[n], "linestyle": DASHES[n], **filled}
 
 
-def footnote(figure: Figure, sweep: Sweep) -> None:
+def footnote(figure: Figure, sweep: Sweep, text: str | None = None) -> None:
     """Under the figure: what the marks mean, how many seeds, and which runs are not in it."""
-    text = f"Mean of {seeds(sweep)} (small dots: each). Bars: 95% interval over test items."
+    text = text or f"Mean of {seeds(sweep)} (small dots: each). Bars: 95% interval over test items."
     figure.supxlabel(text + unfinished(sweep), fontsize=7, color="#555555")
 
 
