@@ -205,7 +205,7 @@ def score_as_authors(
 
 def _split(task: Task, records: Sequence[Prediction], blind: float) -> AuthorsSplit:
     judged = [judge(record.raw, record.truth) for record in records]
-    kinds = {kind: sum(found == kind for _, _, found in judged) for kind in KINDS}
+    kinds = {kind: sum(rule == kind for _, _, rule in judged) for kind in KINDS}
     score = 100 * sum(correct for _, correct, _ in judged) / len(judged)
     pearson = spearman = None
     if task.metric == "correlation":

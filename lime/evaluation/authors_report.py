@@ -51,14 +51,14 @@ def read_authors_scores(folder: str | Path) -> AuthorsScores | None:
 
 def rows(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> list[tuple[str, float, float, int | None]]:
     """(name, authors, blind, empty answers called correct) of every split, category and the macro score."""
-    found: list[tuple[str, float, float, int | None]] = []
+    lines: list[tuple[str, float, float, int | None]] = []
     for category, (authors, blind) in scores.categories.items():
         for split in scores.splits:
             if split.category == category:
-                found.append((split.split, split.authors, split.blind, split.empty))
-        found.append(((names or {}).get(category, category), authors, blind, None))
-    found.append(("Macro", *scores.macro, sum(split.empty for split in scores.splits)))
-    return found
+                lines.append((split.split, split.authors, split.blind, split.empty))
+        lines.append(((names or {}).get(category, category), authors, blind, None))
+    lines.append(("Macro", *scores.macro, sum(split.empty for split in scores.splits)))
+    return lines
 
 
 def authors_table(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> Table:

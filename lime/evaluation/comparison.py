@@ -110,15 +110,15 @@ def compare(
     unknown = sorted(set(by_split) - set(tasks))
     if unknown:
         raise ValueError(f"no task has the splits {', '.join(unknown)}")
-    found, samples = [], []
+    differences, samples = [], []
     for split, task in tasks.items():
         if split in by_split:
             names = by_split[split]
             one, sample = _compare_task(task, [ours[n] for n in names], [theirs[n] for n in names])
-            found.append(one)
+            differences.append(one)
             samples.append(sample)
-    adjusted = holm([task.p for task in found])
-    done = tuple(replace(task, adjusted=value) for task, value in zip(found, adjusted, strict=True))
+    adjusted = holm([task.p for task in differences])
+    done = tuple(replace(task, adjusted=value) for task, value in zip(differences, adjusted, strict=True))
     categories = []
     for category in dict.fromkeys(task.category for task in done):
         chosen = [i for i, task in enumerate(done) if task.category == category]
@@ -154,12 +154,12 @@ def _group(name: str, tasks: Sequence[TaskDifference], samples: Sequence[Sample]
     return GroupDifference(name, len(tasks), a, b, interval.low, interval.high)
 
 
-def comparison_table(found: Comparison, names: Mapping[str, str] | None = None) -> RenderableType:
+def comparison_table(comparison: Comparison, names: Mapping[str, str] | None = None) -> RenderableType:
     """The comparison for the terminal, with its reading in words below."""
     headings = ["task", "n", "A", "B", "B-A", "95% CI", "only A", "only B", "p", "Holm p"]
     table = terminal_table(headings, first_width=32)
-    for group in found.categories:
-        for task in found.tasks:
+    for group in comparison.categories:
+        for task in comparison.tasks:
             if task.category == group.name:
                 table.add_row(
                     ("*" if task.clear else " ") + task.split, str(task.n), f"{task.a:.1f}", f"{task.b:.1f}",
@@ -169,26 +169,26 @@ def comparison_table(found: Comparison, names: Mapping[str, str] | None = None) 
                 )  # fmt: skip
         table.add_row(*_cells(group, (names or {}).get(group.name, group.name)), style="cyan")
         table.add_section()
-    table.add_row(*_cells(found.macro, "Macro"), style="bold")
-    return Group(table, *[Text(line) for line in reading(found)])
+    table.add_row(*_cells(comparison.macro, "Macro"), style="bold")
+    return Group(table, *[Text(line) for line in reading(comparison)])
 
 
-def reading(found: Comparison) -> list[str]:
+def reading(comparison: Comparison) -> list[str]:
     """What the comparison says, in words."""
-    better = [task.split for task in found.tasks if task.clear and task.difference > 0]
-    worse = [task.split for task in found.tasks if task.clear and task.difference < 0]
-    macro = found.macro
+    better = [task.split for task in comparison.tasks if task.clear and task.difference > 0]
+    worse = [task.split for task in comparison.tasks if task.clear and task.difference < 0]
+    macro = comparison.macro
     size = f"{macro.difference:+.1f} points (95% interval {interval_text(macro.low, macro.high, '+')})"
     verdict = "more than noise among test rows" if macro.clear else "no more than noise among test rows"
     lines = [
         f"Macro score, B less A: {size}: {verdict}.",
-        f"Tasks that differ beyond noise (Holm over {len(found.tasks)} tasks, 5%): B better in {len(better)}"
+        f"Tasks that differ beyond noise (Holm over {len(comparison.tasks)} tasks, 5%): B better in {len(better)}"
         f"{_list(better)}, A better in {len(worse)}{_list(worse)}.",
         "The rows are one source of chance; another training seed is another. Compare several seeds before you claim a "
         "difference of methods.",
     ]
-    if found.left_out:
-        lines.append(f"Rows that only one run has, left out: {found.left_out}.")
+    if comparison.left_out:
+        lines.append(f"Rows that only one run has, left out: {comparison.left_out}.")
     return lines
 
 

@@ -44,52 +44,52 @@ class EvaluationConfig:
     def errors(self, known_splits: Collection[str] = ()) -> list[str]:
         """Everything wrong with these settings, each message naming its key. `known_splits`: names of splits
         to accept."""
-        found = []
+        problems = []
         for key, value, choices in (
             ("mode", self.mode, MODES),
             ("scorer", self.scorer, SCORERS),
             ("likelihood_normalisation", self.likelihood_normalisation, NORMALISATIONS),
         ):
             if value not in choices:
-                found.append(f"evaluation.{key}: expected one of {', '.join(choices)}, got {value!r}")
+                problems.append(f"evaluation.{key}: expected one of {', '.join(choices)}, got {value!r}")
         for key, number, least in (
             ("batch_size", self.batch_size, 1),
             ("max_new_tokens", self.max_new_tokens, 1),
         ):
             if number < least:
-                found.append(f"evaluation.{key}: expected an integer of at least {least}, got {number!r}")
+                problems.append(f"evaluation.{key}: expected an integer of at least {least}, got {number!r}")
         if self.splits is not None:
-            found += self._split_errors(known_splits)
-        return found + self._metric_errors(known_splits)
+            problems += self._split_errors(known_splits)
+        return problems + self._metric_errors(known_splits)
 
     def _metric_errors(self, known_splits: Collection[str]) -> list[str]:
         if not self.metrics:
             return []
         from lime.evaluation.metrics import METRICS  # brings numpy and scipy
 
-        found = []
+        problems = []
         for name, metric in self.metrics.items():
             if known_splits and name not in known_splits:
-                found.append(f"evaluation.metrics: {_unknown_split(name, known_splits)}")
+                problems.append(f"evaluation.metrics: {_unknown_split(name, known_splits)}")
             if metric not in METRICS:
-                found.append(
+                problems.append(
                     f"evaluation.metrics.{name}: expected one of {', '.join(METRICS)}, or a metric of your own whose "
                     f"module is imported, got {metric!r}"
                 )
-        return found
+        return problems
 
     def _split_errors(self, known_splits: Collection[str]) -> list[str]:
         splits = [self.splits] if isinstance(self.splits, str) else self.splits or []
-        found = []
+        problems = []
         if not splits:
-            found.append("evaluation.splits: expected null (all splits) or at least one split name, got []")
+            problems.append("evaluation.splits: expected null (all splits) or at least one split name, got []")
         twice = sorted({split for split in splits if splits.count(split) > 1})
         if twice:
-            found.append(f"evaluation.splits: each split may be named once, named twice: {', '.join(twice)}")
+            problems.append(f"evaluation.splits: each split may be named once, named twice: {', '.join(twice)}")
         for split in splits:
             if known_splits and split not in known_splits:
-                found.append(f"evaluation.splits: {_unknown_split(split, known_splits)}")
-        return found
+                problems.append(f"evaluation.splits: {_unknown_split(split, known_splits)}")
+        return problems
 
 
 def _unknown_split(split: str, known_splits: Collection[str]) -> str:

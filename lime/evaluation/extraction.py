@@ -104,12 +104,12 @@ def extract(raw: str | None, answer_type: str, allowed: Sequence[str] | None = N
     rules = _rules(answer_type, answers)
     if rules is None:
         return _free_text(text, whole)
-    found, decided = _decide(text, rules) if any(char.isalnum() for char in text) else (None, False)
-    if found is None and not decided and answer_type == "text":
+    answer, decided = _decide(text, rules) if any(char.isalnum() for char in text) else (None, False)
+    if answer is None and not decided and answer_type == "text":
         return _free_text(text, whole)
-    if found is not None and answers is None and answer_type == "number":
-        return Answer(found, whole)
-    return found
+    if answer is not None and answers is None and answer_type == "number":
+        return Answer(answer, whole)
+    return answer
 
 
 def _rules(answer_type: str, answers: list[str] | None) -> Callable[[str], list[Candidate]] | None:
@@ -185,7 +185,7 @@ def _letters(text: str, answers: dict[str, str]) -> list[Candidate]:
     alone; "A" and "I" before a lower-case word are the article and the pronoun. A lower-case letter needs
     more: brackets, the start of a line with punctuation after it, a name before it, or nothing else in the
     text."""
-    found = []
+    candidates = []
     for match in _LETTER.finditer(text):
         letter, start, end = match["letter"], match.start(), match.end()
         answer = answers.get(letter.upper())
@@ -204,8 +204,8 @@ def _letters(text: str, answers: dict[str, str]) -> list[Candidate]:
             bracketed = match["open"] is not None and match["close"] is not None
             accepted = alone or bracketed or (closed and line_start) or (named and ends)
         if accepted:
-            found.append((start, end, answer))
-    return found
+            candidates.append((start, end, answer))
+    return candidates
 
 
 def _label_pattern(label: str) -> str:
@@ -237,15 +237,15 @@ def _labels(text: str, answers: list[str]) -> list[Candidate]:
         "|".join(f"(?P<label{i}>{_label_pattern(plain[answer])})" for i, answer in enumerate(ordered)),
         re.IGNORECASE,
     )
-    found = []
+    candidates = []
     rest = list(text)
     for match in pattern.finditer(text):
         rest[match.start() : match.end()] = " " * (match.end() - match.start())
         inside = unicodedata.category(text[match.end() : match.end() + 1] or " ").startswith("M")  # "क" in "की"
         if not inside and not _negated(text, match.start(), match.end()):
             assert match.lastgroup is not None
-            found.append((match.start(), match.end(), ordered[int(match.lastgroup.removeprefix("label"))]))
-    return found + (_letters("".join(rest), lettered) if lettered else [])
+            candidates.append((match.start(), match.end(), ordered[int(match.lastgroup.removeprefix("label"))]))
+    return candidates + (_letters("".join(rest), lettered) if lettered else [])
 
 
 def _yes_no(text: str, answers: dict[str, str]) -> list[Candidate]:
@@ -265,7 +265,7 @@ def _numbers(text: str, answers: list[str]) -> list[Candidate]:
     """Numbers; an expression such as 3/4 is a candidate that is no answer, unless nothing else was written and any
     number may be. Equal numbers are one candidate, written as the allowed answer of that value where there is
     one."""
-    known = {found[0]: answer for answer in reversed(answers) if (found := number_of(answer)) is not None}
+    known = {number[0]: answer for answer in reversed(answers) if (number := number_of(answer)) is not None}
     first: dict[Decimal, str] = {}
     candidates = []
     for number in numbers(text):

@@ -53,7 +53,7 @@ class Sample:
         return max(float(self.shift_G @ self.shift_G), self.independent)
 
     @property
-    def alike(self) -> float:
+    def effective_sources(self) -> float:
         """Sources of equal size that would say as much, if the rows of a source always agreed: n^2 / sum size^2."""
         return self.rows**2 / float(self.sizes_G @ self.sizes_G)
 
@@ -186,7 +186,7 @@ def difference(samples: Sequence[Sample]) -> Estimate:
     The last term is one source in doubt (Agresti and Min 2005): where two sides agree in every row, there is still no
     certainty about other rows.
     """
-    doubt = 1 / (sum(one.alike for one in samples) + 2) ** 2
+    doubt = 1 / (sum(one.effective_sources for one in samples) + 2) ** 2
     return _around(samples, doubt, most=2.0)
 
 
@@ -254,17 +254,17 @@ def _rows_worth(samples: Sequence[Sample], value: float) -> float:
     """
     tasks = len(samples)
     shares, rows = np.array([one.value for one in samples]), np.array([one.rows for one in samples])
-    alike = np.array([one.alike for one in samples])
+    effective = np.array([one.effective_sources for one in samples])
     spread = shares * (1 - shares)
     variance = _variance(samples)
     if spread.sum() <= 0 or variance <= 0:
         distinct = len(np.unique(np.concatenate([one.sources_G for one in samples])))
         if value <= 0 or value >= 1:
-            return min(float(alike.sum()), float(distinct))
-        smooth = (shares * alike + 0.5) / (alike + 1)
-        return value * (1 - value) / float((smooth * (1 - smooth) / alike).sum() / tasks**2)
+            return min(float(effective.sum()), float(distinct))
+        smooth = (shares * effective + 0.5) / (effective + 1)
+        return value * (1 - value) / float((smooth * (1 - smooth) / effective).sum() / tasks**2)
     plain = (spread / np.maximum(rows - 1, 1)).sum()
     worth = value * (1 - value) / variance * plain / (spread / rows).sum()
-    agreeing = worth * variance / float((spread / np.maximum(alike - 1, 1e-9)).sum() / tasks**2)
+    agreeing = worth * variance / float((spread / np.maximum(effective - 1, 1e-9)).sum() / tasks**2)
     independent = float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(int(rows.sum()) - tasks, 1)))
     return float(max(worth * min(1.0, independent / _quantile(samples)) ** 2, min(worth, agreeing)))

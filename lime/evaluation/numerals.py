@@ -139,7 +139,7 @@ def _in_words(text: str) -> Iterator[Number]:
 def _values(words: str) -> list[Decimal]:
     """The numbers that a run of number words says: one, where the words build on each other."""
     whole, _, fraction = f" {words}".partition(" point")
-    found: list[int] = []
+    totals: list[int] = []
     total, group, last, limit = 0, 0, "", 0  # closed by a scale; open below it; kind of the word before; that scale
     for word in re.findall(r"[^\s-]+", whole):
         if word in ("and", "a", "an"):
@@ -147,7 +147,7 @@ def _values(words: str) -> list[Decimal]:
         word = word.removesuffix("s") if word.removesuffix("s") in _MULTIPLES else word
         kind = _kind(word)
         if last and (not _builds(last, kind, word, limit) or (kind == "multiple" and group >= 100)):
-            found.append(total + group)
+            totals.append(total + group)
             total, group, last, limit = 0, 0, "", 0
         if kind == "scale":
             total, group, limit = total + (group if last and last != "scale" else 1) * _SCALES[word], 0, _SCALES[word]
@@ -156,11 +156,11 @@ def _values(words: str) -> list[Decimal]:
         else:
             group += _UNITS[word]
         last = kind
-    found.append(total + group)
-    values = [Decimal(value) for value in found]
+    totals.append(total + group)
+    values = [Decimal(value) for value in totals]
     if fraction:
         digits = "".join(str(_ONES[word]) for word in re.split(r"[\s-]+", fraction.strip()))
-        values[-1] = Decimal(f"{found[-1]}.{digits}")
+        values[-1] = Decimal(f"{totals[-1]}.{digits}")
     return values
 
 

@@ -236,8 +236,8 @@ def read_predictions(path: str | Path) -> list[Prediction]:
             for expected, (kind, names) in _FIELDS.items():
                 for name in names:
                     if not isinstance(values.get(name, fields[name].default), kind):
-                        found = values.get(name)
-                        raise PredictionError(f"{path}, line {number}: {name} is {found!r}, expected {expected}")
+                        value = values.get(name)
+                        raise PredictionError(f"{path}, line {number}: {name} is {value!r}, expected {expected}")
             records.append(Prediction(**{name: value for name, value in values.items() if name in fields}))
     if not records:
         raise PredictionError(f"{path}: holds no prediction")
@@ -254,8 +254,8 @@ def _check_counts(path: Path, records: Sequence[Prediction]) -> None:
         scored = {str(one["split"]): int(one["n"]) for one in json.loads(results.read_text(encoding="utf-8"))["splits"]}
     except (OSError, ValueError, KeyError, TypeError):
         return  # whoever reads the results says what is wrong with them
-    found = Counter(record.split for record in records)
-    lost = {split: count - found[split] for split, count in scored.items() if found[split] < count}
+    present = Counter(record.split for record in records)
+    lost = {split: count - present[split] for split, count in scored.items() if present[split] < count}
     if lost:
         split = next(iter(lost))
         raise PredictionError(

@@ -81,9 +81,9 @@ def read_results(path: str | Path) -> tuple[Evaluation, dict[str, Any]]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ResultsError(f"{path}: not JSON ({error})") from error
-    found = record.get("schema") if isinstance(record, dict) else None
-    if found != SCHEMA:
-        raise ResultsError(f"{path}: schema {found!r}, expected {SCHEMA!r}; evaluate again with this version")
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if schema != SCHEMA:
+        raise ResultsError(f"{path}: schema {schema!r}, expected {SCHEMA!r}; evaluate again with this version")
     try:
         evaluation = Evaluation(
             splits=tuple(

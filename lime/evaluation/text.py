@@ -40,7 +40,7 @@ _GROUPED = re.compile(r"(?<![\w.,(\[])\d+(?:[.,]\d+)+(?![.,)\]]*\d|\s?[/:^*×])"
 _UNITS = "%$€£¥₹"
 _UNIT_WORD = re.compile(r"(?<=[\w.])\s+(percent|dollars?|euros?)(?=[\s.)\]\"']*$)", re.IGNORECASE)
 _SIGN_OF = {"perc": "%", "doll": "$", "euro": "€"}
-_KEPT = frozenset("#%&*/@\\‰‱′″‴§¶†‡")  # punctuation by its Unicode category that says something
+_TELLING = frozenset("#%&*/@\\‰‱′″‴§¶†‡")  # punctuation by its Unicode category that says something
 PUNCTUATION = " \t\n\r\"'.,;:!?"
 _FEET = re.compile(r"(?:(?<=\d)|(?<=\b[^\W\d_]))(''|\"|')(?!\w)")
 _HALF_OPEN = re.compile(r"\([^()\[\]]+,[^()\[\]]+\]|\[[^()\[\]]+,[^()\[\]]+\)")
@@ -103,8 +103,8 @@ def _wide(char: str) -> bool:
 
 def parse_number(text: str) -> float | None:
     """The number that `text` consists of (signs such as % and $ aside), or None where it is not a single number."""
-    found = number_of(text)
-    return None if found is None else float(found[0])
+    number = number_of(text)
+    return None if number is None else float(number[0])
 
 
 @lru_cache(maxsize=4096)
@@ -113,10 +113,10 @@ def number_of(text: str) -> tuple[Decimal, str] | None:
     cleaned = clean(text)
     stripped = _UNIT_WORD.sub(lambda match: _SIGN_OF[match[1].lower()[:4]], cleaned)
     stripped = stripped.lstrip(" \t\n([\"'").rstrip(" \t\n.)]\"'")
-    found = numbers(stripped)
-    if len(found) != 1 or (value := found[0].value) is None:
+    numbers_inside = numbers(stripped)
+    if len(numbers_inside) != 1 or (value := numbers_inside[0].value) is None:
         return None
-    number = found[0]
+    number = numbers_inside[0]
     written = stripped[number.start : number.end]
     if "," in written and cleaned[:1] in ("(", "["):
         return None  # (100,200) is a pair
@@ -130,10 +130,10 @@ def number_of(text: str) -> tuple[Decimal, str] | None:
 def another_unit(text: str) -> bool:
     """Whether the one number in `text` stands beside a word or sign that may be its unit: `6 kg`, `#6`."""
     cleaned = clean(text)
-    found = numbers(cleaned)
-    if len(found) != 1:
+    numbers_inside = numbers(cleaned)
+    if len(numbers_inside) != 1:
         return False
-    before, after = cleaned[: found[0].start][-1:], cleaned[found[0].end :].lstrip()[:1]
+    before, after = cleaned[: numbers_inside[0].start][-1:], cleaned[numbers_inside[0].end :].lstrip()[:1]
     return bool(after and (after.isalpha() or not _separates(after))) or bool(before and before in "#@~<>±≈¢")
 
 
@@ -154,18 +154,18 @@ def key(text: str) -> str:
     """Comparison key by the rules of the module's text. Equal keys, equal answers."""
     cleaned = clean(text)
     plain = _GROUPED.sub(lambda match: digits_value(match.group()) or match.group(), _fold_case(cleaned))
-    kept = "".join(_kept_pieces(_ARTICLE.sub("", inner(plain))))
+    pieces = "".join(_telling_pieces(_ARTICLE.sub("", inner(plain))))
     if _HALF_OPEN.fullmatch(interval := inner(plain, PUNCTUATION)):
-        kept = interval[0] + kept + interval[-1]
-    return kept or cleaned or text.strip()
+        pieces = interval[0] + pieces + interval[-1]
+    return pieces or cleaned or text.strip()
 
 
 def inner(text: str, around: str = PUNCTUATION + "()[]") -> str:
     """Without quotes, brackets and punctuation around it; a point before a digit stays."""
-    found = text.lstrip(around)
-    before = text[: len(text) - len(found)]
-    found = found.rstrip(around)
-    return "." + found if found[:1].isdigit() and before.endswith(".") else found
+    stripped = text.lstrip(around)
+    before = text[: len(text) - len(stripped)]
+    stripped = stripped.rstrip(around)
+    return "." + stripped if stripped[:1].isdigit() and before.endswith(".") else stripped
 
 
 def _as_prime(match: re.Match[str]) -> str:
@@ -179,7 +179,7 @@ def _fold_case(text: str) -> str:
     return "".join(folded if len(folded := char.casefold()) == 1 else char.lower() for char in text)
 
 
-def _kept_pieces(text: str) -> list[str]:
+def _telling_pieces(text: str) -> list[str]:
     """Words, and of what stands between them what tells answers apart."""
     pieces: list[str] = []
     position = 0
@@ -197,7 +197,7 @@ def _kept_pieces(text: str) -> list[str]:
 def _separates(char: str) -> bool:
     """Whether a character is space or punctuation that only stands between or around words."""
     category = unicodedata.category(char)
-    return category[0] == "Z" or category == "Cc" or (category[0] == "P" and char not in _KEPT)
+    return category[0] == "Z" or category == "Cc" or (category[0] == "P" and char not in _TELLING)
 
 
 def _between(before: str, run: str, after: str) -> str:

@@ -38,8 +38,8 @@ class Point:
     @property
     def records(self) -> list[Record]:
         """Records of the finished runs, by seed."""
-        found = [run.record for run in self.runs if run.status == "finished" and run.record is not None]
-        return sorted(found, key=lambda record: record.seed)
+        finished = [run.record for run in self.runs if run.status == "finished" and run.record is not None]
+        return sorted(finished, key=lambda record: record.seed)
 
     @property
     def label(self) -> str:
@@ -143,7 +143,7 @@ def _versions(runs: Sequence[Run]) -> list[str]:
     ]
     notes = []
     for title, of in parts:
-        found = sorted({value for record in records if (value := of(record)) is not None})
-        if len(found) > 1:
-            notes.append(f"the runs come from {len(found)} {title}: {', '.join(value[:12] for value in found)}")
+        versions = sorted({value for record in records if (value := of(record)) is not None})
+        if len(versions) > 1:
+            notes.append(f"the runs come from {len(versions)} {title}: {', '.join(value[:12] for value in versions)}")
     return notes

@@ -77,9 +77,9 @@ def seed_mean(records: Sequence[Record], group: str, measure: str = "score") -> 
     for split in splits:
         seeds = [one[split] for one in items]
         samples.append(metrics[split].sample([_rows(one) for one in seeds], _sources(split, seeds[0])))
-    found = group_estimate([*metrics.values()], samples)
+    estimate = group_estimate([*metrics.values()], samples)
     deviation = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
-    return SeedMean(float(np.mean(by_seed)), found.low, found.high, deviation, tuple(by_seed))
+    return SeedMean(float(np.mean(by_seed)), estimate.low, estimate.high, deviation, tuple(by_seed))
 
 
 def difference(
@@ -97,8 +97,8 @@ def difference(
     for split, metric in _metrics(pairs[0], splits, measure).items():
         ours_rows, theirs_rows = ([_rows(one[split]) for one in side] for side in (left, right))
         samples.append(metric.difference(ours_rows, theirs_rows, _sources(split, left[0][split])))
-    found = intervals.difference(samples)
-    return Difference(found.value, found.low, found.high, tuple(seeds))
+    estimate = intervals.difference(samples)
+    return Difference(estimate.value, estimate.low, estimate.high, tuple(seeds))
 
 
 def _metrics(record: Record, splits: Sequence[str], measure: str) -> dict[str, Metric]:

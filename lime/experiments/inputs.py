@@ -29,10 +29,10 @@ def backbone_fingerprints(config: TrainConfig) -> dict[str, str]:
 
         if str(folder).count("/") != 1 or folder.is_absolute():
             return {}
-        found = try_to_load_from_cache(config.model.location, "config.json", revision=config.model.revision)
-        if not isinstance(found, str):
+        cached = try_to_load_from_cache(config.model.location, "config.json", revision=config.model.revision)
+        if not isinstance(cached, str):
             return {}
-        folder = Path(found).parent
+        folder = Path(cached).parent
     if not (folder / "config.json").is_file():
         return {}
     return _fingerprints_of(folder, _state_of(folder))

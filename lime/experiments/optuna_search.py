@@ -54,28 +54,28 @@ class Space:
     space: dict[str, Any] = field(default_factory=dict)
 
     def errors(self) -> list[str]:
-        found = [] if self.objective in OBJECTIVES else [f"objective: expected one of {', '.join(OBJECTIVES)}"]
-        found += [] if self.space else ["space: names no key to search over"]
+        problems = [] if self.objective in OBJECTIVES else [f"objective: expected one of {', '.join(OBJECTIVES)}"]
+        problems += [] if self.space else ["space: names no key to search over"]
         for key, values in self.space.items():
             good = isinstance(values, Mapping) and (
                 (set(values) == {"choices"} and isinstance(values["choices"], list) and values["choices"])
                 or ({"low", "high"} <= set(values) <= {"low", "high", "log"} and values["low"] < values["high"])
             )
             if not good:
-                found.append(f"space.{key}: expected {{low, high}} with low < high, maybe log, or {{choices: […]}}")
-        return found
+                problems.append(f"space.{key}: expected {{low, high}} with low < high, maybe log, or {{choices: […]}}")
+        return problems
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """The space in Optuna's terms."""
-        found: dict[str, BaseDistribution] = {}
+        distributions: dict[str, BaseDistribution] = {}
         for key, values in self.space.items():
             if "choices" in values:
-                found[key] = CategoricalDistribution(values["choices"])
+                distributions[key] = CategoricalDistribution(values["choices"])
                 continue
             whole = all(isinstance(values[end], int) for end in ("low", "high"))
             kind = IntDistribution if whole else FloatDistribution
-            found[key] = kind(values["low"], values["high"], log=bool(values.get("log")))
-        return found
+            distributions[key] = kind(values["low"], values["high"], log=bool(values.get("log")))
+        return distributions
 
 
 def read_space(path: Path) -> Space:
@@ -140,8 +140,8 @@ class Search:
         settings |= {"objective": self._space.objective, "backbone": backbone_fingerprints(config)}
         if config.data.name != EMBEDDED_DATA:  # of which the settings say all
             settings["data"] = data_fingerprint(config)
-        found: dict[str, Any] = json.loads(json.dumps(settings))
-        return found
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        return plain
 
     def _check_settings(self, now: dict[str, Any]) -> None:
         """Refuse to mix trials that cannot be compared."""

@@ -66,8 +66,8 @@ class ResumingSweep:
         self, task: Callable[[], None], config: TrainConfig, folder: Path, overrides: list[str], where: str
     ) -> None:
         claim_run_folder(folder, "run")
-        found = finished(config, folder)
-        if found is None:
+        done_in = finished(config, folder)
+        if done_in is None:
             if not _resumable(folder, config):
                 _clear(folder)
             started = time.monotonic()
@@ -76,14 +76,14 @@ class ResumingSweep:
                 task()
             self._seconds.append(time.monotonic() - started)
             log.info("%s", _outcome(folder))
-        elif found == folder:
-            log.info("%sskipped: finished before%s, %s", where, _threads(read_record(found)), folder / RECORD_FILE)
+        elif done_in == folder:
+            log.info("%sskipped: finished before%s, %s", where, _threads(read_record(done_in)), folder / RECORD_FILE)
         else:
-            record = read_record(found)
+            record = read_record(done_in)
             record.name, record.overrides = config.name, overrides
-            record.reused_from = str(found)
+            record.reused_from = str(done_in)
             write_record(folder, record)
-            log.info("%sskipped: finished before%s in %s; its record is copied", where, _threads(record), found)
+            log.info("%sskipped: finished before%s in %s; its record is copied", where, _threads(record), done_in)
 
     def _place(self, folder: Path) -> str:
         """``run 3 of 50 (about 12 min left): seed=1, ``; the time is that of this and the later runs, one by one."""
@@ -103,8 +103,8 @@ class ResumingSweep:
     def summary(self, plan: Plan) -> int:
         """Say in the log how the runs of the plan stand; the number that failed or diverged."""
         counts = Counter(_status(plan.folder / planned.run) for planned in plan.runs)
-        said = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-        log.info("sweep of %d runs in %s: %s", len(plan.runs), plan.folder, said)
+        counted = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        log.info("sweep of %d runs in %s: %s", len(plan.runs), plan.folder, counted)
         if counts["finished"]:
             log.info("table: python scripts/collect.py %s", plan.folder)
         return counts["failed"] + counts["diverged"] + counts["damaged"]

@@ -64,9 +64,9 @@ def choose(sweep: Sweep) -> list[Choice]:
 
 
 def _loss(point: Any) -> float | None:
-    found = [record.training.validation[-1]["loss"] for record in point.records if record.training.validation]
-    whole = len(found) == len(point.runs) and all(loss is not None and math.isfinite(loss) for loss in found)
-    return statistics.fmean(found) if whole else None
+    losses = [record.training.validation[-1]["loss"] for record in point.records if record.training.validation]
+    whole = len(losses) == len(point.runs) and all(loss is not None and math.isfinite(loss) for loss in losses)
+    return statistics.fmean(losses) if whole else None
 
 
 def write_choices(path: Path, sweep: Sweep, choices: list[Choice]) -> None:

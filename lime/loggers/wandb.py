@@ -45,17 +45,17 @@ ID_FILE = ".lime-wandb-id"
 FRAMES = 4  # of a video in the table
 
 
-def _beside(method: Callable[P, None]) -> Callable[P, None]:
-    """W&B is an addition: what goes wrong with it is said, and the run goes on."""
+def _not_fatal(method: Callable[P, None]) -> Callable[P, None]:
+    """W&B is an addition: what goes wrong with it is logged, and the run goes on."""
 
     @functools.wraps(method)
-    def said(*arguments: P.args, **options: P.kwargs) -> None:
+    def guarded(*arguments: P.args, **options: P.kwargs) -> None:
         try:
             method(*arguments, **options)
         except (wandb.errors.Error, OSError) as error:
             log.warning("wandb: %s: %s", method.__name__, _first_line(error))
 
-    return said
+    return guarded
 
 
 class WandbRun:
@@ -104,11 +104,11 @@ class WandbRun:
         if self._upload:
             log.info("wandb: offline; once logged in, upload with: %s", self._upload)
 
-    @_beside
+    @_not_fatal
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
 
-    @_beside
+    @_not_fatal
     def log_training(
         self, parameters: Parameters, measured: Training, usage: Mapping[str, Sequence[float]], adapter_bytes: int
     ) -> None:
@@ -121,7 +121,7 @@ class WandbRun:
         if usage:
             self.log_usage(usage)
 
-    @_beside
+    @_not_fatal
     def log_run(self, predictions: Sequence[Prediction], evaluation: Evaluation, data: MMTDataModule) -> None:
         """What is known at the end of a run: scores (:func:`score_keys`), sample predictions with their pictures."""
         macro = evaluation.macro
@@ -155,7 +155,7 @@ class WandbRun:
         """Scores into the run's summary."""
         self._run.summary.update(dict(results))
 
-    @_beside
+    @_not_fatal
     def finish(self, failed: bool) -> None:
         self._run.finish(exit_code=1 if failed else 0)
         if self._upload:
@@ -211,8 +211,8 @@ def resolve_mode(mode: str) -> Any:
     """
     if mode != "auto":
         return mode
-    if said := os.environ.get("WANDB_MODE"):
-        return said
+    if mode_of_environment := os.environ.get("WANDB_MODE"):
+        return mode_of_environment
     try:
         return "online" if wandb.login(prompt=False) else "offline"
     except wandb.errors.Error as error:
@@ -223,11 +223,11 @@ def resolve_mode(mode: str) -> Any:
 def run_id(folder: Path) -> str:
     """The id of the folder's one W&B run, whatever its restarts; drawn at the first start and kept in the folder."""
     path = folder / ID_FILE
-    found = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
-    if not re.fullmatch(r"[a-z0-9]{8}", found):
-        found = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
-        write_text(path, found + "\n")
-    return found
+    known = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    if not re.fullmatch(r"[a-z0-9]{8}", known):
+        known = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+        write_text(path, known + "\n")
+    return known
 
 
 def _first_line(error: Exception) -> str:

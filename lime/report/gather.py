@@ -73,8 +73,8 @@ def is_run(folder: Path) -> bool:
 
 def runs_of(folder: Path) -> list[Path]:
     """The runs of a sweep: folders below `folder`, at most three deep, in natural order of their names."""
-    found = {path.parent for depth in range(1, 4) for path in folder.glob("/".join(["*"] * depth) + "/config.yaml")}
-    return sorted(found, key=lambda path: [(len(p), p) if p.isdigit() else (0, p) for p in path.parts])
+    folders = {path.parent for depth in range(1, 4) for path in folder.glob("/".join(["*"] * depth) + "/config.yaml")}
+    return sorted(folders, key=lambda path: [(len(p), p) if p.isdigit() else (0, p) for p in path.parts])
 
 
 def read_run_folder(folder: Path, samples_per_task: int = 2, data_root: Path | None = None) -> RunData:
@@ -128,10 +128,10 @@ def _samples(
         sides = [[r for r in records if r.correct], [r for r in records if not r.correct]]
         turns = [side[i] for i in range(per_task) for side in sides if i < len(side)][:per_task]
         for record in turns:
-            found: tuple[list[str], str] = ([], "")
+            shown_media: tuple[list[str], str] = ([], "")
             if record.media_path and task.modality != "text":
-                found = pictures(root, record.media_path, task.modality, *reading) if root else ([], NOT_OWN)
-            shown.setdefault(split, []).append(Sample(record, *found))
+                shown_media = pictures(root, record.media_path, task.modality, *reading) if root else ([], NOT_OWN)
+            shown.setdefault(split, []).append(Sample(record, *shown_media))
     return shown
 
 
@@ -140,7 +140,7 @@ def _curves(path: Path) -> dict[str, list[Line]]:
         return {}
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    found = {}
+    curves = {}
     for title, columns in CURVES.items():
         lines = []
         for column in columns:
@@ -148,8 +148,8 @@ def _curves(path: Path) -> dict[str, list[Line]]:
             if points:
                 lines.append(Line(column, points))
         if lines:
-            found[title] = lines
-    return found
+            curves[title] = lines
+    return curves
 
 
 def _usage(path: Path) -> dict[str, dict[str, list[float]]]:

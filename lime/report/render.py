@@ -140,11 +140,11 @@ def _figure(sweep: Sweep) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _common(found: Sequence[dict[str, str]]) -> dict[str, str]:
+def _common(provenances: Sequence[dict[str, str]]) -> dict[str, str]:
     """Where all runs come from; what they do not share is given for each, if there are few, else counted."""
     shown = {}
-    for key in dict.fromkeys(key for one in found for key in one if key not in OF_ONE_RUN):
-        values = list(dict.fromkeys(one[key] for one in found if key in one))
+    for key in dict.fromkeys(key for one in provenances for key in one if key not in OF_ONE_RUN):
+        values = list(dict.fromkeys(one[key] for one in provenances if key in one))
         shown[key] = "; ".join(values) if len(values) <= 3 else f"{len(values)} different ones"
     return shown
 

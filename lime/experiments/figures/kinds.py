@@ -253,13 +253,13 @@ def _experts_panel(axes: Axes, sweep: Sweep, x: str, label: str) -> None:
 
 def _experts_per_token(point: Point) -> float | None:
     """Mean over layers and seeds at the end of training."""
-    found = [
+    layers = [
         layer["experts_per_token"]
         for record in point.records
         for layer in record.routing.values()
         if layer["experts_per_token"] is not None
     ]
-    return float(np.mean(found)) if found else None
+    return float(np.mean(layers)) if layers else None
 
 
 def _ticks(axes: Axes, sweep: Sweep, x: str) -> None:

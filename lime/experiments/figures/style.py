@@ -99,10 +99,10 @@ def mark_published(axes: Axes, name: str, key: str) -> None:
         low = high = used[key]
     else:
         return
-    said = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    extent = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     ticks = axes.get_xlim()
     margin = 0.012 * (ticks[1] - ticks[0])
-    label = f"published {'best' if name in best else 'setting'}: {said}"
+    label = f"published {'best' if name in best else 'setting'}: {extent}"
     axes.axvspan(low - margin, high + margin, color=PUBLISHED, alpha=0.25, linewidth=0, zorder=0, label=label)
 
 
@@ -123,10 +123,10 @@ def figure_files(folder: Path, name: str) -> list[Path]:
 def save_figure(figure: Figure, path: Path, **options: Any) -> None:
     """Write one file in one piece, in the format of its suffix, without a date; it says that this program made it."""
     form = path.suffix.removeprefix(".").lower()
-    said = {"png": {"Software": MADE_BY}, "pdf": {"Creator": MADE_BY, "CreationDate": None},
+    metadata = {"png": {"Software": MADE_BY}, "pdf": {"Creator": MADE_BY, "CreationDate": None},
             "svg": {"Creator": MADE_BY, "Date": None}}  # fmt: skip
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=form, metadata=said.get(form), **options)
+        figure.savefig(temporary, format=form, metadata=metadata.get(form), **options)
 
 
 def numeric(values: Sequence[Any]) -> bool:
