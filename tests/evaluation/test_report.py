@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lime.data.tasks import CATEGORIES, TASKS
+from lime.evaluation import predictions, scoring
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import (
     Prediction,
@@ -67,6 +71,30 @@ def test_records_hold_what_was_said_found_and_right() -> None:
     assert found[0].raw == "The answer is A."
     assert found[5].question == "ähnlich?\n“ja”"
     assert [record.frozen_correct for record in found] == [True, *[False] * 3, True, *[False] * 2, True, False, True]
+
+
+def test_an_answer_is_extracted_and_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+
+    def counted(module: ModuleType, name: str) -> None:
+        original = getattr(module, name)
+
+        def call(*arguments: Any) -> Any:
+            calls[f"{module.__name__.rpartition('.')[2]}.{name}"] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module in (predictions, scoring):
+        for name in ("extract", "matches"):
+            counted(module, name)
+    evaluation()
+    rows, correlated = len(ROWS), 3
+    assert calls["predictions.extract"] == 2 * rows + correlated  # of a correlation the frozen numbers are read again
+    assert calls["predictions.matches"] == 2 * rows
+    truths = len({(row.split, row.answer) for row in ROWS})
+    assert calls["scoring.extract"] == truths  # whether an answer could give them
+    assert calls["scoring.matches"] == rows + truths  # the majority answer's marks, and the same question
 
 
 @settings(max_examples=60, deadline=None)
