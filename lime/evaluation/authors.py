@@ -33,16 +33,9 @@ _NUMBER = re.compile(r"\d+\.?\d*")
 _LETTER_FIRST = re.compile(r"([a-z])[.\s]")
 _SENTIMENTS = ("positive", "negative", "neutral")
 _LABELS = (
-    "duplicate",
-    "not_duplicate",
-    "entailment",
-    "contradiction",
-    "neutral",
-    "equivalent",
-    "not_equivalent",
-    "acceptable",
-    "unacceptable",
-)
+    "duplicate", "not_duplicate", "entailment", "contradiction", "neutral", "equivalent", "not_equivalent",
+    "acceptable", "unacceptable",
+)  # fmt: skip
 _SAME = (
     frozenset({"duplicate", "true", "yes", "1"}),
     frozenset({"not_duplicate", "not duplicate", "false", "no", "0"}),
@@ -54,16 +47,10 @@ _SAME = (
     frozenset({"unacceptable", "ungrammatical", "incorrect"}),
 )
 _OPPOSITES = (
-    ("acceptable", "unacceptable"),
-    ("grammatical", "ungrammatical"),
-    ("correct", "incorrect"),
-    ("equivalent", "not_equivalent"),
-    ("equivalent", "not equivalent"),
-    ("duplicate", "not_duplicate"),
-    ("duplicate", "not duplicate"),
-    ("entailment", "not_entailment"),
-    ("entailment", "not entailment"),
-)
+    ("acceptable", "unacceptable"), ("grammatical", "ungrammatical"), ("correct", "incorrect"),
+    ("equivalent", "not_equivalent"), ("equivalent", "not equivalent"), ("duplicate", "not_duplicate"),
+    ("duplicate", "not duplicate"), ("entailment", "not_entailment"), ("entailment", "not entailment"),
+)  # fmt: skip
 _TRUTH_VALUES = {"yes": "true", "true": "true", "no": "false", "false": "false"}
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import MACRO
 from lime.evaluation.metrics import score_in_words
 from lime.experiments.collection import Point, Sweep, shown
-from lime.experiments.costs import COSTS, costs_of
 from lime.experiments.estimates import Difference, SeedMean, difference, metric_name, seed_mean
 from lime.experiments.published import published
+from lime.runs.record import Record, Training
 from lime.system import tables
 from lime.system.printing import latex as tex
 from lime.system.printing import markdown as md
 from lime.system.tables import NONE, points
 
+COSTS: dict[str, tuple[str, Callable[[Training], float]]] = {
+    "step_seconds": ("seconds a step", lambda training: training.seconds / training.steps),
+    "rows_per_second": ("rows a second", lambda training: training.samples_per_second),
+    "peak_memory_gb": ("peak memory, GB", lambda training: training.peak_memory_mb / 1e3),
+}
+"""Column, its heading, and its value for one run."""
 CSV_COLUMNS = (
     "point", "group", "metric", "seeds", "unfinished", "trainable_parameters", "mean", "low", "high",
     "deviation_over_seeds", "difference", "difference_low", "difference_high", "baseline", "published", *COSTS,
@@ -153,7 +161,7 @@ def csv_text(table: SweepTable) -> str:
                 "trainable_parameters": " ".join(map(str, row.parameters)),
                 "baseline": table.baseline or "",
                 "published": table.published(row, group),
-                **costs_of(row.point.records),
+                **_costs_of(row.point.records),
             }
             if mean is not None:
                 values |= {"mean": mean.value, "low": mean.low, "high": mean.high}
@@ -184,6 +192,14 @@ def latex(table: SweepTable) -> str:
 
 WRITERS: dict[str, Callable[[SweepTable], str]] = {"md": markdown, "csv": csv_text, "tex": latex}
 """Formats of a table by file suffix."""
+
+
+def _costs_of(records: Sequence[Record]) -> dict[str, float]:
+    """Mean of each of :data:`COSTS` over the runs that were trained; empty where none was."""
+    trained = [record.training for record in records if record.training is not None and record.training.steps]
+    if not trained:
+        return {}
+    return {column: float(np.mean([of(one) for one in trained])) for column, (_, of) in COSTS.items()}
 
 
 def _marked(
@@ -224,7 +240,7 @@ def _parameters(row: Row) -> str:
 
 
 def _costs(row: Row) -> list[str]:
-    found = costs_of(row.point.records)
+    found = _costs_of(row.point.records)
     return [f"{found[column]:.3g}" if column in found else NONE for column in COSTS]
 
 
