@@ -265,7 +265,7 @@ def _numbers(text: str, answers: list[str]) -> list[Candidate]:
     """Numbers; an expression such as 3/4 is a candidate that is no answer, unless nothing else was written and any
     number may be. Equal numbers are one candidate, written as the allowed answer of that value where there is
     one."""
-    known = {number[0]: answer for answer in reversed(answers) if (number := number_of(answer)) is not None}
+    known = {parsed[0]: answer for answer in reversed(answers) if (parsed := number_of(answer)) is not None}
     first: dict[Decimal, str] = {}
     candidates = []
     for number in numbers(text):

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
@@ -44,7 +43,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "step") -> Mark
     """
     if not any(np.isfinite(y) for line in lines for _, y in line.points):
         raise ValueError(f"{title}: nothing to draw")
-    with styled(), mpl.rc_context(_RC):
+    with styled(_RC):
         figure = new_figure(3.7, 2.2)
         axes = figure.subplots()
         for index, line in enumerate(lines):
@@ -62,7 +61,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str = "step") -> Mark
 
 def usage_chart(title: str, usage: Mapping[str, Sequence[float]]) -> Markup:
     """The heat map of expert usage by layer, in per cent."""
-    with styled(), mpl.rc_context(_RC | {"axes.grid": False}):
+    with styled(_RC | {"axes.grid": False}):
         return _chart(title, usage_figure(usage), f"{title}, in per cent by layer and expert")
 
 

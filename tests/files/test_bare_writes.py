@@ -38,6 +38,7 @@ ALLOWED = {
         "save_processor",
     ): "into a checkpoint's folder that its caller replaces",
     ("lime/report/render.py", "_figure"): "into memory",
+    ("lime/report/charts.py", "_chart"): "into memory",
     ("lime/embedded/pretraining/pool.py", "build_pool"): "arrays that count as there once items.json is",
     ("lime/analysis/benchmark/start.py", "first_step"): "the log of a process, in a temporary folder",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,9 @@ _RC: dict[str, Any] = {
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """The style, for what is drawn and saved within."""
-    settings: Any = _RC
+def styled(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """The style, for what is drawn and saved within; ``changes`` go over it."""
+    settings: Any = _RC | dict(changes or {})
     with mpl.rc_context(settings):
         yield
 
