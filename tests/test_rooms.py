@@ -33,6 +33,7 @@ ROOMS = {
     "experiments": "grids of runs, and tables and figures of their records",
     "analysis": "what is measured on a trained model",
     "report": "a page about one run",
+    "command": "the command `lime`, one name for every script",
 }
 """From the ground up: a room imports those above it in this list alone. ``import lime`` itself is open to all."""
 
