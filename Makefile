@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format clean
+.PHONY: help setup train test test-slow coverage lint format clean
 
 help:  ## Print the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: $(STAMP)  ## Run the tests (without the slow ones)
 test-slow: $(STAMP)  ## Run the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
+coverage: $(STAMP)  ## Run the tests (without the slow ones) and say which lines they do not reach
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov=lime --cov-report=term-missing:skip-covered
+
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -45,5 +48,5 @@ format: $(STAMP)  ## Format the code and sort the imports
 	$(BIN)/python -m ruff format .
 
 clean:  ## Remove caches and build products (outputs, data and the environment stay)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find lime tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

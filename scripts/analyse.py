@@ -17,12 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.config.scripts import run_script
-from lime.system.printing import plain_logging, print
+from lime.config.scripts import errors_in_one_line, run_script, script_parser, show_log
+from lime.system.printing import print
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@errors_in_one_line("analyse", 1)
+def main(arguments: list[str]) -> int:
+    parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of a run, or of a sweep over lime.num_experts")
     parser.add_argument("--against", type=Path, help="second run on the same backbone, as a rule of method=moe_lora")
     parser.add_argument("--rows", type=int, default=12, help="test rows of each task (default 12)")
@@ -31,18 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder to write into (default: analysis/ in the given folder)")
     parser.add_argument("--data-root", type=Path, help="where the data lie, in place of the run's data.root")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parser.parse_args(arguments)
-    plain_logging()
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    show_log()
     logging.getLogger("fontTools").setLevel(logging.WARNING)
-    out = options.out or options.folder / "analysis"
-    try:
-        for path in _written(options, out):
-            print(path)
-    except (ValueError, OSError) as error:
-        print(f"analyse: {error}", file=sys.stderr)
-        return 1
+    for path in _written(options, options.out or options.folder / "analysis"):
+        print(path)
     return 0
 
 

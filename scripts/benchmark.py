@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -16,11 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.analysis.benchmark import COMMANDS  # noqa: E402
-from lime.config.scripts import run_script  # noqa: E402
+from lime.config.scripts import errors_in_one_line, run_script, script_parser  # noqa: E402
 from lime.system.printing import print  # noqa: E402
 
 
-def main(arguments: Sequence[str]) -> int:
+@errors_in_one_line()
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -33,29 +33,24 @@ def main(arguments: Sequence[str]) -> int:
     from lime.system.ownership import check_output
 
     module = import_module(f"lime.analysis.benchmark.{command}")
-    parser = argparse.ArgumentParser(prog=f"benchmark.py {command}", description=COMMANDS[command])
+    parser = script_parser(COMMANDS[command])
+    parser.prog = f"benchmark.py {command}"
     add_arguments(parser, module.Options)
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="keep the record here, the table beside it")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     values = vars(parser.parse_args(arguments[1:]))
     output, threads, overwrite = (values.pop(name) for name in ("output", "threads", "overwrite"))
-    try:
-        for suffix in (".json", ".md", ".png", ".pdf") if output is not None else ():
-            check_output(output if suffix == ".json" else output.with_suffix(suffix), overwrite=overwrite)
-        if threads is not None:
-            import torch
+    for suffix in (".json", ".md", ".png", ".pdf") if output is not None else ():
+        check_output(output if suffix == ".json" else output.with_suffix(suffix), overwrite=overwrite)
+    if threads is not None:
+        import torch
 
-            torch.set_num_threads(threads)
-        content = module.run(parse(module.Options, values))
-        figure = module.figure(content) if output is not None and hasattr(module, "figure") else None
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        torch.set_num_threads(threads)
+    content = module.run(parse(module.Options, values))
     if output is not None:
+        figure = module.figure(content) if hasattr(module, "figure") else None
         save(content, output)
-    if output is not None and figure is not None:
-        for kind in (".png", ".pdf"):
+        for kind in (".png", ".pdf") if figure is not None else ():
             save_figure(figure, output.with_suffix(kind), dpi=200)
     print(markdown(content))
     return 0

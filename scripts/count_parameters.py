@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lime.config.check import ConfigError  # noqa: E402
 from lime.config.schema import TrainConfig  # noqa: E402
-from lime.config.scripts import run_script  # noqa: E402
+from lime.config.scripts import errors_in_one_line, run_script  # noqa: E402
 from lime.jobs.compose import composed  # noqa: E402
 from lime.system.printing import print  # noqa: E402
 
@@ -28,20 +27,12 @@ SCOPES = ("language_model", "vision_tower", "both")
 
 
 def configuration(overrides: list[str]) -> TrainConfig:
-    """The checked configuration of train.py with these overrides.
-
-    Raises:
-        ConfigError: everything that is wrong with them.
-    """
+    """The checked configuration of train.py with these overrides."""
     return composed(overrides, ROOT / "conf", "train", TrainConfig)
 
 
 def count(config: TrainConfig, scope: str) -> ApplyReport:
-    """Adapt the backbone's shapes in a scope and report.
-
-    Raises:
-        ValueError: an unknown backbone, or settings that do not fit it.
-    """
+    """Adapt the backbone's shapes in a scope and report."""
     from dataclasses import replace
 
     import lime
@@ -79,20 +70,16 @@ def _size(settings: LimeSettings) -> str:
     return f"rank {settings.r}"
 
 
+@errors_in_one_line()
 def main(overrides: list[str]) -> int:
     if any(flag in overrides for flag in ("-h", "--help")):
         print(__doc__)
         return 0
-    try:
-        config = configuration(overrides)
-        given = any(text.split("=")[0].lstrip("+") == "peft.scope" for text in overrides)
-        settings = config.settings()
-        scopes = (settings.scope,) if given or settings.peft == "prompt_tuning" else SCOPES
-        reports = {scope: count(config, scope) for scope in scopes}
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table(config, reports))
+    config = configuration(overrides)
+    given = any(text.split("=")[0].lstrip("+") == "peft.scope" for text in overrides)
+    settings = config.settings()
+    scopes = (settings.scope,) if given or settings.peft == "prompt_tuning" else SCOPES
+    print(table(config, {scope: count(config, scope) for scope in scopes}))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,7 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.config.scripts import run_script
+from lime.config.scripts import errors_in_one_line, run_script, script_parser
 from lime.experiments.figures.style import save_figure
 from lime.system.ownership import check_output
 from lime.system.printing import print
@@ -88,18 +87,14 @@ def draw() -> plt.Figure:
     return figure
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+@errors_in_one_line()
+def main(arguments: list[str]) -> int:
+    parser = script_parser(__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=TARGET, help="SVG, PNG or PDF (default: docs/method.svg)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parser.parse_args(arguments)
     plt.rcParams["svg.hashsalt"] = "lime"  # the same file at every run
-    try:
-        check_output(options.file, overwrite=options.overwrite)
-        save_figure(draw(), options.file, bbox_inches="tight", facecolor="white", dpi=110)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_output(options.file, overwrite=options.overwrite)
+    save_figure(draw(), options.file, bbox_inches="tight", facecolor="white", dpi=110)
     print(f"wrote {options.file}")
     return 0
 

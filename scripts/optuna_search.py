@@ -6,9 +6,7 @@ at once. Needs `pip install 'lime-moe[optuna]'`.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -16,12 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lime.config.scripts import parse_mixed, run_script  # noqa: E402
-from lime.system.printing import plain_logging, print  # noqa: E402
+from lime.config.scripts import errors_in_one_line, parse_mixed, run_script, script_parser, show_log  # noqa: E402
+from lime.system.printing import print  # noqa: E402
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@errors_in_one_line()
+def main(arguments: list[str]) -> int:
+    parser = script_parser(__doc__, overwrite=None)
     parser.add_argument("space", help="name of a space in experiments/spaces, or a file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of train.py for every trial")
     parser.add_argument("--trials", type=int, default=20, help="trials in all, earlier ones included (default 20)")
@@ -29,20 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampler (default 0)")
     options = parse_mixed(parser, arguments)
     if importlib.util.find_spec("optuna") is None:
-        print("error: needs Optuna: pip install 'lime-moe[optuna]'", file=sys.stderr)
-        return 2
+        raise ValueError("needs Optuna: pip install 'lime-moe[optuna]'")
     from lime.experiments.optuna_search import FINISHED, Search, read_space
 
-    plain_logging()
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    show_log()
     path = Path(options.space)
     path = path if path.suffix == ".yaml" else ROOT / "experiments" / "spaces" / f"{options.space}.yaml"
-    try:
-        search = Search(options.name or f"search_{path.stem}", read_space(path), options.overrides, ROOT, options.seed)
-        search.run(options.trials)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    search = Search(options.name or f"search_{path.stem}", read_space(path), options.overrides, ROOT, options.seed)
+    search.run(options.trials)
     trials = search.study.get_trials(states=FINISHED)
     values = [trial for trial in trials if trial.value is not None]
     print(f"{len(trials)} trials, {len(trials) - len(values)} without a result")

@@ -8,23 +8,22 @@ Exit code 1 where it does not fit.
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lime.config.check import ConfigError  # noqa: E402
 from lime.config.schema import TrainConfig  # noqa: E402
-from lime.config.scripts import run_script  # noqa: E402
+from lime.config.scripts import errors_in_one_line, run_script, show_log  # noqa: E402
 from lime.jobs.compose import composed  # noqa: E402
 from lime.system.ownership import check_output  # noqa: E402
-from lime.system.printing import plain_logging, print  # noqa: E402
+from lime.system.printing import print  # noqa: E402
 
-DOES_NOT_FIT, WRONG = 1, 2
+DOES_NOT_FIT = 1
 
 
+@errors_in_one_line()
 def main(arguments: list[str]) -> int:
     if any(flag in arguments for flag in ("-h", "--help")):
         print(__doc__)
@@ -33,21 +32,14 @@ def main(arguments: list[str]) -> int:
     if "--json" in arguments:
         at = arguments.index("--json")
         if at + 1 == len(arguments):
-            print("error: --json: expected a file after it", file=sys.stderr)
-            return WRONG
+            raise ValueError("--json: expected a file after it")
         target, arguments = Path(arguments[at + 1]), arguments[:at] + arguments[at + 2 :]
     overwrite = "--overwrite" in arguments
     arguments = [text for text in arguments if text != "--overwrite"]
-    plain_logging()
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
-    try:
-        if target is not None:
-            check_output(target, overwrite=overwrite)
-        config = composed(arguments, ROOT / "conf", "train", TrainConfig)
-        return _try(config, target)
-    except (ConfigError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG
+    show_log()
+    if target is not None:
+        check_output(target, overwrite=overwrite)
+    return _try(composed(arguments, ROOT / "conf", "train", TrainConfig), target)
 
 
 def _try(config: TrainConfig, target: Path | None) -> int:

@@ -7,7 +7,6 @@ as you like. Overrides are passed on; a swept one (seed=1,2) replaces the experi
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,8 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
-from lime.config.check import ConfigError
-from lime.config.scripts import parse_mixed, run_script
+from lime.config.scripts import errors_in_one_line, parse_mixed, run_script, script_parser
 from lime.integrations.wandb_sweep import sweep_config
 from lime.system.atomic import write_text
 from lime.system.ownership import MADE_BY, check_output
@@ -25,21 +23,17 @@ from lime.system.printing import print
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@errors_in_one_line()
+def main(arguments: list[str]) -> int:
+    parser = script_parser(__doc__)
     parser.add_argument("experiment", help="name of an overlay in experiments/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further overrides, as for train.py")
     parser.add_argument("--project", default="lime", help="project of the sweep (default: lime)")
     parser.add_argument("--out", type=Path, help="file to write (default: print)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parse_mixed(parser, arguments)
-    try:
-        if options.out is not None:
-            check_output(options.out, overwrite=options.overwrite)
-        content = sweep_config(options.experiment, options.overrides, options.project, ROOT)
-    except (ConfigError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    if options.out is not None:
+        check_output(options.out, overwrite=options.overwrite)
+    content = sweep_config(options.experiment, options.overrides, options.project, ROOT)
     text = yaml.safe_dump(content, sort_keys=False, width=1000)
     if options.out is None:
         print(text, end="")

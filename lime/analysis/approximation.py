@@ -12,7 +12,6 @@ value decomposition gives exactly. What is left is the least error of any shared
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +29,6 @@ class Approximation:
     shared: np.ndarray
     error: float
     mean_error: float
-
-
-def expert_updates(delta: MoELoRADelta) -> np.ndarray:
-    """Updates `s B_e A_e` of the routed experts, (E, O, I) in float64; the always-on expert is left out."""
-    E, r = delta.num_experts, delta.r
-    a_ErI = delta.A.detach().double().numpy(force=True)[: E * r].reshape(E, r, -1)
-    b_OEr = delta.B.detach().double().numpy(force=True)[:, : E * r].reshape(-1, E, r)
-    return delta.scale * np.einsum("oer,eri->eoi", b_OEr, a_ErI)
 
 
 def fit_modulators(experts_EOI: np.ndarray, second_moment_II: np.ndarray | None = None) -> Approximation:
@@ -166,18 +157,3 @@ def mixture_layers(model: nn.Module) -> dict[str, MoELoRADelta]:
     if not found:
         raise ValueError("the model has no MoE-LoRA layer; load an adapter that was trained with method=moe_lora")
     return found
-
-
-def approximation_by_layer(
-    model: nn.Module, moments: Mapping[str, np.ndarray] | None = None
-) -> dict[str, Approximation]:
-    """Fit every MoE-LoRA layer of a model, by module name; modulators and shared update in the coordinates of
-    `whitened_experts`, with the `moments` by the same name.
-
-    Raises:
-        ValueError: the model has no MoE-LoRA layer.
-    """
-    return {
-        name: fit_modulators(whitened_experts(delta, (moments or {}).get(name)))
-        for name, delta in mixture_layers(model).items()
-    }

@@ -64,13 +64,13 @@ def usage_of(routed: RoutedRows, chosen_R: np.ndarray | None = None) -> Usage:
         raise ValueError("no row to take the routing of")
     largest_E = routed.largest_RE[chosen].mean(axis=0)
     return Usage(
-        len(probability_RE),
-        tuple(float(share) for share in probability_RE.mean(axis=0)),
-        float(routed.entropy_R[chosen].mean()),
-        float(routed.active_RE[chosen].sum(axis=1).mean()),
-        tuple(float(share) for share in largest_E),
-        float(largest_E.max()),
-        float(np.exp(special.entr(largest_E).sum())),
+        rows=len(probability_RE),
+        usage=tuple(probability_RE.mean(axis=0).tolist()),
+        entropy=float(routed.entropy_R[chosen].mean()),
+        experts_per_token=float(routed.active_RE[chosen].sum(axis=1).mean()),
+        largest=tuple(largest_E.tolist()),
+        busiest=float(largest_E.max()),
+        experts_realised=float(np.exp(special.entr(largest_E).sum())),
     )
 
 

@@ -1,8 +1,10 @@
-"""Command lines of eval.py and the scripts: a run in place of its adapter; options and overrides in any order."""
+"""Command lines of eval.py and the scripts: options, errors in one line, overrides in any order, runs as adapters."""
 
 from __future__ import annotations
 
 import argparse
+import functools
+import logging
 import os
 import re
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lime.system import interrupts
+from lime.system.printing import plain_logging, print
 
 WITH_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
 """Options of Hydra that take the next word."""
+Main = Callable[..., int]
 _PLAIN = re.compile(r"[\w./+@-]+")
 
 
@@ -26,6 +30,40 @@ def run_script(main: Callable[[list[str]], Any]) -> NoReturn:
         except interrupts.Interrupted as stop:
             sys.stderr.write(f"\n{stop}\n")
             raise
+
+
+def script_parser(
+    description: str | None, overwrite: str | None = "replace files that this program did not write"
+) -> argparse.ArgumentParser:
+    """A parser that shows the script's docstring as it is written, with ``--overwrite`` unless its help is None."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if overwrite is not None:
+        parser.add_argument("--overwrite", action="store_true", help=overwrite)
+    return parser
+
+
+def errors_in_one_line(name: str = "error", status: int = 2) -> Callable[[Callable[[list[str]], int]], Main]:
+    """Decorates the ``main`` of a script: what the user can mend (ValueError, OSError) is printed as ``NAME: error``
+    and ends it with ``status``. Without arguments it takes those of the command line."""
+
+    def decorate(main: Callable[[list[str]], int]) -> Main:
+        @functools.wraps(main)
+        def run(arguments: Sequence[str] | None = None) -> int:
+            try:
+                return main(list(sys.argv[1:] if arguments is None else arguments))
+            except (ValueError, OSError) as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return status
+
+        return run
+
+    return decorate
+
+
+def show_log() -> None:
+    """The log on the terminal, with the time of day."""
+    plain_logging()
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
 
 
 def parse_mixed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:

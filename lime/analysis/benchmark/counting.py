@@ -8,8 +8,9 @@ counts are those of the torch path. What an operation needs inside itself is not
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ def kept_storages(*known: nn.Module | Tensor) -> Iterator[dict[int, int]]:
     Args:
         known: modules and tensors whose own storages do not count (weights, the input).
     """
-    ignored = {_address(tensor) for tensor in _tensors_of(known)}
+    modules = [one for one in known if isinstance(one, nn.Module)]
+    own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    ignored = {_address(tensor) for tensor in [*own, *_tensors(known)]}
     kept: dict[int, int] = {}
     held: list[Tensor] = []  # so that no address is used twice
 
@@ -55,7 +58,8 @@ class Traffic(TorchDispatchMode):
             return out
         inputs = _tensors([args, {key: value for key, value in kwargs.items() if key != "out"}])
         outputs = _tensors(out)
-        if not func._schema.is_mutable and _all_views(outputs, inputs):
+        shared = set(map(_address, inputs))
+        if not func._schema.is_mutable and outputs and all(_address(tensor) in shared for tensor in outputs):
             return out
         if name in ("copy_", "fill_", "zero_"):
             inputs = inputs[1:]
@@ -72,32 +76,20 @@ class LiveTensors(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {tensor.untyped_storage()._cdata for tensor in _tensors([args, kwargs or {}])}
+        before = set(map(_address, _tensors([args, kwargs])))
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
-            storage = tensor.untyped_storage()
-            key = storage._cdata
-            if key in before or key in self._seen:
-                continue
-            size = storage.nbytes()
-            self._seen.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._freed, key, size)
+            key, storage = _address(tensor), tensor.untyped_storage()
+            if key not in before and key not in self._seen:
+                self._seen.add(key)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._freed, key, storage.nbytes())
         return out
 
     def _freed(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
-
-
-def _tensors_of(known: Iterable[nn.Module | Tensor]) -> Iterator[Tensor]:
-    for one in known:
-        if isinstance(one, Tensor):
-            yield one
-        else:
-            yield from one.parameters()
-            yield from one.buffers()
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -108,13 +100,5 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _all_views(outputs: list[Tensor], inputs: list[Tensor]) -> bool:
-    addresses = {_address(tensor) for tensor in inputs}
-    return bool(outputs) and all(_address(tensor) in addresses for tensor in outputs)
-
-
 def _elements(tensor: Tensor) -> int:
-    count = 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        count *= size if stride or not size else 1
-    return count
+    return math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size)

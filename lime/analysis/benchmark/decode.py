@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from lime.analysis.benchmark import models
 from lime.analysis.benchmark.forms import REFERENCE, Subject, shared_copy
-from lime.analysis.benchmark.options import option
+from lime.analysis.benchmark.options import ATTENTION, DTYPES, option
 from lime.analysis.benchmark.record import Column, record
 from lime.analysis.benchmark.timing import Spread, interleaved, ratios
 from lime.processors.config import EMBEDDED
@@ -26,14 +26,14 @@ class Options:
     architectures: tuple[str, ...] = option(tuple(EMBEDDED), "architectures", models.names())
     layers: int = option(0, "layers of each tower; 0 as published")
     methods: tuple[str, ...] = option(("frozen", "lora", "lime_lora"), "methods, with their form")
-    dtype: str = option("bfloat16", "dtype of the frozen weights", ("float32", "bfloat16", "float16"))
+    dtype: str = option("bfloat16", "dtype of the frozen weights", DTYPES)
     batches: tuple[int, ...] = option((1, 64), "rows decoded together")
     prompt: int = option(64, "tokens of the prompt")
     new_tokens: int = option(32, "tokens to generate")
     experts: int = option(4, "experts E")
     rank: int = option(8, "rank r")
     n_gram: int = option(1, "window of a routing decision")
-    attention: str = option("eager", "attention implementation", ("eager", "sdpa", "flash_attention_2"))
+    attention: str = option("eager", "attention implementation", ATTENTION)
     repetitions: int = option(25, "interleaved repetitions")
     device: str = option("cpu", "device", ("cpu", "cuda"))
     seed: int = option(0, "seed of weights and inputs")
@@ -84,38 +84,29 @@ def compare(
     adapted: dict[str, nn.Module], base: PreTrainedModel, inputs: dict[str, Tensor], options: Options
 ) -> list[dict[str, Any]]:
     """One row for each method."""
-    ends = base.generation_config.eos_token_id
+    length, ends = options.new_tokens, base.generation_config.eos_token_id
     settings = GenerationConfig(
-        max_new_tokens=options.new_tokens,
-        min_new_tokens=options.new_tokens,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=0,
-        eos_token_id=ends,
+        max_new_tokens=length, min_new_tokens=length, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=ends
     )
 
-    def work(name: str, model: nn.Module) -> Callable[[], Tensor]:
-        subject = Subject.of(name)
-
+    def work(name: str, model: nn.Module) -> Callable[[], None]:
         @torch.no_grad()
-        def generate() -> Tensor:
-            with subject.running():
-                tokens: Tensor = model.generate(**inputs, generation_config=settings)  # type: ignore[operator]
-            return tokens
+        def generate() -> None:
+            with Subject.of(name).running():
+                model.generate(**inputs, generation_config=settings)  # type: ignore[operator]
 
         return generate
 
     subjects = {name: work(name, model) for name, model in adapted.items()}
     seconds = interleaved(subjects, options.repetitions, device=options.device)
-    made = options.new_tokens * len(inputs["input_ids"])
-    against = {
-        name: ratios({other: [1 / s for s in times] for other, times in seconds.items()}, name)
-        for name in (REFERENCE, "frozen")
-        if name in seconds
-    }
-    rows = []
-    for name, times in seconds.items():
-        row: dict[str, Any] = {"method": name, "tokens_per_second": Spread.of([made / s for s in times])}
-        row |= {f"rate_vs_{other}": spread[name] for other, spread in against.items()}
-        rows.append(row | {"seconds": times})
-    return rows
+    rates = {name: [length * len(inputs["input_ids"]) / s for s in times] for name, times in seconds.items()}
+    against = {f"rate_vs_{name}": ratios(rates, name) for name in (REFERENCE, "frozen") if name in rates}
+    return [
+        {
+            "method": name,
+            "tokens_per_second": Spread.of(rate),
+            **{key: spread[name] for key, spread in against.items()},
+            "seconds": seconds[name],
+        }
+        for name, rate in rates.items()
+    ]

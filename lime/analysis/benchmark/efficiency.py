@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lime.analysis.benchmark import models, step
-from lime.analysis.benchmark.options import option
+from lime.analysis.benchmark.options import ATTENTION, DTYPES, option
 from lime.analysis.benchmark.record import load, record
 from lime.experiments.figures.efficiency import PUBLISHED, efficiency_figure
 
@@ -23,13 +23,13 @@ class Options:
     architecture: str = option("llava_onevision_0_5b", "architecture", models.names())
     layers: int = option(0, "layers of each tower; 0 as published")
     methods: tuple[str, ...] = option(("lora", *PUBLISHED, "moe_lora:loop"), "methods, with their form")
-    dtype: str = option("bfloat16", "dtype of the frozen weights", ("float32", "bfloat16", "float16"))
+    dtype: str = option("bfloat16", "dtype of the frozen weights", DTYPES)
     batch: int = option(2, "rows of a micro-batch")
     tokens: int = option(128, "tokens of a row")
     accumulate: int = option(2, "micro-batches of a step")
     experts: int = option(4, "experts E")
     rank: int = option(2, "rank r")
-    attention: str = option("eager", "attention implementation", ("eager", "sdpa", "flash_attention_2"))
+    attention: str = option("eager", "attention implementation", ATTENTION)
     repetitions: int = option(15, "interleaved repetitions")
     device: str = option("cpu", "device", ("cpu", "cuda"))
     seed: int = option(0, "seed of weights and inputs")

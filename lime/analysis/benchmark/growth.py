@@ -8,7 +8,7 @@ from typing import Any
 
 from lime.analysis.benchmark import layer, models, step
 from lime.analysis.benchmark.forms import REFERENCE, Subject
-from lime.analysis.benchmark.options import option
+from lime.analysis.benchmark.options import DTYPES, option
 from lime.analysis.benchmark.record import Column, record
 from lime.analysis.benchmark.timing import Spread
 from lime.tuner.settings import LimeSettings
@@ -31,7 +31,7 @@ class Options:
     base_tokens: int = option(1024, "tokens where they do not vary")
     architecture: str = option(models.QWEN2_896, "architecture of the steps", models.names())
     step_tokens: int = option(128, "tokens of a row of a step")
-    dtype: str = option("float32", "dtype of the frozen weights", ("float32", "bfloat16", "float16"))
+    dtype: str = option("float32", "dtype of the frozen weights", DTYPES)
     threshold: float = option(1.05, "ratio to plain LoRA above which cost is no longer negligible")
     repetitions: int = option(9, "interleaved repetitions")
     device: str = option("cpu", "device", ("cpu", "cuda"))
@@ -74,33 +74,32 @@ def _layer(axis: str, options: Options) -> Iterator[dict[str, Any]]:
     base = layer.linear(options.shape, options.dtype, asked)
     subjects = [Subject.of(REFERENCE), Subject.of(options.method)]
     for value in {"experts": options.experts, "rank": options.ranks, "tokens": options.tokens}[axis]:
-        settings = LimeSettings(
-            target_modules=["proj"],
-            num_experts=value if axis == "experts" else 4,
-            r=value if axis == "rank" else 2,
-        )
-        tokens = value if axis == "tokens" else options.base_tokens
-        row = layer.compare(base, subjects, settings, "plain", tokens, asked)[1]
-        yield {"value": value, **{column.key: row[column.key] for column in COLUMNS if column.key in row}}
+        varied = {"experts": 4, "rank": 2, "tokens": options.base_tokens} | {axis: value}
+        settings = LimeSettings(target_modules=["proj"], num_experts=varied["experts"], r=varied["rank"])
+        yield _row(value, layer.compare(base, subjects, settings, "plain", varied["tokens"], asked))
 
 
 def _step(axis: str, options: Options) -> Iterator[dict[str, Any]]:
-    values = {"experts": options.experts, "layers": options.layers, "batch": options.batches}[axis]
-    for value in values:
+    for value in {"experts": options.experts, "layers": options.layers, "batch": options.batches}[axis]:
+        varied = {"experts": 4, "layers": 4, "batch": 2} | {axis: value}
         asked = step.Options(
             architecture=options.architecture,
-            layers=value if axis == "layers" else 4,
+            layers=varied["layers"],
             methods=(REFERENCE, options.method),
             dtypes=(options.dtype,),
-            batch=value if axis == "batch" else 2,
+            batch=varied["batch"],
             tokens=options.step_tokens,
-            experts=(value if axis == "experts" else 4,),
+            experts=(varied["experts"],),
             repetitions=options.repetitions,
             device=options.device,
             seed=options.seed,
         )
-        row = step.measure(asked)[1]
-        yield {"value": value, **{column.key: row[column.key] for column in COLUMNS if column.key in row}}
+        yield _row(value, step.measure(asked))
+
+
+def _row(value: int, compared: list[dict[str, Any]]) -> dict[str, Any]:
+    """The columns of the method, which comes after plain LoRA."""
+    return {"value": value, **{column.key: compared[1][column.key] for column in COLUMNS if column.key in compared[1]}}
 
 
 def _verdicts(rows: list[dict[str, Any]], options: Options) -> Iterator[str]:

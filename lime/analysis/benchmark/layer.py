@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import lime
 from lime.analysis.benchmark.counting import Traffic, kept_storages
 from lime.analysis.benchmark.forms import REFERENCE, Subject, trainable
-from lime.analysis.benchmark.options import option
+from lime.analysis.benchmark.options import DTYPES, option
 from lime.analysis.benchmark.record import Column, record
 from lime.analysis.benchmark.timing import Spread, interleaved, ratios
 from lime.tuner.settings import LimeSettings
@@ -41,9 +43,7 @@ class Options:
 
     shapes: tuple[str, ...] = option(("896x896", "896x128"), "d_in x d_out of the layer")
     tokens: tuple[int, ...] = option((1024, 3000), "tokens")
-    dtypes: tuple[str, ...] = option(
-        ("float32",), "dtype of the frozen weight and input", ("float32", "bfloat16", "float16")
-    )
+    dtypes: tuple[str, ...] = option(("float32",), "dtype of the frozen weight and input", DTYPES)
     methods: tuple[str, ...] = option(
         ("frozen", "lora", "lime_lora", "lime_lora:torch", "lime_lora:literal", "moe_lora", "moe_lora:loop"),
         "methods, with their form",
@@ -74,6 +74,7 @@ COLUMNS = (
     Column("forward_milliseconds", "forward ms", ".3f"),
     Column("forward_share", "of copy bandwidth", ".0%"),
 )
+CASE = ("tokens", "variant", "experts", "rank")
 NOTES = (
     "`ms` is forward and backward; ratios are medians (quartiles) over repetitions. `kept bytes a token`: saved for "
     "the backward pass beyond the input. `wide passes`: elements read and written beyond the frozen layer's, forward "
@@ -94,16 +95,7 @@ class Tower(nn.Module):
 
 
 class Case:
-    """One method's layer and one input, ready to run forward and backward.
-
-    Args:
-        base: the frozen layer, copied.
-        subject: the method.
-        settings: experts, rank and options.
-        variant: a key of `VARIANTS`.
-        tokens: tokens of the input.
-        seed: seed of the adapter and the input.
-    """
+    """A copy of the frozen layer, adapted by one method, and one input, ready to run forward and backward."""
 
     def __init__(self, base: nn.Linear, subject: Subject, settings: LimeSettings, variant: str, tokens: int, seed: int):
         torch.manual_seed(seed)
@@ -139,8 +131,7 @@ class Case:
 
 
 def counts(make: Callable[[int], Case], width: int) -> dict[str, float]:
-    """`kept_per_token` in bytes and `passes` in units of d_out elements a token, without what does not grow with the
-    tokens."""
+    """`kept_per_token` in bytes and `passes` in units of d_out elements a token, of what grows with the tokens."""
     kept, moved = [], []
     for tokens in (COUNTED_TOKENS, 2 * COUNTED_TOKENS):
         case = make(tokens)
@@ -166,20 +157,13 @@ def run(options: Options) -> dict[str, Any]:
     """
     subjects = [Subject.of(name) for name in options.methods]
     rows: list[dict[str, Any]] = []
-    for shape in options.shapes:
-        for dtype in options.dtypes:
-            base = linear(shape, dtype, options)
-            for tokens in options.tokens:
-                for variant in options.variants:
-                    for experts in options.experts:
-                        for rank in options.ranks:
-                            settings = LimeSettings(
-                                num_experts=experts, r=rank, target_modules=["proj"], **VARIANTS[variant]
-                            )
-                            where = {"shape": shape, "tokens": tokens, "dtype": dtype, "variant": variant}
-                            where |= {"experts": experts, "rank": rank}
-                            measured = compare(base, subjects, settings, variant, tokens, options)
-                            rows += [where | row for row in measured]
+    for shape, dtype in product(options.shapes, options.dtypes):
+        base = linear(shape, dtype, options)
+        for case in product(options.tokens, options.variants, options.experts, options.ranks):
+            tokens, variant, experts, rank = case
+            settings = LimeSettings(num_experts=experts, r=rank, target_modules=["proj"], **VARIANTS[variant])
+            where = {"shape": shape, "dtype": dtype, **dict(zip(CASE, case, strict=True))}
+            rows += [where | row for row in compare(base, subjects, settings, variant, tokens, options)]
     return record("layer", options, COLUMNS, rows, notes=NOTES, device=options.device)
 
 
@@ -201,20 +185,25 @@ def compare(
         return lambda count: Case(base, subject, settings, variant, count, options.seed)
 
     cases = {subject.name: make(subject)(tokens) for subject in subjects}
-    device = torch.device(options.device)
-    seconds = interleaved({name: case.run for name, case in cases.items()}, options.repetitions, device=device)
-    rows = []
+    work = {name: case.run for name, case in cases.items()}
+    seconds = interleaved(work, options.repetitions, device=options.device)
     counted = {subject.name: counts(make(subject), base.out_features) for subject in subjects}
     floor = counted["frozen"]["passes"] if "frozen" in counted else 4.0  # x, z, and their gradients
-    against = {name: ratios(seconds, name) for name in (REFERENCE, "frozen") if name in seconds}
-    gpu = on_gpu(cases, options) if device.type == "cuda" else {}
-    for name, case in cases.items():
-        row: dict[str, Any] = {"method": name, "milliseconds": Spread.of(seconds[name]).scaled(1e3)}
-        row |= {f"vs_{other}": spread[name] for other, spread in against.items()}
-        row |= {"kept_per_token": counted[name]["kept_per_token"], "passes": counted[name]["passes"] - floor}
-        row |= {"trainable": sum(p.numel() for p in trainable(case.model))}
-        rows.append(row | gpu.get(name, {}) | {"seconds": seconds[name]})
-    return rows
+    against = {f"vs_{name}": ratios(seconds, name) for name in (REFERENCE, "frozen") if name in seconds}
+    gpu = on_gpu(cases, options) if options.device == "cuda" else {}
+    return [
+        {
+            "method": name,
+            "milliseconds": Spread.of(seconds[name]).scaled(1e3),
+            **{key: spread[name] for key, spread in against.items()},
+            "kept_per_token": counted[name]["kept_per_token"],
+            "passes": counted[name]["passes"] - floor,
+            "trainable": sum(p.numel() for p in trainable(case.model)),
+            **gpu.get(name, {}),
+            "seconds": seconds[name],
+        }
+        for name, case in cases.items()
+    ]
 
 
 def on_gpu(cases: Mapping[str, Case], options: Options) -> dict[str, dict[str, Any]]:
@@ -239,10 +228,8 @@ def on_gpu(cases: Mapping[str, Case], options: Options) -> dict[str, dict[str, A
     for name, case in cases.items():
         found[name]["forward_milliseconds"] = Spread.of(seconds[f"forward {name}"]).scaled(1e3)
         if "frozen" in cases and name != "frozen":
-            pairs = zip(seconds[f"forward {name}"], seconds["forward frozen"], strict=True)
-            added = Spread.of([one - other for one, other in pairs]).median
+            added = float(np.median(np.subtract(seconds[f"forward {name}"], seconds["forward frozen"])))
             if added > 0:
-                moved = case.x.nbytes + 2 * case.gradient.nbytes
-                found[name]["forward_share"] = moved / added / copy
+                found[name]["forward_share"] = (case.x.nbytes + 2 * case.gradient.nbytes) / added / copy
         found[name]["copy_bytes_per_second"] = copy
     return found

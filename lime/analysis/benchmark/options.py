@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
 
 def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
@@ -20,13 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser, schema: type) -> None:
     """One `--option` for every field; tuples are lists with commas."""
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        given = field.metadata["choices"]
-        shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        text = field.metadata["help"] + (f"; of {', '.join(given)}" if given else "") + f" (default: {shown})"
-        if hints[field.name] is bool:
-            parser.add_argument(f"--{_flag(field.name)}", action=argparse.BooleanOptionalAction, help=text)
-        else:
-            parser.add_argument(f"--{_flag(field.name)}", metavar=metavar(hints[field.name]), help=text)
+        given, hint = field.metadata["choices"], hints[field.name]
+        text = field.metadata["help"] + (f"; of {', '.join(given)}" if given else "")
+        kind: Any = {"action": argparse.BooleanOptionalAction} if hint is bool else {"metavar": metavar(hint)}
+        text += f" (default: {_written(field.default)})"
+        parser.add_argument(f"--{_flag(field.name)}", help=text, **kind)
         parser.set_defaults(**{field.name: field.default})
 
 
@@ -45,13 +45,10 @@ def parse(schema: type[T], values: dict[str, Any]) -> T:
         except ValueError as error:
             problems.append(f"--{_flag(field.name)}: {error}, got {value!r}")
             continue
-        chosen = arguments[field.name] if isinstance(arguments[field.name], tuple) else (arguments[field.name],)
-        allowed = field.metadata["choices"]
-        problems += [
-            f"--{_flag(field.name)}: expected one of {', '.join(allowed)}, got {one!r}"
-            for one in chosen
-            if allowed and one not in allowed
-        ]
+        chosen, allowed = arguments[field.name], field.metadata["choices"]
+        for one in chosen if isinstance(chosen, tuple) else (chosen,):
+            if allowed and one not in allowed:
+                problems.append(f"--{_flag(field.name)}: expected one of {', '.join(allowed)}, got {one!r}")
     if problems:
         raise ValueError("; ".join(problems))
     return schema(**arguments)
@@ -67,9 +64,12 @@ def command_line(command: str, options: Any) -> str:
         if isinstance(value, bool):
             parts.append(f"--{'' if value else 'no-'}{_flag(field.name)}")
         else:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            parts.append(f"--{_flag(field.name)} {text}")
+            parts.append(f"--{_flag(field.name)} {_written(value)}")
     return " ".join(parts)
+
+
+def _written(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _flag(name: str) -> str:
@@ -92,6 +92,5 @@ def _convert(text: str, hint: Any) -> Any:
 def metavar(hint: Any) -> str:
     """How help shows a value."""
     if typing.get_origin(hint) is tuple:
-        part = metavar(typing.get_args(hint)[0])
-        return f"{part},…"
+        return metavar(typing.get_args(hint)[0]) + ",…"
     return {int: "N", float: "X"}.get(hint, "WORD")

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 TRAINING = "training: "
 WAITING = TRAINING + "waiting for data"
+OPTIMISER = ("optimizer_step", "configure_gradient_clipping", "on_before_optimizer_step")
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,15 @@ class Stopwatch:
     """Seconds of nested sections, each without the sections inside it."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.calls: dict[str, int] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.calls: Counter[str] = Counter()
         self._open: list[str] = []
         self._since = time.perf_counter()
 
     def enter(self, section: str) -> None:
         self._charge()
         self._open.append(section)
-        self.calls[section] = self.calls.get(section, 0) + 1
+        self.calls[section] += 1
 
     def leave(self) -> None:
         self._charge()
@@ -78,7 +80,7 @@ class Stopwatch:
     def _charge(self) -> None:
         now = time.perf_counter()
         if self._open:
-            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._since
+            self.seconds[self._open[-1]] += now - self._since
         self._since = now
 
 
@@ -124,32 +126,28 @@ def _instrumented(watch: Stopwatch) -> Iterator[None]:
         (pl.Trainer, "fit", TRAINING + "loop, metrics, checkpoints"),
         (AdaptationModule, "training_step", TRAINING + "embedding, head and loss"),
         (AdaptationModule, "backward", TRAINING + "backward"),
-        (AdaptationModule, "optimizer_step", TRAINING + "optimiser"),
-        (AdaptationModule, "configure_gradient_clipping", TRAINING + "optimiser"),
-        (AdaptationModule, "on_before_optimizer_step", TRAINING + "optimiser"),
+        *((AdaptationModule, name, TRAINING + "optimiser") for name in OPTIMISER),
         (Recorder, "balance", TRAINING + "balance terms and routing statistics"),
         (Recorder, "statistics", TRAINING + "balance terms and routing statistics"),
     ]
+    handles: list[Any] = []
     with contextlib.ExitStack() as stack:
         for owner, name, section in seams:
             stack.enter_context(_replaced(owner, name, functools.partial(_timed, watch, section)))
         stack.enter_context(_replaced(ResumableLoader, "__iter__", functools.partial(_timed_iteration, watch)))
-        stack.enter_context(_replaced(AdaptationModule, "on_fit_start", functools.partial(_timed_towers, watch)))
+        for name, wrap in (("on_fit_start", _hooked), ("on_fit_end", _unhooked)):
+            stack.enter_context(_replaced(AdaptationModule, name, functools.partial(wrap, watch, handles)))
         yield
 
 
 @contextlib.contextmanager
 def _replaced(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
-    own = name in vars(owner)
-    before = getattr(owner, name)
+    inherited, before = name not in vars(owner), getattr(owner, name)
     setattr(owner, name, wrap(before))
     try:
         yield
     finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
+        delattr(owner, name) if inherited else setattr(owner, name, before)
 
 
 def _timed(watch: Stopwatch, section: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,46 +161,36 @@ def _timed(watch: Stopwatch, section: str, function: Callable[..., Any]) -> Call
 
 def _timed_iteration(watch: Stopwatch, iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
     """Time spent waiting for each batch, by whoever asks for it."""
-    end = object()
 
     def timed(loader: Any) -> Iterator[Any]:
         stream = iterate(loader)
         while True:
             with watch.section(WAITING):
-                batch = next(stream, end)
-            if batch is end:
+                batch = next(stream, None)
+            if batch is None:
                 return
             yield batch
 
     return timed
 
 
-def _timed_towers(watch: Stopwatch, on_fit_start: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Hooks on the towers of the model that is about to be trained."""
+def _hooked(watch: Stopwatch, handles: list[Any], on_fit_start: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Times the towers of the model that is about to be trained."""
 
     def timed(module: AdaptationModule) -> None:
         on_fit_start(module)
-        handles = []
         for tower in find_towers(module.model):
-            section = TRAINING + tower.kind.replace("_", " ")
-            inner = module.model.get_submodule(tower.name)
-
-            def before(_module: Any, _inputs: Any, section: str = section) -> None:
-                watch.enter(section)
-
-            def after(_module: Any, _inputs: Any, _outputs: Any) -> None:
-                watch.leave()
-
-            handles += [inner.register_forward_pre_hook(before), inner.register_forward_hook(after, always_call=True)]
-        module.trainer.callbacks.append(_RemoveHooks(handles))  # type: ignore[attr-defined]
+            inner, section = module.model.get_submodule(tower.name), TRAINING + tower.kind.replace("_", " ")
+            handles.append(inner.register_forward_pre_hook(lambda *_, section=section: watch.enter(section)))
+            handles.append(inner.register_forward_hook(lambda *_: watch.leave(), always_call=True))
 
     return timed
 
 
-class _RemoveHooks(pl.Callback):
-    def __init__(self, handles: list[Any]):
-        self._handles = handles
+def _unhooked(watch: Stopwatch, handles: list[Any], on_fit_end: Callable[[Any], None]) -> Callable[[Any], None]:
+    def ended(module: AdaptationModule) -> None:
+        on_fit_end(module)
+        while handles:
+            handles.pop().remove()
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for handle in self._handles:
-            handle.remove()
+    return ended

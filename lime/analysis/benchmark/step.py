@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import lime
 from lime.analysis.benchmark import models
 from lime.analysis.benchmark.counting import LiveTensors, kept_storages
 from lime.analysis.benchmark.forms import REFERENCE, Subject, shared_copy, trainable
-from lime.analysis.benchmark.options import option
+from lime.analysis.benchmark.options import ATTENTION, DTYPES, option
 from lime.analysis.benchmark.record import Column, record
 from lime.analysis.benchmark.timing import Spread, interleaved, ratios
 from lime.tuner.settings import LimeSettings
@@ -29,14 +29,14 @@ class Options:
     methods: tuple[str, ...] = option(
         ("frozen", "lora", "lime_lora", "lime_lora:literal", "moe_lora", "moe_lora:loop"), "methods, with their form"
     )
-    dtypes: tuple[str, ...] = option(("float32",), "dtype of the frozen weights", ("float32", "bfloat16", "float16"))
+    dtypes: tuple[str, ...] = option(("float32",), "dtype of the frozen weights", DTYPES)
     batch: int = option(2, "rows of a micro-batch")
     tokens: int = option(512, "tokens of a row")
     accumulate: int = option(1, "micro-batches of a step")
     experts: tuple[int, ...] = option((4,), "experts E; several are interleaved")
     rank: int = option(2, "rank r")
     balance: bool = option(False, "add the balance terms to the loss of LiME")
-    attention: str = option("eager", "attention implementation", ("eager", "sdpa", "flash_attention_2"))
+    attention: str = option("eager", "attention implementation", ATTENTION)
     repetitions: int = option(25, "interleaved repetitions")
     device: str = option("cpu", "device", ("cpu", "cuda"))
     seed: int = option(0, "seed of weights and inputs")
@@ -76,21 +76,14 @@ class Case:
     """One method's model, optimiser and batch."""
 
     def __init__(
-        self,
-        base: PreTrainedModel,
-        subject: Subject,
-        settings: LimeSettings,
-        inputs: dict[str, Tensor],
-        accumulate: int = 1,
-        balance: bool = False,
-        seed: int = 0,
+        self, base: PreTrainedModel, subject: Subject, experts: int, inputs: dict[str, Tensor], options: Options
     ):
-        torch.manual_seed(seed)
+        torch.manual_seed(options.seed)
         own = shared_copy(base)
-        self.model: nn.Module = subject.adapt(own, settings)
-        self.inputs, self.accumulate, self.has_experts = inputs, accumulate, subject.has_experts
-        self.running = subject.running
-        self.balanced = balance and subject.balances
+        self.model: nn.Module = subject.adapt(own, LimeSettings(num_experts=experts, r=options.rank))
+        self.subject, self.inputs, self.accumulate = subject, inputs, options.accumulate
+        self.experts = experts if subject.has_experts else None
+        self.balanced = options.balance and subject.balances
         self.losses: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None
         if trainable(self.model):
@@ -101,17 +94,13 @@ class Case:
     def loss(self) -> Tensor:
         """Next-token loss of the batch."""
         labels = self.inputs["input_ids"]
-        if not self.balanced:
+        with lime.record(self.model) if self.balanced else nullcontext() as recorder:
             loss: Tensor = self.model(**self.inputs, labels=labels, use_cache=False).loss
-            return loss
-        with lime.record(self.model) as recorder:
-            loss = self.model(**self.inputs, labels=labels, use_cache=False).loss
-        total: Tensor = loss + recorder.balance().total(0.1, 0.01)
-        return total
+        return loss if recorder is None else loss + recorder.balance().total(0.1, 0.01)
 
     def run(self) -> None:
         """One optimiser step."""
-        with self.running():
+        with self.subject.running():
             for _ in range(self.accumulate):
                 loss = self.loss()
                 (loss / self.accumulate).backward()
@@ -122,7 +111,7 @@ class Case:
 
     def kept(self) -> int:
         """Bytes of activations kept for the backward pass of a micro-batch."""
-        with self.running(), kept_storages(self.model, *self.inputs.values()) as storages:
+        with self.subject.running(), kept_storages(self.model, *self.inputs.values()) as storages:
             held = self.loss()
         del held
         return sum(storages.values())
@@ -155,44 +144,37 @@ def measure(options: Options) -> list[dict[str, Any]]:
             seed=options.seed,
         )
         inputs = models.text_inputs(base, options.batch, options.tokens, options.seed)
-        cases: dict[tuple[str, int], Case] = {}
-        for subject in subjects:
-            for experts in options.experts if subject.has_experts else options.experts[:1]:
-                settings = LimeSettings(num_experts=experts, r=options.rank)
-                cases[subject.name, experts] = Case(
-                    base, subject, settings, inputs, options.accumulate, options.balance, options.seed
-                )
+        cases = [
+            Case(base, subject, experts, inputs, options)
+            for subject in subjects
+            for experts in (options.experts if subject.has_experts else options.experts[:1])
+        ]
         where = {"architecture": options.architecture, "dtype": dtype, "parameters": models.parameters(base)}
         rows += [where | row for row in compare(cases, options)]
     return rows
 
 
-def compare(cases: dict[tuple[str, int], Case], options: Options) -> list[dict[str, Any]]:
+def compare(cases: list[Case], options: Options) -> list[dict[str, Any]]:
     """One row for each method and number of experts."""
-    device = torch.device(options.device)
-    several = len(options.experts) > 1
-    labels = {key: f"{key[0]} {key[1]}" if several else key[0] for key in cases}
-    work: dict[str, Callable[[], Any]] = {labels[key]: case.run for key, case in cases.items()}
-    seconds = interleaved(work, options.repetitions, device=device)
-    first = {key[0]: label for key, label in reversed(labels.items())}
+    labelled = {f"{case.subject.name} {case.experts}": case for case in cases}
+    work = {label: case.run for label, case in labelled.items()}
+    seconds = interleaved(work, options.repetitions, device=options.device)
+    first = {case.subject.name: label for label, case in reversed(labelled.items())}
     against = {name: ratios(seconds, first[name]) for name in (REFERENCE, "frozen") if name in first}
-    kept = {label: cases[key].kept() for key, label in labels.items()}
+    kept = {label: case.kept() for label, case in labelled.items()}
     rows = []
-    for key, label in labels.items():
-        case, name = cases[key], key[0]
+    for label, case in labelled.items():
         milliseconds = Spread.of(seconds[label]).scaled(1e3)
-        row: dict[str, Any] = {
-            "method": name,
-            "experts": key[1] if case.has_experts else None,
-            "milliseconds": milliseconds,
-        }
+        row: dict[str, Any] = {"method": case.subject.name, "experts": case.experts, "milliseconds": milliseconds}
         row |= {f"vs_{other}": spread[label] for other, spread in against.items()}
-        row |= {"kept_mib": kept[label] / 2**20, "peak_mib": peak(case, list(cases.values()), device) / 2**20}
+        row |= {"kept_mib": kept[label] / 2**20, "peak_mib": peak(case, cases, torch.device(options.device)) / 2**20}
         if REFERENCE in first:
             row["kept_vs_lora"] = kept[label] / kept[first[REFERENCE]]
-        row |= {"trainable": sum(p.numel() for p in trainable(case.model))}
-        row |= {"optimiser_mib": case.optimiser_bytes() / 2**20}
-        row |= {"rows_per_second": 1e3 * options.batch * options.accumulate / milliseconds.median}
+        row |= {
+            "trainable": sum(p.numel() for p in trainable(case.model)),
+            "optimiser_mib": case.optimiser_bytes() / 2**20,
+            "rows_per_second": 1e3 * options.batch * options.accumulate / milliseconds.median,
+        }
         if case.optimizer is not None:
             row |= {"loss_first": float(case.losses[0]), "loss_last": float(case.losses[-1])}
             row["steps"] = len(case.losses)

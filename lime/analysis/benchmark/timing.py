@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -21,27 +22,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; quartiles by linear interpolation.
-
-        Raises:
-            ValueError: no values.
-        """
-        if not values:
-            raise ValueError("a spread needs at least one measurement")
-        quartiles = torch.tensor(list(values), dtype=torch.float64).quantile(
-            torch.tensor([0.5, 0.25, 0.75], dtype=torch.float64)
-        )
-        return cls(*quartiles.tolist())
+        """Of at least one value; quartiles by linear interpolation."""
+        return cls(*np.quantile(values, (0.5, 0.25, 0.75)).tolist())
 
     def scaled(self, factor: float) -> Spread:
         """The same in another unit; `factor` is positive."""
         return Spread(self.median * factor, self.q1 * factor, self.q3 * factor)
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def interleaved(
@@ -57,7 +43,7 @@ def interleaved(
     """
     if not subjects or repetitions < 1:
         raise ValueError("timing needs at least one subject and one repetition")
-    device = torch.device(device)
+    finish = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda _: None
     names = list(subjects)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
@@ -67,10 +53,10 @@ def interleaved(
         for repetition in range(-warmup, repetitions):
             first = repetition % len(names)
             for name in [*names[first:], *names[:first]]:
-                synchronise(device)
+                finish(device)
                 start = time.perf_counter()
                 subjects[name]()
-                synchronise(device)
+                finish(device)
                 if repetition >= 0:
                     seconds[name].append(time.perf_counter() - start)
     finally:
@@ -80,13 +66,6 @@ def interleaved(
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], reference: str) -> dict[str, Spread]:
-    """Each subject's time over the reference's of the same repetition.
-
-    Raises:
-        KeyError: the reference was not timed.
-    """
-    base = seconds[reference]
-    return {
-        name: Spread.of([one / other for one, other in zip(times, base, strict=True)])
-        for name, times in seconds.items()
-    }
+    """Each subject's time over the reference's of the same repetition."""
+    base = np.array(seconds[reference])
+    return {name: Spread.of((np.array(times) / base).tolist()) for name, times in seconds.items()}

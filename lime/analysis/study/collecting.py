@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from lime.analysis.routing import RoutedRows
-from lime.analysis.study.updates import update_of
 from lime.data.rows import Row
 from lime.method.deltas.moe_lora import MoELoRADelta
 from lime.method.fused import use
@@ -190,7 +189,7 @@ def collect(
     gathered, found = _Pass(model, wanted), Collected()
     states_RLH: list[np.ndarray] = []
     windows: list[tuple[int, np.ndarray]] = []
-    off = model.disable_adapter() if frozen else _nothing()  # type: ignore[operator]
+    off = model.disable_adapter() if frozen else nullcontext()  # type: ignore[operator]
     with gathered.hooked(), off, ProgressDisplay(title, len(rows)) as display:
         for row in rows:
             batch = collator.prompt_batch([row])
@@ -226,6 +225,21 @@ def collect(
     return found
 
 
+def update_of(layer: LimeLinear, name: str, x: Tensor) -> Tensor:
+    """What the adapter `name` adds to the layer's frozen output, (..., T, O) in float32 or wider: the modulated update
+    `zhat * (P + gamma p_s)`, or the weighted sum of a mixture's experts. To be called while the tower's call is open.
+
+    Computed by itself, since the difference of two outputs in bf16 would lose a third of it.
+
+    Args:
+        x: the layer's whole input, (..., T, I): windows are counted over all its tokens.
+    """
+    call, tokens = layer._seen(x)
+    z = layer.base_layer(tokens)
+    zero = torch.zeros_like(z, dtype=torch.promote_types(z.dtype, torch.float32))
+    return layer._adapt(name, tokens, z, zero, call).view(*x.shape[:-1], -1)
+
+
 def _largest(p_TE: Tensor) -> Tensor:
     """Share of tokens whose largest probability is each expert's, (E,); experts that tie share the token."""
     wins_TE = (p_TE == p_TE.amax(-1, keepdim=True)).float()
@@ -237,11 +251,6 @@ def _windows(hidden: Sequence[Tensor], wanted: Wanted, draw: np.random.Generator
     whole = hidden[0].shape[1] // wanted.window
     chosen = draw.choice(whole, min(wanted.windows, whole), replace=False) * wanted.window
     return [np.stack([_numpy(h[0, start : start + wanted.window]) for h in hidden]) for start in chosen.tolist()]
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

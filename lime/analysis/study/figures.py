@@ -16,7 +16,8 @@ from lime.analysis.study.names import group_name, short_names
 from lime.data.tasks import TASKS
 from lime.experiments.figures.style import HEAT, look, new_figure, styled
 
-DIVERGING = "RdBu_r"
+DIVERGING, GREY = "RdBu_r", "#555555"
+DOTTED: dict[str, Any] = {"color": GREY, "linestyle": ":", "linewidth": 1.2}
 _ROW = 0.19  # inches of a row of a tall figure
 
 
@@ -27,7 +28,7 @@ def routing_figure(routing: Mapping[str, Any]) -> Figure:
     with styled():
         figure = new_figure(11.2, 1.6 + _ROW * max(len(layers), 8))
         heat, entropy, counts, won = figure.subplots(1, 4, sharey=True, width_ratios=(1.1, 1, 1, 1))
-        shares = _filled([one["usage"] for one in layers.values()], experts)
+        shares = [[*one["usage"], *[math.nan] * (experts - len(one["usage"]))] for one in layers.values()]
         image = heat.imshow(shares, aspect="auto", cmap=HEAT, vmin=0)
         heat.set_xticks(range(experts), [str(expert) for expert in range(experts)])
         _rows(heat, labels)
@@ -37,15 +38,14 @@ def routing_figure(routing: Mapping[str, Any]) -> Figure:
         places = range(len(layers))
         entropy.plot([one["entropy"] for one in layers.values()], places, **_dots(0), label="mean of tokens")
         most = [math.log(len(one["usage"])) for one in layers.values()]
-        entropy.plot(most, places, color="#555555", linestyle=":", linewidth=1.2, label="most possible, log E")
+        entropy.plot(most, places, **DOTTED, label="most possible, log E")
         entropy.set(title="Entropy of routing", xlabel="nats", xlim=(0, max(*most, 0.1) * 1.06))
         counts.plot([one["experts_per_token"] for one in layers.values()], places, **_dots(0), label="for a token")
         counts.plot([one["experts_realised"] for one in layers.values()], places, **_dots(1), label="realised")
         counts.set(title="Experts that take part", xlabel="number", xlim=(0.8, experts + 0.2))
         counts.set_xticks(range(1, experts + 1))
         won.plot([100 * one["busiest"] for one in layers.values()], places, **_dots(0), label="busiest expert")
-        won.plot([100 / len(one["usage"]) for one in layers.values()], places, color="#555555", linestyle=":",
-                 linewidth=1.2, label="all alike, 1 / E")  # fmt: skip
+        won.plot([100 / len(one["usage"]) for one in layers.values()], places, **DOTTED, label="all alike, 1 / E")
         won.set(title="Tokens that one expert wins", xlabel="% of tokens", xlim=(0, 103))
         for axes in (entropy, counts, won):
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45 / (_ROW * max(len(layers), 8))), ncols=1)
@@ -60,18 +60,10 @@ def tasks_figure(routing: Mapping[str, Any]) -> Figure:
     with styled():
         columns = [len(one["usage"]) for one in layers.values()]
         rest = np.array(
-            [
-                [
-                    p - q
-                    for key, one in layers.items()
-                    for p, q in zip(_usage(by_task[t], key, one), one["usage"], strict=True)
-                ]
-                for t in tasks
-            ]
+            [np.concatenate([_less_mean(by_task[t], key, one) for key, one in layers.items()]) for t in tasks]
         )
-        figure = new_figure(
-            max(6.0, 2.6 + 0.085 * sum(columns)), 1.4 + 0.055 * max(map(len, labels)) + 0.15 * max(len(tasks), 12)
-        )
+        tall = 1.4 + 0.055 * max(map(len, labels)) + 0.15 * max(len(tasks), 12)
+        figure = new_figure(max(6.0, 2.6 + 0.085 * sum(columns)), tall)
         axes = figure.subplots()
         spread = float(np.nanmax(np.abs(rest))) or 1.0
         image = axes.imshow(rest, aspect="auto", cmap=DIVERGING, vmin=-spread, vmax=spread)
@@ -86,9 +78,8 @@ def tasks_figure(routing: Mapping[str, Any]) -> Figure:
                 axes.axhline(row - 0.5, color="black", linewidth=0.8)
         axes.grid(visible=False)
         axes.tick_params(length=0)
-        axes.set(
-            title="Routing of each task, less the mean of all rows", xlabel="layer, and in it the experts in order"
-        )
+        title = "Routing of each task, less the mean of all rows"
+        axes.set(title=title, xlabel="layer, and in it the experts in order")
         figure.colorbar(image, ax=axes, label="difference of probability", fraction=0.04, pad=0.01)
     return figure
 
@@ -99,16 +90,15 @@ def information_figure(information: Mapping[str, Any]) -> Figure:
     with styled():
         figure = new_figure(6.2, 1.5 + _ROW * max(len(layers), 8))
         axes = figure.subplots()
-        for index, (name, label) in enumerate((("task", "task"), ("category", "category"), ("modality", "modality"))):
+        for index, name in enumerate(("task", "category", "modality")):
             for row, one in enumerate(layers.values()):
-                _interval(axes, one[name], row + 0.22 * (index - 1), index, label if row == 0 else None)
-        axes.axvline(0, color="#555555", linewidth=0.8)
+                _interval(axes, one[name], row + 0.22 * (index - 1), index, name if row == 0 else None)
+        axes.axvline(0, color=GREY, linewidth=0.8)
         _rows(axes, short_names(list(layers)))
         axes.set_ylim(len(layers) - 0.4, -0.6)
         bound = min(one["task"]["bound"] for one in layers.values())
-        axes.set(
-            title="Mutual information with the expert of a token", xlabel=f"nats (at most {bound:.2f} for the task)"
-        )
+        title = "Mutual information with the expert of a token"
+        axes.set(title=title, xlabel=f"nats (at most {bound:.2f} for the task)")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         _note(figure, "Corrected for the number of rows. Bars: 95% interval over rows.")
     return figure
@@ -139,35 +129,30 @@ def maps_figure(
         for expert in range(experts):
             panels[0].plot([], [], **{**look(expert), "linestyle": ""}, label=f"expert {expert}")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-        _note(
-            figure, "A point is the update of one token. Percentage in the title: variance between the experts' means."
-        )
+        text = "A point is the update of one token. Percentage in the title: variance between the experts' means."
+        _note(figure, text)
     return figure
 
 
 def windows_figure(windows: Mapping[str, Any]) -> Figure:
     """Accuracy of reading the task off each position of windows, and the last position's gain over the first."""
     blocks, positions = windows["blocks"], np.arange(1, windows["window"] + 1)
+    names = ["embedding" if one["block"] == 0 else f"block {one['block']}" for one in blocks]
     with styled():
         figure = new_figure(8.6, 3.3)
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
         for index, one in enumerate(blocks):
             aside = (index - (len(blocks) - 1) / 2) * 0.03
-            values = [place["value"] for place in one["positions"]]
-            error = [[abs(p["value"] - p[end]) for p in one["positions"]] for end in ("low", "high")]
-            label = "embedding" if one["block"] == 0 else f"block {one['block']}"
-            left.errorbar(positions + aside, values, yerr=error, **look(index), markersize=4, capsize=2, label=label)
-        left.axhline(blocks[0]["positions"][0]["chance"], color="#555555", linestyle=":", linewidth=1.2)
-        left.set(
-            title="Task read off one position", xlabel="position in the window", ylabel="accuracy of a linear probe"
-        )
-        left.set_xticks(positions)
+            _errorbar(left, positions + aside, one["positions"], index, names[index])
+        left.axhline(blocks[0]["positions"][0]["chance"], **DOTTED)
+        left.set(title="Task read off one position", xlabel="position in the window", xticks=positions)
+        left.set_ylabel("accuracy of a linear probe")
         left.set_ylim(bottom=0)
         left.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         for row, one in enumerate(blocks):
             _interval(right, one["last_over_first"], row, row, None)
-        right.axvline(0, color="#555555", linewidth=0.8)
-        _rows(right, ["embedding" if one["block"] == 0 else f"block {one['block']}" for one in blocks])
+        right.axvline(0, color=GREY, linewidth=0.8)
+        _rows(right, names)
         right.set(title="Last position less first", xlabel="difference of accuracy, paired by row")
         right.set_ylim(len(blocks) - 0.5, -0.5)
         right.xaxis.set_major_locator(MaxNLocator(5))
@@ -199,16 +184,11 @@ def cka_figure(cka: Mapping[str, Any], run: str, against: str) -> Figure:
         panels[0].set(title="CKA of hidden states", xlabel=f"block of {against}", ylabel=f"block of {run}")
         figure.colorbar(image, ax=panels[0], shrink=0.75)
         for index, (pair, label) in enumerate(titles.items()):
-            known = [(one["block"], one[pair]) for one in cka["blocks"] if one[pair] is not None]
-            error = [[abs(v["value"] - v[end]) for _, v in known] for end in ("low", "high")]
-            at = [block + 0.04 * (index - 1) for block, _ in known]
-            panels[1].errorbar(
-                at, [v["value"] for _, v in known], yerr=error, **look(index), markersize=4, capsize=2, label=label
-            )
-        panels[1].set(
-            title="The same block", xlabel="block", ylabel="CKA", ylim=(min(0, panels[1].get_ylim()[0]), 1.03)
-        )
-        panels[1].set_xticks(blocks)
+            known = [one for one in cka["blocks"] if one[pair] is not None]
+            at = [one["block"] + 0.04 * (index - 1) for one in known]
+            _errorbar(panels[1], at, [one[pair] for one in known], index, label)
+        panels[1].set(title="The same block", xlabel="block", ylabel="CKA", xticks=blocks)
+        panels[1].set_ylim(min(0, panels[1].get_ylim()[0]), 1.03)
         panels[1].legend(loc="best")
         if updates:
             for row, one in enumerate(updates.values()):
@@ -217,9 +197,8 @@ def cka_figure(cka: Mapping[str, Any], run: str, against: str) -> Figure:
             _rows(panels[2], short_names(list(updates)))
             panels[2].set(title="Updates of the same layer", xlabel="CKA", xlim=(min(0, panels[2].get_xlim()[0]), 1.03))
             panels[2].set_ylim(len(updates) - 0.5, -0.5)
-        _note(
-            figure, "At the last prompt token. Bars: 95% interval over rows (jackknife). No dot: nothing varies there."
-        )
+        text = "At the last prompt token. Bars: 95% interval over rows (jackknife). No dot: nothing varies there."
+        _note(figure, text)
     return figure
 
 
@@ -242,7 +221,7 @@ def approximation_figure(approximation: Mapping[str, Any]) -> Figure:
                 axes.plot([one[form][kind] for one in layers.values()], range(len(layers)), **style, label=label)
             axes.set(title=title, xlabel="relative error on the layer's inputs", xlim=(0, 1))
         axes.set_ylim(len(layers) - 0.5, -0.5)
-        figure.axes[0].set_yticks(range(len(layers)), short_names(list(layers)), fontsize=_size(len(layers)))
+        _rows(figure.axes[0], short_names(list(layers)))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure
 
@@ -258,12 +237,7 @@ def experts_figure(sweep: Mapping[str, Any]) -> Figure:
             for index, name in enumerate(series):
                 members = [one for one in points if one["series"] == name and one[quantity] is not None]
                 at = [one["num_experts"] for one in members]
-                error = [
-                    [abs(one[quantity]["value"] - (one[quantity][end] or one[quantity]["value"])) for one in members]
-                    for end in ("low", "high")
-                ]
-                values = [one[quantity]["value"] for one in members]
-                axes.errorbar(at, values, yerr=error, **look(index), markersize=5, capsize=2, label=name or None)
+                _errorbar(axes, at, [one[quantity] for one in members], index, name or None, size=5)
                 for one in members:
                     seeds = [run[quantity]["value"] for run in one["runs"] if run[quantity] is not None]
                     if len(seeds) > 1:
@@ -275,7 +249,7 @@ def experts_figure(sweep: Mapping[str, Any]) -> Figure:
         left.set(title="Expert of a token and task", ylabel="mutual information (nats), mean of layers")
         right.set(title="Task read off the mean routing of all layers", ylabel="accuracy of a linear probe")
         if known := [one["task_from_profile"]["chance"] for one in points if one["task_from_profile"] is not None]:
-            right.axhline(known[0], color="#555555", linestyle=":", linewidth=1.2)
+            right.axhline(known[0], **DOTTED)
         if len(series) > 1:
             right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         counts = sorted({len(one["runs"]) for one in points})
@@ -285,12 +259,19 @@ def experts_figure(sweep: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _usage(of_task: Mapping[str, Any], key: str, layer: Mapping[str, Any]) -> Sequence[float]:
-    """Usage of a layer by a task; unknown where its rows do not reach the layer."""
-    if key in of_task:
-        usage: Sequence[float] = of_task[key]["usage"]
-        return usage
-    return [math.nan] * len(layer["usage"])
+def _less_mean(of_task: Mapping[str, Any], key: str, layer: Mapping[str, Any]) -> np.ndarray:
+    """Usage of a layer by a task less that by all rows, (E,); unknown where the task's rows do not reach the layer."""
+    usage = of_task[key]["usage"] if key in of_task else [math.nan] * len(layer["usage"])
+    return np.subtract(usage, layer["usage"])
+
+
+def _errorbar(
+    axes: Axes, at: Any, estimates: Sequence[Mapping[str, Any]], index: int, label: str | None, size: int = 4
+) -> None:
+    """Values with their intervals, where they have one."""
+    ends = [[abs(one["value"] - (one[end] or one["value"])) for one in estimates] for end in ("low", "high")]
+    values = [one["value"] for one in estimates]
+    axes.errorbar(at, values, yerr=ends, **look(index), markersize=size, capsize=2, label=label)
 
 
 def _interval(axes: Axes, one: Mapping[str, float], row: float, index: int, label: str | None) -> None:
@@ -306,16 +287,8 @@ def _dots(index: int) -> dict[str, Any]:
 
 
 def _rows(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), labels, fontsize=_size(len(labels)))
-
-
-def _size(rows: int) -> int:
-    return 8 if rows <= 30 else 6
-
-
-def _filled(rows: Sequence[Sequence[float]], width: int) -> np.ndarray:
-    return np.array([[*row, *[math.nan] * (width - len(row))] for row in rows])
+    axes.set_yticks(range(len(labels)), labels, fontsize=8 if len(labels) <= 30 else 6)
 
 
 def _note(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=7, color="#555555")
+    figure.supxlabel(text, fontsize=7, color=GREY)

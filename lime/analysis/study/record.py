@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,36 +80,24 @@ def _head(found: Mapping[str, Any]) -> str:
 
 def _routing(routing: Mapping[str, Any]) -> str:
     layers = routing["layers"]
-    names = short_names(list(layers))
-    table = _table(
-        [
-            "layer",
-            "mean probability",
-            "tokens won",
-            "busiest expert",
-            "entropy (nats)",
-            "experts per token",
-            "realised",
-        ],
-        [
-            [name, *(" ".join(f"{share:.2f}" for share in one[key]) for key in ("usage", "largest"))]
-            + [f"{100 * one['busiest']:.0f}%", f"{one['entropy']:.3f}"]
-            + [f"{one[key]:.2f}" for key in ("experts_per_token", "experts_realised")]
-            for name, one in zip(names, layers.values(), strict=True)
-        ],
-    )
+    rows = [
+        [name, *(" ".join(f"{share:.2f}" for share in one[key]) for key in ("usage", "largest"))]
+        + [f"{100 * one['busiest']:.0f}%", f"{one['entropy']:.3f}"]
+        + [f"{one[key]:.2f}" for key in ("experts_per_token", "experts_realised")]
+        for name, one in _named(layers)
+    ]
+    columns = ["entropy (nats)", "experts per token", "realised"]
+    table = _table(["layer", "mean probability", "tokens won", "busiest expert", *columns], rows)
     groups = [
         [kind, group_name(group), str(next(iter(of.values()))["rows"])]
-        + [f"{_mean(of, key):.3f}" for key in ("entropy", "experts_per_token", "busiest", "experts_realised")]
+        + [f"{_mean(of.values(), key):.3f}" for key in ("entropy", "experts_per_token", "busiest", "experts_realised")]
         for kind in ("modality", "category", "task")
         for group, of in routing["by"][kind].items()
     ]
     head = ["by", "group", "rows", "entropy (nats)", "experts per token", "busiest expert", "realised"]
-    alone = [name for name, one in zip(names, layers.values(), strict=True) if one["busiest"] > ONE_EXPERT]
-    text = (
-        f"Layers in which one expert wins over {100 * ONE_EXPERT:.0f}% of the tokens: {len(alone)} of {len(layers)}"
-        + (f" ({', '.join(alone)})." if alone else ".")
-    )
+    alone = [name for name, one in _named(layers) if one["busiest"] > ONE_EXPERT]
+    text = f"Layers in which one expert wins over {100 * ONE_EXPERT:.0f}% of the tokens: {len(alone)} of {len(layers)}"
+    text += f" ({', '.join(alone)})." if alone else "."
     return f"## Routing\n\n{table}\n\n{text}\n\nMeans over layers:\n\n{_table(head, groups)}"
 
 
@@ -118,7 +106,7 @@ def _information(information: Mapping[str, Any]) -> str:
     kinds = ("task", "category", "modality")
     rows = [
         [name, *(_estimate(one[kind], 4) for kind in kinds), f"{one['task']['bias']:.4f}", f"{one['task']['p']:.3f}"]
-        for name, one in zip(short_names(list(layers)), layers.values(), strict=True)
+        for name, one in _named(layers)
     ]
     rows.append(["mean", *(_estimate(information["mean"][kind], 4) for kind in kinds), "", ""])
     table = _table(["layer", "task", "category", "modality", "taken off (task)", "p (task)"], rows)
@@ -132,7 +120,7 @@ def _maps(maps: Mapping[str, Any]) -> str:
     rows = [
         [name, str(one["points"]), *(f"{100 * share:.0f}%" for share in one["explained"])]
         + [f"{100 * one['value']:.1f}%", f"{100 * one['null']:.1f}%", f"{one['p']:.3f}"]
-        for name, one in zip(short_names(list(maps)), maps.values(), strict=True)
+        for name, one in _named(maps)
     ]
     head = ["layer", "tokens", "first", "second", "between experts", "by chance", "p"]
     return f"## Modulated updates: shares of their variance\n\n{_table(head, rows)}"
@@ -153,11 +141,8 @@ def _cka(cka: Mapping[str, Any]) -> str:
     pairs = {"runs": "the two runs", "run_frozen": "run and frozen", "against_frozen": "against and frozen"}
     rows = [[str(one["block"]), *(_estimate(one[pair], 3) for pair in pairs)] for one in cka["blocks"]]
     text = f"## CKA with the other run, last prompt token\n\n{_table(['block', *pairs.values()], rows)}"
-    updates = cka["updates"]
-    if updates:
-        lines = [
-            [name, _estimate(one, 3)] for name, one in zip(short_names(list(updates)), updates.values(), strict=True)
-        ]
+    if cka["updates"]:
+        lines = [[name, _estimate(one, 3)] for name, one in _named(cka["updates"])]
         text += f"\n\n{_table(['layer', 'updates'], lines)}"
     return text
 
@@ -165,11 +150,11 @@ def _cka(cka: Mapping[str, Any]) -> str:
 def _approximation(approximation: Mapping[str, Any]) -> str:
     layers, rank = approximation["layers"], approximation["rank"]
     kinds = ("any_rank", "unrelated", "of_rank", "unrelated_of_rank", "mean_only")
-    names = [*short_names(list(layers)), "mean"]
-    mean = {form: {kind: _mean_of(layers, form, kind) for kind in kinds} for form in ("alone", "with_always_on")}
+    forms = ("alone", "with_always_on")
+    mean = {form: {kind: _mean([one[form] for one in layers.values()], kind) for kind in kinds} for form in forms}
     rows = [
-        [name, *(f"{one[form][kind]:.3f}" for form in ("alone", "with_always_on") for kind in kinds)]
-        for name, one in zip(names, [*layers.values(), mean], strict=True)
+        [name, *(f"{one[form][kind]:.3f}" for form in forms for kind in kinds)]
+        for name, one in [*_named(layers), ("mean", mean)]
     ]
     titles = ("any rank", "unrelated, any rank", f"rank {rank}", f"unrelated, rank {rank}", "no modulators")
     head = ["layer", *(f"{title} ({form})" for form in ("alone", "with always-on") for title in titles)]
@@ -188,12 +173,13 @@ def _sweep(sweep: Mapping[str, Any]) -> str:
     return f"## Task information against the number of experts\n\n{_table([*head, 'over fewer experts'], rows)}{notes}"
 
 
-def _mean(layers: Mapping[str, Any], key: str) -> float:
-    return sum(float(one[key]) for one in layers.values()) / len(layers)
+def _named(layers: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What was found of each layer, by its short name."""
+    return list(zip(short_names(list(layers)), layers.values(), strict=True))
 
 
-def _mean_of(layers: Mapping[str, Any], form: str, kind: str) -> float:
-    return sum(float(one[form][kind]) for one in layers.values()) / len(layers)
+def _mean(parts: Collection[Mapping[str, Any]], key: str) -> float:
+    return sum(float(one[key]) for one in parts) / len(parts)
 
 
 def _estimate(one: Mapping[str, float] | None, digits: int) -> str:

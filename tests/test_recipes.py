@@ -1,0 +1,94 @@
+"""The recipes of CONTRIBUTING.md, each run as it stands there: its files written, its commands run, in a copy."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lime.processors.config import ModelConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+FENCED = re.compile(r"```(?P<language>\w+)\n(?P<content>.*?)```", re.DOTALL)
+SHORT = [
+    "data.mini.train_per_task=4", "data.mini.test_per_task=2", "data.mini.workers=1", "data.root=data",
+    "cache_dir=cache", "trainer.num_threads=1", "trainer.preflight=false", "trainer.max_steps=2",
+    "callbacks.progress=false", "callbacks.checkpoint=false", "evaluation.baseline_frozen=false",
+]  # fmt: skip
+"""Options of every training run here."""
+
+
+def recipes() -> dict[str, str]:
+    """The text of each recipe, by its title."""
+    parts = PAGE.partition("\n## Recipes\n")[2].split("\n### ")[1:]
+    return {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project without its tests, to write into."""
+    folder = tmp_path_factory.mktemp("recipes") / "project"
+    for name in ("lime", "conf", "experiments", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "eval.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command of a recipe printed."""
+    program, *arguments = shlex.split(command)
+    assert program == "python", f"{command}: expected a command of python"
+    if arguments[0] == "train.py":
+        arguments += SHORT
+    environment = {**os.environ, "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_there_is_one_for_everything_that_is_usually_added() -> None:
+    assert list(recipes()) == ["A backbone", "An experiment"]
+    for title, text in recipes().items():
+        languages = {match["language"] for match in FENCED.finditer(text)}
+        assert languages <= {"python", "yaml", "bash"}, title
+        assert "bash" in languages, title
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (Path(ModelConfig().location) / "model.safetensors").is_file(), reason="the embedded backbone is not there"
+)
+@pytest.mark.parametrize("title", recipes())
+def test_a_recipe_does_what_it_says(title: str, copy: Path) -> None:
+    for block in FENCED.finditer(recipes()[title]):
+        if block["language"] == "bash":
+            for command in block["content"].replace("\\\n", " ").splitlines():
+                run(command, copy)
+            continue
+        name = block["content"].partition("\n")[0].removeprefix("# ")
+        assert re.fullmatch(r"[\w./]+\.(py|yaml)", name), (
+            f"{title}: the first line of a file is a comment with its name"
+        )
+        path = copy / name
+        assert not path.exists(), f"{title}: {name} is there already"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block["content"], encoding="utf-8")
+    for place in RESULTS.get(title, ()):
+        assert (copy / place).is_file(), f"{title}: no {place}"
+
+
+RESULTS = {
+    "A backbone": ("outputs/backbone/results.json", "outputs/backbone/adapter/adapter_model.safetensors"),
+    "An experiment": ("outputs/tables/rank_by_experts.md", "outputs/figures/rank_by_experts.png"),
+}
+"""Files that a recipe leaves."""
