@@ -63,16 +63,7 @@ RENAMES: tuple[tuple[str, str], ...] = (
 )
 """Module names of wrappers and of earlier versions of transformers -> those of this one; any number may apply."""
 
-_READ_FROM_FILE = {
-    "r",
-    "rank",
-    "num_experts",
-    "shared_modulator",
-    "use_shared_LiME",
-    "target_modules",
-    "targets",
-    "scope",
-}
+_READ_FROM_FILE = set("r rank num_experts shared_modulator use_shared_LiME target_modules targets scope".split())
 
 
 def load_authors_adapter(
@@ -109,25 +100,21 @@ def load_authors_adapter(
     if given := sorted(_READ_FROM_FILE & options.keys()):
         raise ValueError(f"{', '.join(given)}: read from the adapter itself; leave it out")
     names = _find_modules(model, layers, rename or {})
-    found = {
-        names[stored]: _checked(stored, parts, _linear(model, names[stored]), transposed)
+    tensors = {
+        names[stored]: _checked(stored, parts, model.get_submodule(names[stored]), transposed)
         for stored, parts in layers.items()
     }
-    settings = preset_settings(
-        preset,
-        **{"peft": _type_of(found)}
-        | options
-        | {
-            "r": _same("the rank", found, lambda parts: parts["A"].shape[0]),
-            "num_experts": _same("the number of experts", found, lambda parts: parts["LiMEs"].shape[0]),
-            "shared_modulator": _same("LiME_shared", found, lambda parts: "LiME_shared" in parts),
-            "target_modules": sorted(found),
-            "scope": _scope(model, found),
-        },
-    )
+    of_file = {
+        "r": _same("the rank", tensors, lambda parts: parts["A"].shape[0]),
+        "num_experts": _same("the number of experts", tensors, lambda parts: parts["LiMEs"].shape[0]),
+        "shared_modulator": _same("LiME_shared", tensors, lambda parts: "LiME_shared" in parts),
+        "target_modules": sorted(tensors),
+        "scope": _scope(model, tensors),
+    }
+    settings = preset_settings(preset, **{"peft": _type_of(tensors), **options, **of_file})
     config = LimeConfig.from_settings(settings, scale_bias=settings.peft == "dora")
     adapted, _ = apply(model, config, adapter_name=adapter_name)
-    _fill(adapted, found, adapter_name)
+    _fill(adapted, tensors, adapter_name)
     if not is_trainable:
         adapted.requires_grad_(False)
         adapted.eval()
@@ -227,29 +214,23 @@ def _names(name: str) -> Iterable[str]:
                 waiting.append(other)
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    module = model.get_submodule(name)
-    assert isinstance(module, nn.Linear)
-    return module
-
-
-def _checked(name: str, parts: dict[str, Tensor], base: nn.Linear, transposed: bool | None) -> dict[str, Tensor]:
+def _checked(name: str, parts: dict[str, Tensor], base: Any, transposed: bool | None) -> dict[str, Tensor]:
     """A layer's tensors in this package's shapes."""
     width = base.out_features
     A, B = _orient(name, parts["A"], parts["B"], base, transposed)
     experts = parts["LiMEs"]
     if experts.dim() != 2 or experts.shape[1] != width:
         raise ValueError(f"{name}.LiMEs: expected shape (experts, {width}), got {tuple(experts.shape)}")
-    found = {"A": A, "B": B, "LiMEs": experts}
+    checked = {"A": A, "B": B, "LiMEs": experts}
     for part, size in (("m", width), ("LiME_shared", width), ("gamma", 1)):
         if part in parts:
             if parts[part].numel() != size:
                 raise ValueError(f"{name}.{part}: expected {size} values, got shape {tuple(parts[part].shape)}")
-            found[part] = parts[part].reshape(size)
-    return found
+            checked[part] = parts[part].reshape(size)
+    return checked
 
 
-def _orient(name: str, A: Tensor, B: Tensor, base: nn.Linear, transposed: bool | None) -> tuple[Tensor, Tensor]:
+def _orient(name: str, A: Tensor, B: Tensor, base: Any, transposed: bool | None) -> tuple[Tensor, Tensor]:
     """A (r, d_in) and B (d_out, r), whichever way they were stored."""
     d_in, d_out = base.in_features, base.out_features
     fits = []

@@ -116,7 +116,7 @@ def model_card(
         title=title or config["name"],
         base=config["model"]["path"] or config["model"]["name"],
         licence=licence,
-        tags=", ".join(_tags(config)),
+        tags=", ".join(["lime", "peft", *["mixture-of-experts"] * config["lime"]["enabled"], "vision-language"]),
         what=_what(config),
         revision=backbone.get("revision") or "not from the hub",
         fingerprint=backbone["fingerprint"][:16],
@@ -129,10 +129,6 @@ def model_card(
         settings=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip(),
         licences=_licences(str(config["data"]["name"])),
     )
-
-
-def _tags(config: Mapping[str, Any]) -> list[str]:
-    return ["lime", "peft", *(["mixture-of-experts"] if config["lime"]["enabled"] else []), "vision-language"]
 
 
 def _what(config: Mapping[str, Any]) -> str:

@@ -124,8 +124,8 @@ class LimeTrainer(Trainer):
         options: Any = self.args.activation_checkpointing_kwargs or {}
         if self.args.activation_checkpointing and options.get("use_reentrant"):
             raise ValueError(
-                "activation_checkpointing_kwargs: LiME needs non-reentrant checkpointing, with the reentrant kind "
-                'gradients are wrong without a word; set {"use_reentrant": False}'
+                "activation_checkpointing_kwargs: LiME needs non-reentrant checkpointing; the reentrant kind gives "
+                'wrong gradients and no error; set {"use_reentrant": False}'
             )
         if self.args.n_gpu > 1:
             raise ValueError(

@@ -7,7 +7,7 @@ logs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
@@ -19,6 +19,8 @@ from lime.loggers.wandb import FROZEN, MAJORITY, PREDICTIONS, USAGE, score_key
 
 METHOD = "method"
 COLUMNS = 3  # panels in a row of the report, which is 24 units wide
+
+GROUPED: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
 
 Panels = dict[str, list[Any]]
 
@@ -117,42 +119,9 @@ def spec(value: Any) -> Any:
     return value
 
 
-def keys(value: Any) -> Iterator[str]:
-    """Every logged key that the panels of a :func:`spec` name."""
-    if isinstance(value, list):
-        for part in value:
-            yield from keys(part)
-    elif isinstance(value, dict):
-        kind = value.get("type")
-        if kind == "LinePlot":
-            yield from value["y"]
-        elif kind == "MediaBrowser":
-            yield from value["media_keys"]
-        elif kind == "WeavePanelSummaryTable":
-            yield value["table_name"]
-        elif kind == "SummaryMetric":
-            yield value["name"]
-        for part in value.values():
-            yield from keys(part)
-
-
 def _bars(title: str, key: str) -> Any:
-    return wr.BarPlot(
-        title=title,
-        metrics=[wr.SummaryMetric(key)],
-        groupby=wr.Config(METHOD),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="minmax",
-    )
+    return wr.BarPlot(title=title, metrics=[wr.SummaryMetric(key)], groupby=wr.Config(METHOD), **GROUPED)
 
 
 def _lines(title: str, key: str) -> Any:
-    return wr.LinePlot(
-        title=title,
-        x="Step",
-        y=[key],
-        groupby=wr.Config(METHOD),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="minmax",
-        legend_position="south",
-    )
+    return wr.LinePlot(title=title, x="Step", y=[key], groupby=wr.Config(METHOD), legend_position="south", **GROUPED)

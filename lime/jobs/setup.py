@@ -119,7 +119,7 @@ def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: 
 
 @contextmanager
 def media_errors_as_input_errors() -> Iterator[None]:
-    """Damaged media are the user's to mend: a ValueError with the same message, also from a worker process."""
+    """Turns a MediaError, also one from a worker process, into a ValueError with the same message."""
     try:
         yield
     except MediaError as error:

@@ -23,7 +23,7 @@ def modulate(
 
     Args:
         z_BTO: frozen output.
-        zhat_BTO: shared PEFT update; zero at padding, which so stays at exactly `z`.
+        zhat_BTO: shared PEFT update; zero at padding, so that padding stays exactly `z`.
         w_BTE: weights after selection.
         experts_EO: expert modulators `p_i`.
         shared_O: shared modulator `p_s`; with it goes its scalar `gamma`, shape (1,).

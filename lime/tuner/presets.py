@@ -54,8 +54,7 @@ def preset_settings(preset: str = "default", **options: Any) -> LimeSettings:
     chosen = {**PRESETS[preset], **(MIXTURES.get(wanted, {}) if isinstance(wanted, str) else {})}
     settings = replace(default, **{**chosen, **options})
     # What the preset sets and the options switch off (its window anchor, with n_gram=1) falls back to its default.
-    idle = {line.partition(":")[0] for line in settings.errors() if "has no effect" in line}
-    idle &= chosen.keys() - options.keys()
+    idle = settings.without_effect().keys() & (chosen.keys() - options.keys())
     settings = replace(settings, **{option: getattr(default, option) for option in idle})
     settings.check()
     if "top_k" in options and settings.selection != "topk":

@@ -156,7 +156,7 @@ class LimeSettings:
         for limit in kind.limits(self) if kind is not None else ():
             check(*limit)
         if not self.enabled:
-            return found + self._without_effect(key)
+            return [*found, *self.without_effect(key).values()]
 
         check("num_experts", self.num_experts >= 1, "at least 1 expert")
         check("router", self.router in ROUTERS, _one_of(ROUTERS))
@@ -180,17 +180,20 @@ class LimeSettings:
             )
         if self.max_experts is not None:
             check("max_experts", self.max_experts >= 1, "at least 1 expert, or nothing for no cap")
-        return found + self._without_effect(key)
+        return [*found, *self.without_effect(key).values()]
 
-    def _without_effect(self, key: Callable[[str], str]) -> list[str]:
-        """Options set away from their default that another option switches off."""
+    def without_effect(self, key: Callable[[str], str] = lambda option: option) -> dict[str, str]:
+        """Options set away from their default that another option switches off, each with its error; none while a
+        value has the wrong type."""
         default = LimeSettings()
-        found: list[str] = []
+        found: dict[str, str] = {}
+        if _wrong_types(self, key):
+            return found
 
         def needs(option: str, active: bool, what: str) -> None:
             value = getattr(self, option)
             if not active and value != getattr(default, option):
-                found.append(f"{key(option)}: {value!r} has no effect without {what}; remove it or set that")
+                found[option] = f"{key(option)}: {value!r} has no effect without {what}; remove it or set that"
 
         for option in type_options():
             having = [name for name, kind in TYPES.items() if option in kind.options]

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from lime.analysis.approximation import (
-    approximation_by_layer,
     error_of_rank,
-    expert_updates,
     fit_modulators,
+    mixture_layers,
     scrambled,
     whitened_experts,
 )
@@ -43,6 +42,13 @@ def test_cka_without_a_group_is_that_of_the_other_samples() -> None:
     groups = np.arange(60) % 4
     found = cka_replicates(x, y, groups)
     assert found == pytest.approx([linear_cka(x[groups != g], y[groups != g]) for g in range(4)], abs=1e-12)
+
+
+def expert_updates(delta: MoELoRADelta) -> np.ndarray:
+    """Updates `s B_e A_e` of the routed experts, (E, O, I)."""
+    a_ErI = delta.A.detach().double().numpy()[: delta.num_experts * delta.r].reshape(delta.num_experts, delta.r, -1)
+    b_OEr = delta.B.detach().double().numpy()[:, : delta.num_experts * delta.r].reshape(-1, delta.num_experts, delta.r)
+    return delta.scale * np.einsum("oer,eri->eoi", b_OEr, a_ErI)
 
 
 def mixture(num_experts: int = 3, r: int = 2) -> MoELoRADelta:
@@ -100,14 +106,16 @@ def test_separate_experts_leave_the_error_of_the_best_rank_one_fit() -> None:
     experts = expert_updates(delta)
     direct = 2.0 * (delta.B[:, 2:4] @ delta.A[2:4]).detach().numpy()
     assert experts[1] == pytest.approx(direct, abs=1e-5)
-    (found,) = approximation_by_layer(nn.ModuleDict({"q": delta})).values()
+    ((name, of_model),) = mixture_layers(nn.ModuleDict({"q": delta})).items()
+    assert name == "q"
+    found = fit_modulators(whitened_experts(of_model))
     left = sum((np.linalg.svd(experts[:, o], compute_uv=False)[1:] ** 2).sum() for o in range(9))
     assert found.error == pytest.approx((left / (experts**2).sum()) ** 0.5)
     assert 0.1 < found.error < found.mean_error
     with pytest.raises(ValueError, match="all zero"):
         fit_modulators(np.zeros((2, 3, 4)))
     with pytest.raises(ValueError, match="no MoE-LoRA layer"):
-        approximation_by_layer(nn.Linear(2, 2))
+        mixture_layers(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from lime.processors.families import load_processor
 
 MODALITIES = ("text", "image", "video")
 CACHES = ("none", "disk", "memory")
+CACHED = {"text": ("none",), "image": ("none", "memory"), "video": CACHES}
+"""Where rows of a kind are kept."""
 
 
 @dataclass(frozen=True)
@@ -68,22 +71,15 @@ def run(options: Options) -> dict[str, Any]:
             taken = [row for row in dataset.train if row.source_type == modality][: options.rows]
             if not taken:
                 raise ValueError(f"--modalities: {dataset.root} has no training row of kind {modality!r}")
-            subjects: dict[str, Callable[[], Any]] = {}
-            keys = [
-                (workers, cache)
-                for workers in options.workers
-                for cache in options.caches
-                if not (modality == "text" and cache != "none") and not (modality == "image" and cache == "disk")
-            ]
-            for workers, cache in keys:
-                frames = FrameCache(Path(folder) / "frames", 1024) if cache == "disk" else None
-                collator = Collator(
-                    processor, family, root, cache_mb=2048 if cache == "memory" else 0, frame_cache=frames
-                )
-                subjects[f"{workers} {cache}"] = _epoch(collator, taken, workers, options.batch)
+            subjects: dict[tuple[int, str], Callable[[], Any]] = {}
+            for workers, cache in product(options.workers, options.caches):
+                if cache in CACHED[modality]:
+                    frames = FrameCache(Path(folder) / "frames", 1024) if cache == "disk" else None
+                    in_memory = 2048 if cache == "memory" else 0
+                    collator = Collator(processor, family, root, cache_mb=in_memory, frame_cache=frames)
+                    subjects[workers, cache] = _epoch(collator, taken, workers, options.batch)
             seconds = interleaved(subjects, options.repetitions, warmup=3 if "memory" in options.caches else 1)
-            for workers, cache in keys:
-                times = seconds[f"{workers} {cache}"]
+            for (workers, cache), times in seconds.items():
                 rate = Spread.of([len(taken) / one for one in times])
                 rows.append({"modality": modality, "workers": workers, "cache": cache, "rows_per_second": rate})
     notes = (f"{options.rows} rows of each kind in batches of {options.batch}; medians (quartiles) over passes.",)

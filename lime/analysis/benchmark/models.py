@@ -34,10 +34,6 @@ def build(
     Args:
         name: one of `names()`.
         layers: layers of each tower; as published when absent.
-        dtype: of the weights.
-        attention: implementation in transformers.
-        device: where it is made.
-        seed: of the weights.
 
     Raises:
         ValueError: an unknown name.

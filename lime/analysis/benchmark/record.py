@@ -48,12 +48,8 @@ def record(
     """A whole record, ready for JSON.
 
     Args:
-        command: the subcommand.
-        options: its options.
-        columns: the table's columns, in order.
         rows: one mapping per row; keys without a column are kept in the record alone.
         notes: sentences that belong under the table.
-        device: where it was measured.
     """
     return {
         "schema": SCHEMA,
@@ -70,13 +66,13 @@ def record(
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores, threads, memory and, on a GPU, its name. No names of hosts, users or folders."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
         "architecture": platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": None if memory is None else round(memory / 2**30, 1),
+        "memory_gib": round(memory / 2**30, 1),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
@@ -124,11 +120,9 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 def describe(content: Mapping[str, Any]) -> str:
     """Machine and versions in a line."""
-    one, versions = content["machine"], content["versions"]
-    where = (
-        one["gpu"] or f"{one['processor']} ({one['cpu_capability']}), {one['cores']} cores, {one['threads']} threads"
-    )
-    return f"{where}; " + ", ".join(f"{name} {version}" for name, version in versions.items())
+    one = content["machine"]
+    cpu = f"{one['processor']} ({one['cpu_capability']}), {one['cores']} cores, {one['threads']} threads"
+    return f"{one['gpu'] or cpu}; " + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
 
 
 def _shown(value: Any, form: str) -> str:
@@ -150,8 +144,6 @@ def _plain(value: Any) -> Any:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

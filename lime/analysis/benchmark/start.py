@@ -57,9 +57,8 @@ def run(options: Options) -> dict[str, Any]:
 def _call(arguments: list[str], code: int, program: str = "train.py") -> None:
     done = subprocess.run([sys.executable, str(ROOT / program), *arguments], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != code:
-        raise ValueError(
-            f"{program} {' '.join(arguments)}: exit code {done.returncode}, expected {code}: {done.stderr}"
-        )
+        line = f"{program} {' '.join(arguments)}"
+        raise ValueError(f"{line}: exit code {done.returncode}, expected {code}: {done.stderr}")
 
 
 def first_step(overrides: tuple[str, ...]) -> None:
@@ -74,8 +73,8 @@ def first_step(overrides: tuple[str, ...]) -> None:
                 started = time.monotonic()
                 while not _has_row(metrics):
                     if process.poll() is not None or time.monotonic() - started > LIMIT:
-                        said = (Path(folder) / "log").read_text(encoding="utf-8", errors="replace")
-                        raise ValueError(f"train.py made no step:\n{said[-2000:]}")
+                        text = (Path(folder) / "log").read_text(encoding="utf-8", errors="replace")
+                        raise ValueError(f"train.py made no step:\n{text[-2000:]}")
                     time.sleep(0.02)
             finally:
                 process.kill()

@@ -6,10 +6,12 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Spread:
 
 
 def interleaved(
-    subjects: Mapping[str, Callable[[], Any]], repetitions: int, *, warmup: int = 3, device: torch.device | str = "cpu"
-) -> dict[str, list[float]]:
+    subjects: Mapping[K, Callable[[], Any]], repetitions: int, *, warmup: int = 3, device: torch.device | str = "cpu"
+) -> dict[K, list[float]]:
     """Seconds of every subject in every repetition.
 
     A repetition runs all subjects once, beginning with another one each time. `warmup` repetitions go before and are
@@ -45,7 +47,7 @@ def interleaved(
         raise ValueError("timing needs at least one subject and one repetition")
     finish = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda _: None
     names = list(subjects)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[K, list[float]] = {name: [] for name in names}
     gc.collect()
     collecting = gc.isenabled()
     gc.disable()

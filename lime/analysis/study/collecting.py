@@ -83,6 +83,11 @@ class Collected:
     window_rows: np.ndarray | None = None
     moments: dict[str, np.ndarray] = field(default_factory=dict)
 
+    def states(self) -> np.ndarray:
+        """`states_LRH` of a pass that was asked for them."""
+        assert self.states_LRH is not None
+        return self.states_LRH
+
 
 class _EveryToken(Recorder):
     """A recorder that keeps the routing of each layer's last call by token."""

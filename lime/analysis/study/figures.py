@@ -59,9 +59,7 @@ def tasks_figure(routing: Mapping[str, Any]) -> Figure:
     labels = short_names(list(layers))
     with styled():
         columns = [len(one["usage"]) for one in layers.values()]
-        rest = np.array(
-            [np.concatenate([_less_mean(by_task[t], key, one) for key, one in layers.items()]) for t in tasks]
-        )
+        rest = np.stack([_less_mean(by_task[task], layers) for task in tasks])
         tall = 1.4 + 0.055 * max(map(len, labels)) + 0.15 * max(len(tasks), 12)
         figure = new_figure(max(6.0, 2.6 + 0.085 * sum(columns)), tall)
         axes = figure.subplots()
@@ -259,18 +257,19 @@ def experts_figure(sweep: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _less_mean(of_task: Mapping[str, Any], key: str, layer: Mapping[str, Any]) -> np.ndarray:
-    """Usage of a layer by a task less that by all rows, (E,); unknown where the task's rows do not reach the layer."""
-    usage = of_task[key]["usage"] if key in of_task else [math.nan] * len(layer["usage"])
-    return np.subtract(usage, layer["usage"])
+def _less_mean(of_task: Mapping[str, Any], layers: Mapping[str, Any]) -> np.ndarray:
+    """Usage of each expert by a task less that by all rows, all layers in a row; unknown in a layer that the task's
+    rows do not reach."""
+    parts = [np.subtract(of_task.get(key, {"usage": math.nan})["usage"], one["usage"]) for key, one in layers.items()]
+    return np.concatenate(parts)
 
 
 def _errorbar(
     axes: Axes, at: Any, estimates: Sequence[Mapping[str, Any]], index: int, label: str | None, size: int = 4
 ) -> None:
     """Values with their intervals, where they have one."""
-    ends = [[abs(one["value"] - (one[end] or one["value"])) for one in estimates] for end in ("low", "high")]
     values = [one["value"] for one in estimates]
+    ends = [[0.0 if one[end] is None else abs(one["value"] - one[end]) for one in estimates] for end in ("low", "high")]
     axes.errorbar(at, values, yerr=ends, **look(index), markersize=size, capsize=2, label=label)
 
 

@@ -93,7 +93,8 @@ def information_found(collected: Collected, rows: Labelled) -> Found:
         bound = float(np.mean([layer[name]["bound"] for layer in layers.values()]))
         mean[name] = {**asdict(of_mean), "bound": bound}
     read = task_from_profile(collected, rows)
-    return {"layers": layers, "mean": mean, "task_from_profile": None if read is None else _accuracy(read, rows)}
+    accuracy = None if read is None else _accuracy(read, rows.clusters)
+    return {"layers": layers, "mean": mean, "task_from_profile": accuracy}
 
 
 def routings(collected: Collected, weight: float = 1.0) -> list[Routing]:
@@ -125,9 +126,8 @@ def maps_found(collected: Collected) -> tuple[Found, dict[str, np.ndarray]]:
         projected = principal_components(cloud.updates_NO)
         split = separation(cloud.updates_NO, cloud.dominant_N.tolist())
         experts, counts = np.unique(cloud.dominant_N, return_counts=True)
-        shares = dict(zip(experts.tolist(), (counts / counts.sum()).tolist(), strict=True))
         found[key] = {"points": len(cloud.dominant_N), "explained": list(projected.explained), **asdict(split)}
-        found[key]["dominant"] = {str(expert): share for expert, share in shares.items()}
+        found[key]["dominant"] = dict(zip(map(str, experts.tolist()), (counts / counts.sum()).tolist(), strict=True))
         points[key] = projected.points
     return found, points
 
@@ -145,43 +145,26 @@ def windows_found(collected: Collected, rows: Labelled, window: int) -> Found | 
     total = len(collected.windows_LNnH)
     blocks = []
     for block in sorted(set(np.linspace(0, total - 1, min(BLOCKS, total)).round().astype(int).tolist())):
-        read = [
-            probe(collected.windows_LNnH[block, :, position], task_N, fold_N, index_N.tolist())
-            for position in range(window)
-        ]
-        gain_R = read[-1].correct - read[0].correct
-        gain = in_shares(difference([mean_sample(gain_R, clusters)]))
-        blocks.append(
-            {
-                "block": block,
-                "positions": [_accuracy(one, rows, clusters) for one in read],
-                "last_over_first": gain,
-            }
-        )
+        states_NnH = collected.windows_LNnH[block]
+        read = [probe(states_NnH[:, place], task_N, fold_N, index_N.tolist()) for place in range(window)]
+        gain = in_shares(difference([mean_sample(read[-1].correct - read[0].correct, clusters)]))
+        positions = [_accuracy(one, clusters) for one in read]
+        blocks.append({"block": block, "positions": positions, "last_over_first": gain})
     return {"window": window, "windows": len(index_N), "rows": len(kept_R), "blocks": blocks}
 
 
 def cka_found(one: Collected, other: Collected, frozen: Collected, rows: Labelled) -> Found:
     """CKA at the last prompt token: hidden states after each block between two runs, and of each with the frozen
     backbone; the blocks of one by those of the other; the updates of the layers that both adapt."""
-    assert one.states_LRH is not None
-    assert other.states_LRH is not None
-    assert frozen.states_LRH is not None
     groups_R = rows.folds(GROUPS)
-    pairs = {
-        "runs": (one.states_LRH, other.states_LRH),
-        "run_frozen": (one.states_LRH, frozen.states_LRH),
-        "against_frozen": (other.states_LRH, frozen.states_LRH),
-    }
-    blocks = range(1, len(one.states_LRH))  # the last prompt token is one token: its embedding does not vary
+    mine, theirs, base = one.states(), other.states(), frozen.states()
+    pairs = {"runs": (mine, theirs), "run_frozen": (mine, base), "against_frozen": (theirs, base)}
+    blocks = range(1, len(mine))  # the last prompt token is one token: its embedding does not vary
     by_block = [
         {"block": block} | {name: _cka(x_LRH[block], y_LRH[block], groups_R) for name, (x_LRH, y_LRH) in pairs.items()}
         for block in blocks
     ]
-    matrix = [
-        [(_cka(one.states_LRH[a], other.states_LRH[b], None) or {"value": None})["value"] for b in blocks]
-        for a in blocks
-    ]
+    matrix = [[(_cka(mine[a], theirs[b], None) or {"value": None})["value"] for b in blocks] for a in blocks]
     shared = [key for key in one.updates if key in other.updates]
     return {
         "blocks": by_block,
@@ -229,12 +212,11 @@ def _cka(x_RH: np.ndarray, y_RH: np.ndarray, groups_R: np.ndarray | None) -> Fou
     return {"value": value, "low": low, "high": high}
 
 
-def _accuracy(read: Probed, rows: Labelled, clusters: Sequence[str] | None = None) -> Found:
-    return in_shares(share([mean_sample(read.correct, clusters or rows.clusters)])) | {"chance": read.chance}
+def _accuracy(read: Probed, clusters: Sequence[str]) -> Found:
+    return in_shares(share([mean_sample(read.correct, clusters)])) | {"chance": read.chance}
 
 
 def in_shares(estimate: Estimate) -> Found:
     """An estimate in points as shares, for a record."""
-    assert estimate.low is not None
-    assert estimate.high is not None
+    assert estimate.low is not None and estimate.high is not None  # noqa: PT018
     return {"value": estimate.value / 100, "low": estimate.low / 100, "high": estimate.high / 100}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import lime.tuner
-from lime.analysis.information import Information, Routing, information
+from lime.analysis.information import Routing, information
 from lime.analysis.study.collecting import Collected
 from lime.analysis.study.figures import experts_figure
 from lime.analysis.study.findings import Labelled, in_shares, information_found, labelled, routings, task_from_profile
@@ -101,11 +101,10 @@ def _measured(runs: Sequence[tuple[Point, Run, SavedRun]], study: Study) -> tupl
 
 
 def _of_run(read: Collected, rows: Labelled) -> Found:
-    told = information_found(read, rows)
-    probed = task_from_profile(read, rows)
+    measured, probed = information_found(read, rows), task_from_profile(read, rows)
     return {
-        "information": told["mean"]["task"],
-        "task_from_profile": told["task_from_profile"],
+        "information": measured["mean"]["task"],
+        "task_from_profile": measured["task_from_profile"],
         "correct": None if probed is None else probed.correct,
         "routings": routings(read, 1 / len(read.routing)),
     }
@@ -149,5 +148,5 @@ def _weighted(routing: Routing, factor: float) -> Routing:
 
 
 def _estimated(routed: Sequence[Routing], rows: Labelled) -> Found:
-    found: Information = information(routed, rows.labels["task"], rows.clusters)
-    return {"value": found.value, "low": found.low, "high": found.high}
+    estimate = information(routed, rows.labels["task"], rows.clusters)
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

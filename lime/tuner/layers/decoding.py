@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lime.tuner.routing.call import ScopeCall
 
 MOST_TOKENS = 256
-"""Of one call. With more, the work outweighs the calls, and the fused function is as fast."""
+"""Most tokens of one call. With more, the fused function is as fast."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Adapted layers see only hidden states. The innermost `PreTrainedModel` around them (language model or vision
 tower) opens a `ScopeCall` when it is entered and closes it when it returns (`lime.tuner.routing.hooks`); its layers
-read the open call. Vision and text tokens so never meet, nor do calls of different threads.
+read the open call. So vision and text tokens never mix, nor do calls of different threads.
 """
 
 from __future__ import annotations

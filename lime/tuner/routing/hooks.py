@@ -113,7 +113,7 @@ def secure_checkpointing(tower: nn.Module, state: RoutingState) -> None:
     switched on.
 
     Raises:
-        ValueError: reentrant checkpointing, which loses the balance losses' gradient without a word.
+        ValueError: reentrant checkpointing, which silently loses the balance losses' gradient.
     """
     for module in tower.modules():
         if not getattr(module, "gradient_checkpointing", False):
@@ -122,8 +122,8 @@ def secure_checkpointing(tower: nn.Module, state: RoutingState) -> None:
         options = dict(getattr(function, "keywords", None) or {})
         if function is checkpoint or options.get("use_reentrant") is not False:
             raise ValueError(
-                "LiME needs non-reentrant gradient checkpointing; with the reentrant kind gradients are wrong "
-                "without a word. Use model.gradient_checkpointing_enable("
+                "LiME needs non-reentrant gradient checkpointing; the reentrant kind gives wrong gradients "
+                "and no error. Use model.gradient_checkpointing_enable("
                 'gradient_checkpointing_kwargs={"use_reentrant": False})'
             )
         context = options.get("context_fn")
