@@ -67,8 +67,7 @@ def probe(x_ND: np.ndarray, labels: Sequence[str], folds: Sequence[int], rows: S
         best = PENALTIES[int(np.argmax(scores))]
         fitted = _fitted(x[~test_N], index_N[~test_N], len(names))
         right_N[test_N] = _predict(fitted, x[test_N], best) == index_N[test_N]
-    counts_R = np.bincount(row_N)
-    correct_R = np.bincount(row_N, weights=right_N) / counts_R
+    correct_R = np.bincount(row_N, weights=right_N) / np.bincount(row_N)
     return Probed(correct_R, float(np.bincount(index_N).max() / len(index_N)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,8 +134,6 @@ class LimeTrainer(Trainer):
                 "process per GPU with torchrun or accelerate launch, or show one GPU only (CUDA_VISIBLE_DEVICES)"
             )
 
-    # -- optimiser -------------------------------------------------------------------------------------------
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser that `args.optim` names, with the groups `modulators` and `peft`."""
         if self.optimizer is None:
@@ -162,14 +161,8 @@ class LimeTrainer(Trainer):
             if groups[name]
         ]
 
-    # -- loss ------------------------------------------------------------------------------------------------
-
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The Trainer's loss plus this micro-batch's share of the balance losses."""
         if not model.training:
@@ -177,21 +170,19 @@ class LimeTrainer(Trainer):
         if self._window_start is None:
             self._window_start = self.state.global_step
         share, scale = self._share(inputs, num_items_in_batch)
-        if not lime.tuner.has_routing(self._model()):
+        # a share of 1 is of a step's mean over its micro-batches
+        weight = 1 / self.current_gradient_accumulation_steps if isinstance(share, int) else 1.0
+        routed = lime.tuner.has_routing(self._model())
+        with lime.tuner.record(self._model()) if routed else nullcontext() as recorder:
             task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            self._add({"loss/task": task}, self._weight_of(share))
-            return (task, outputs) if return_outputs else task
-        with lime.tuner.record(self._model()) as recorder:
-            task, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        terms = recorder.balance()
         loss = task
-        if self.state.global_step % self.args.balance_every_n_steps == 0:
-            loss = task + share * scale * terms.total(self.args.importance_coef, self.args.kl_coef)
-        weight = self._weight_of(share)
         self._add({"loss/task": task}, weight)
-        self._add({"loss/importance": terms.importance, "loss/kl": terms.kl}, share * scale * weight)
-        statistics = recorder.statistics()
-        self._routing = statistics if self._routing is None else self._routing + statistics
+        if recorder is not None:
+            terms, statistics = recorder.balance(), recorder.statistics()
+            if self.state.global_step % self.args.balance_every_n_steps == 0:
+                loss = task + share * scale * terms.total(self.args.importance_coef, self.args.kl_coef)
+            self._add({"loss/importance": terms.importance, "loss/kl": terms.kl}, share * scale * weight)
+            self._routing = statistics if self._routing is None else self._routing + statistics
         return (loss, outputs) if return_outputs else loss
 
     def _share(self, inputs: dict[str, Any], num_items: Any) -> tuple[Any, int]:
@@ -223,12 +214,6 @@ class LimeTrainer(Trainer):
         if self.loss_is_scaled_for_ga is not None:
             return bool(self.loss_is_scaled_for_ga)
         return (self.model_accepts_loss_kwargs and num_items is not None) or self.compute_loss_func is not None
-
-    def _weight_of(self, share: Any) -> float:
-        """Weight of a micro-batch's values in the step's logged mean."""
-        return 1 / self.current_gradient_accumulation_steps if isinstance(share, int) else 1.0
-
-    # -- evaluation ------------------------------------------------------------------------------------------
 
     def _evaluation_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Any) -> Any:
         """The Trainer's loss of a batch, whose sum over label tokens is kept."""
@@ -266,8 +251,6 @@ class LimeTrainer(Trainer):
             assert output.metrics is not None
             output.metrics[f"{metric_key_prefix}_loss"] = total / tokens if tokens else float("nan")
         return output
-
-    # -- logs ------------------------------------------------------------------------------------------------
 
     def _add(self, values: dict[str, Tensor], weight: Any) -> None:
         for name, value in values.items():
