@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lime.processors.config import ModelConfig
+from tests.test_rooms import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -54,6 +55,10 @@ def run(command: str, folder: Path) -> str:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout
+
+
+def test_the_map_has_every_room_in_its_order() -> None:
+    assert re.findall(r"^\| `lime/(\w+)(?:\.py)?` \|", PAGE, re.MULTILINE) == list(ROOMS)
 
 
 def test_there_is_one_for_everything_that_is_usually_added() -> None:
