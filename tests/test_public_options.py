@@ -60,7 +60,7 @@ PRESETS = {
     },
     "quickstart": {"selection": "topk", "top_k": 2, "n_gram": 1},
 }
-NAMES = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "parameter_groups", "record"]
+NAMES = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "open_run", "parameter_groups", "record"]
 TUNER_NAMES = [
     "PRESETS", "ApplyReport", "BalanceTerms", "LayerStatistics", "LimeConfig", "LimeModel", "LimeSettings", "Recorder",
     "ReportRow", "RoutingStatistics", "apply", "has_routing", "load", "parameter_groups", "preset_settings", "record",
