@@ -54,9 +54,9 @@ def table(config: TrainConfig, reports: dict[str, ApplyReport]) -> str:
         "",
         f"{'scope':<16}{'layers':>8}{'trainable':>14}{'% of all':>10}",
     ]
-    for scope, made in reports.items():
-        share = 100 * made.trainable / made.total_parameters
-        lines.append(f"{scope:<16}{made.layers:>8,}{made.trainable:>14,}{share:>10.4f}")
+    for scope, report in reports.items():
+        share = 100 * report.trainable / report.total_parameters
+        lines.append(f"{scope:<16}{report.layers:>8,}{report.trainable:>14,}{share:>10.4f}")
     return "\n".join(lines)
 
 

@@ -55,18 +55,18 @@ class LimeTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        found = [
+        wrong = [
             f"{name}: expected at least 0, got {getattr(self, name)}"
             for name in ("moe_lr", "peft_lr", "moe_weight_decay", "importance_coef", "kl_coef")
             if getattr(self, name) < 0
         ]
         if self.balance_every_n_steps < 1:
-            found.append(f"balance_every_n_steps: expected at least 1, got {self.balance_every_n_steps}")
+            wrong.append(f"balance_every_n_steps: expected at least 1, got {self.balance_every_n_steps}")
         default = next(f.default for f in dataclasses.fields(TrainingArguments) if f.name == "learning_rate")
         if self.learning_rate != default:
-            found.append("learning_rate: has no effect, the two groups have moe_lr and peft_lr; set those")
-        if found:
-            raise ValueError("invalid LimeTrainingArguments:\n" + "\n".join(f"  {line}" for line in found))
+            wrong.append("learning_rate: has no effect, the two groups have moe_lr and peft_lr; set those")
+        if wrong:
+            raise ValueError("invalid LimeTrainingArguments:\n" + "\n".join(f"  {line}" for line in wrong))
 
 
 _BALANCE = ("importance_coef", "kl_coef", "balance_every_n_steps", "moe_lr", "moe_weight_decay")
@@ -290,12 +290,12 @@ def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) ->
 
 
 def _routing_means(statistics: lime.tuner.RoutingStatistics) -> dict[str, Tensor]:
-    found = {
+    means = {
         "routing/entropy": statistics.mean(lambda layer: layer.entropy),
         "routing/experts_active": statistics.mean(lambda layer: layer.experts_per_token),
     }
     widths = {layer.usage.shape[0] for layer in statistics.values()}
     if len(widths) == 1:
         usage = torch.stack([layer.usage for layer in statistics.values()]).mean(0)
-        found |= {f"routing/usage_{i}": share for i, share in enumerate(usage.unbind())}
-    return found
+        means |= {f"routing/usage_{i}": share for i, share in enumerate(usage.unbind())}
+    return means

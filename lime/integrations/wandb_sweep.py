@@ -41,7 +41,7 @@ def sweep_config(experiment: str, overrides: Sequence[str], project: str, root: 
         for key, value in run.point.items():
             if value not in values.setdefault(key, []):
                 values[key].append(value)
-    if math.prod(len(found) for found in values.values()) != len(plan.runs):
+    if math.prod(len(swept) for swept in values.values()) != len(plan.runs):
         raise ConfigError([f"{experiment}: some of its points are one and the same run; name the values yourself"])
     name = plan.folder.name
     parsed = [OverridesParser.create().parse_override(text) for text in overrides]
@@ -55,7 +55,7 @@ def sweep_config(experiment: str, overrides: Sequence[str], project: str, root: 
         "program": "train.py",
         "method": "grid",
         "metric": {"name": OBJECTIVE, "goal": "maximize"},
-        "parameters": {key: {"values": found} for key, found in values.items()},
+        "parameters": {key: {"values": swept} for key, swept in values.items()},
         "command": [
             "${env}",
             "${interpreter}",

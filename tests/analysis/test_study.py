@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lime
 from lime.analysis.study.collecting import Wanted, collect
-from lime.analysis.study.findings import approximation_found, labelled, routing_found
+from lime.analysis.study.findings import approximation_findings, labelled, routing_findings
 from lime.analysis.study.names import short_names
 from lime.config.schema import EvalConfig
 from lime.data.datamodule import MMTDataModule
@@ -58,7 +58,7 @@ def test_a_pass_agrees_with_the_record_and_with_the_layers(options: dict[str, ob
     vision = [key for key in linear if "vision" in key]
     assert len(vision) > 0
     assert all(found.seen[key].tolist() == ([2, 3, 4, 5] if key in vision else [0, 1, 2, 3, 4, 5]) for key in linear)
-    routing = routing_found(found, labelled(found.rows))
+    routing = routing_findings(found, labelled(found.rows))
     assert set(routing["by"]["modality"]["text"]) == set(linear) - set(vision)
     assert set(routing["by"]["modality"]["video"]) == set(linear)
     outputs: dict[str, Tensor] = {}
@@ -107,7 +107,7 @@ def test_modulators_fit_a_model_whose_experts_are_modulated() -> None:
             delta.A[:6] = delta.A[:2].repeat(3, 1)
             delta.B[:, :6] = (torch.rand(3, len(delta.B), 1) + 0.5).mul(delta.B[:, :2]).transpose(0, 1).flatten(1)
     found = collect(model, data.collator, rows, Wanted(), "test")
-    fitted = approximation_found(model, found.moments, rank=2)
+    fitted = approximation_findings(model, found.moments, rank=2)
     assert set(fitted["layers"]) == {layer.key for layer in lime_layers(model)} == set(found.moments)
     for layer_found in fitted["layers"].values():
         assert layer_found["alone"]["any_rank"] < 1e-5

@@ -52,12 +52,7 @@ COLUMNS = (
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure and return the record.
-
-    Raises:
-        ValueError: a data set without rows of a kind.
-        OSError: no data set in `root`.
-    """
+    """Measure and return the record."""
     root = Path(options.root or "data/mmt47_mini")
     if not options.root:
         mini = MiniConfig()

@@ -55,11 +55,7 @@ NOTES = (
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure and return the record.
-
-    Raises:
-        ValueError: unknown methods or architectures.
-    """
+    """Measure and return the record."""
     subjects = [Subject.of(name) for name in options.methods]
     settings = LimeSettings(num_experts=options.experts, r=options.rank, n_gram=options.n_gram)
     rows: list[dict[str, Any]] = []

@@ -36,12 +36,7 @@ class Options:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure and return the record, or load the one that is named.
-
-    Raises:
-        ValueError: unknown methods or architecture, or a file that is no record.
-        OSError: no such file.
-    """
+    """Measure and return the record, or load the one that is named."""
     if options.record:
         return load(Path(options.record))
     shared = {field.name for field in fields(options)} & {field.name for field in fields(step.Options)} - {"experts"}

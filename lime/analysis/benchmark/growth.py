@@ -52,18 +52,14 @@ COLUMNS = (
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure and return the record.
-
-    Raises:
-        ValueError: an unknown method, or plain LoRA itself.
-    """
+    """Measure and return the record."""
     subject = Subject.of(options.method)
     if subject.name in (REFERENCE, "frozen"):
         raise ValueError(f"--method: {subject.name} is what others are compared with; name another")
     rows: list[dict[str, Any]] = []
     for axis in options.axes:
-        made = _step(axis.removeprefix("step_"), options) if axis.startswith("step_") else _layer(axis, options)
-        rows += [{"axis": axis.replace("_", ", "), **row} for row in made]
+        measured = _step(axis.removeprefix("step_"), options) if axis.startswith("step_") else _layer(axis, options)
+        rows += [{"axis": axis.replace("_", ", "), **row} for row in measured]
     for row in rows:
         row["negligible"] = "yes" if row["vs_lora"].median <= options.threshold else "no"
     return record("growth", options, COLUMNS, rows, notes=[*_verdicts(rows, options)], device=options.device)

@@ -150,11 +150,7 @@ def counts(make: Callable[[int], Case], width: int) -> dict[str, float]:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure and return the record.
-
-    Raises:
-        ValueError: unknown methods, or a shape that is not `d_in x d_out`.
-    """
+    """Measure and return the record."""
     subjects = [Subject.of(name) for name in options.methods]
     rows: list[dict[str, Any]] = []
     for shape, dtype in product(options.shapes, options.dtypes):
@@ -214,22 +210,22 @@ def on_gpu(cases: Mapping[str, Case], options: Options) -> dict[str, dict[str, A
     """
     from torch.profiler import ProfilerActivity, profile
 
-    found: dict[str, dict[str, Any]] = {name: {} for name in cases}
+    measured: dict[str, dict[str, Any]] = {name: {} for name in cases}
     for name, case in cases.items():
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
             case.run()
             torch.cuda.synchronize()
-        found[name]["launches"] = sum(event.count for event in trace.key_averages() if "LaunchKernel" in event.key)
+        measured[name]["launches"] = sum(event.count for event in trace.key_averages() if "LaunchKernel" in event.key)
     source = torch.empty(2**28, dtype=torch.float32, device=options.device)
     target = torch.empty_like(source)
     work = {f"forward {name}": case.only_forward for name, case in cases.items()}
     seconds = interleaved({**work, "copy": lambda: target.copy_(source)}, options.repetitions, device=options.device)
     copy = 2 * source.nbytes / Spread.of(seconds["copy"]).median
     for name, case in cases.items():
-        found[name]["forward_milliseconds"] = Spread.of(seconds[f"forward {name}"]).scaled(1e3)
+        measured[name]["forward_milliseconds"] = Spread.of(seconds[f"forward {name}"]).scaled(1e3)
         if "frozen" in cases and name != "frozen":
             added = float(np.median(np.subtract(seconds[f"forward {name}"], seconds["forward frozen"])))
             if added > 0:
-                found[name]["forward_share"] = (case.x.nbytes + 2 * case.gradient.nbytes) / added / copy
-        found[name]["copy_bytes_per_second"] = copy
-    return found
+                measured[name]["forward_share"] = (case.x.nbytes + 2 * case.gradient.nbytes) / added / copy
+        measured[name]["copy_bytes_per_second"] = copy
+    return measured

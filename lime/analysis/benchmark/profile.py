@@ -85,12 +85,7 @@ class Stopwatch:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Run the job and return the record.
-
-    Raises:
-        ConfigError: wrong overrides.
-        ValueError, OSError: as `train`.
-    """
+    """Run the job and return the record."""
     overrides = ["cache_dir=null", *options.overrides]
     config = composed(overrides, ROOT / "conf", "train", TrainConfig)
     watch = Stopwatch()

@@ -97,9 +97,9 @@ def load(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
-    found = content.get("schema") if isinstance(content, dict) else None
-    if found != SCHEMA:
-        raise ValueError(f"{path}: expected a record of format {SCHEMA}, found {found!r}")
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: expected a record of format {SCHEMA}, found {schema!r}")
     return content
 
 

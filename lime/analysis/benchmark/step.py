@@ -122,11 +122,7 @@ class Case:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure and return the record.
-
-    Raises:
-        ValueError: unknown methods or architecture.
-    """
+    """Measure and return the record."""
     return record("step", options, COLUMNS, measure(options), notes=NOTES, device=options.device)
 
 

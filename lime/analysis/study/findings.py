@@ -28,7 +28,7 @@ from lime.evaluation.intervals import Estimate, difference, mean_sample, share
 
 log = logging.getLogger(__name__)
 
-Found = dict[str, Any]
+Findings = dict[str, Any]
 FOLDS, GROUPS, BLOCKS = 5, 10, 6
 LABELS: dict[str, Callable[[Row], str]] = {
     "task": lambda row: row.split,
@@ -65,10 +65,10 @@ def labelled(rows: Sequence[Row]) -> Labelled:
     return Labelled(labels, [source_media(row.media_path) or row.id for row in rows])
 
 
-def routing_found(collected: Collected, rows: Labelled) -> Found:
+def routing_findings(collected: Collected, rows: Labelled) -> Findings:
     """Usage, entropy and realised experts by layer; and by task, category and modality."""
     layers = {key: asdict(usage_of(routed)) for key, routed in collected.routing.items()}
-    by: Found = {name: {} for name in LABELS}
+    by: Findings = {name: {} for name in LABELS}
     for key, routed in collected.routing.items():
         for name, groups in rows.of(collected.seen[key]).labels.items():
             for group, usage in usage_by_group(routed, groups).items():
@@ -76,11 +76,11 @@ def routing_found(collected: Collected, rows: Labelled) -> Found:
     return {"layers": layers, "by": by}
 
 
-def information_found(collected: Collected, rows: Labelled) -> Found:
+def information_findings(collected: Collected, rows: Labelled) -> Findings:
     """Mutual information between the expert of a token and the task, category and modality of its row, by layer and in
     the mean over layers; and how well the task is read off the mean routing of all layers."""
-    layers: Found = {key: {} for key in collected.routing}
-    mean: Found = {}
+    layers: Findings = {key: {} for key in collected.routing}
+    mean: Findings = {}
     for name, labels in rows.labels.items():
         for key, routing in zip(layers, routings(collected), strict=True):
             seen = [labels[row] for row in routing.rows_R]
@@ -115,7 +115,7 @@ def task_from_profile(collected: Collected, rows: Labelled) -> Probed | None:
     return probe(np.concatenate(parts, axis=1), rows.labels["task"], rows.folds(FOLDS).tolist())
 
 
-def maps_found(collected: Collected) -> tuple[Found, dict[str, np.ndarray]]:
+def maps_findings(collected: Collected) -> tuple[Findings, dict[str, np.ndarray]]:
     """Of each mapped layer: the variance that two components hold, and how much of it the dominant expert explains;
     beside it the points (N, 2). A layer whose updates do not vary is left out."""
     found, points = {}, {}
@@ -132,7 +132,7 @@ def maps_found(collected: Collected) -> tuple[Found, dict[str, np.ndarray]]:
     return found, points
 
 
-def windows_found(collected: Collected, rows: Labelled, window: int) -> Found | None:
+def windows_findings(collected: Collected, rows: Labelled, window: int) -> Findings | None:
     """Accuracy of reading the task off the hidden state at each position of windows, by block, and the difference
     between a window's last and first position, paired by row; none where rows are too short or too few."""
     if collected.windows_LNnH is None or collected.window_rows is None or not rows.can_probe:
@@ -153,7 +153,7 @@ def windows_found(collected: Collected, rows: Labelled, window: int) -> Found | 
     return {"window": window, "windows": len(index_N), "rows": len(kept_R), "blocks": blocks}
 
 
-def cka_found(one: Collected, other: Collected, frozen: Collected, rows: Labelled) -> Found:
+def cka_findings(one: Collected, other: Collected, frozen: Collected, rows: Labelled) -> Findings:
     """CKA at the last prompt token: hidden states after each block between two runs, and of each with the frozen
     backbone; the blocks of one by those of the other; the updates of the layers that both adapt."""
     groups_R = rows.folds(GROUPS)
@@ -173,7 +173,7 @@ def cka_found(one: Collected, other: Collected, frozen: Collected, rows: Labelle
     }
 
 
-def approximation_found(model: nn.Module, moments: dict[str, np.ndarray], rank: int) -> Found:
+def approximation_findings(model: nn.Module, moments: dict[str, np.ndarray], rank: int) -> Findings:
     """Relative error of modulators fitted to the experts of a MoE-LoRA on the inputs of the moments, by layer.
 
     Over any shared update, over one of this rank, and without modulators (the experts' mean); and the first two over
@@ -183,7 +183,7 @@ def approximation_found(model: nn.Module, moments: dict[str, np.ndarray], rank: 
     Raises:
         ValueError: the model has no MoE-LoRA layer.
     """
-    layers: Found = {}
+    layers: Findings = {}
     for name, delta in mixture_layers(model).items():
         key = name.partition(".lime_delta.")[0].removeprefix("base_model.model.")
         layers[key] = {}
@@ -200,7 +200,7 @@ def approximation_found(model: nn.Module, moments: dict[str, np.ndarray], rank: 
     return {"rank": rank, "layers": layers}
 
 
-def _cka(x_RH: np.ndarray, y_RH: np.ndarray, groups_R: np.ndarray | None) -> Found | None:
+def _cka(x_RH: np.ndarray, y_RH: np.ndarray, groups_R: np.ndarray | None) -> Findings | None:
     """With an interval where groups are given; none where a side does not vary."""
     try:
         value = linear_cka(x_RH, y_RH)
@@ -212,11 +212,11 @@ def _cka(x_RH: np.ndarray, y_RH: np.ndarray, groups_R: np.ndarray | None) -> Fou
     return {"value": value, "low": low, "high": high}
 
 
-def _accuracy(read: Probed, clusters: Sequence[str]) -> Found:
+def _accuracy(read: Probed, clusters: Sequence[str]) -> Findings:
     return in_shares(share([mean_sample(read.correct, clusters)])) | {"chance": read.chance}
 
 
-def in_shares(estimate: Estimate) -> Found:
+def in_shares(estimate: Estimate) -> Findings:
     """An estimate in points as shares, for a record."""
     assert estimate.low is not None and estimate.high is not None  # noqa: PT018
     return {"value": estimate.value / 100, "low": estimate.low / 100, "high": estimate.high / 100}

@@ -15,13 +15,13 @@ from lime.analysis.study import figures as draw
 from lime.analysis.study.collecting import Collected, Wanted, collect
 from lime.analysis.study.findings import (
     Labelled,
-    approximation_found,
-    cka_found,
-    information_found,
+    approximation_findings,
+    cka_findings,
+    information_findings,
     labelled,
-    maps_found,
-    routing_found,
-    windows_found,
+    maps_findings,
+    routing_findings,
+    windows_findings,
 )
 from lime.analysis.study.opening import Choice, Opened, SavedRun, check_same_backbone, chosen_rows, open_run, saved_run
 from lime.analysis.study.record import rows_read, write_record
@@ -87,7 +87,7 @@ class _Analysis:
         rows = chosen_rows(opened, study.choice)
         self.read = collect(opened.model, opened.data.collator, rows, wanted, opened.run.name)
         self.rows: Labelled = labelled(self.read.rows)
-        self.found: dict[str, Any] = {
+        self.findings: dict[str, Any] = {
             "title": opened.run.name,
             "run": opened.run.described,
             "against": None if other is None else other.described,
@@ -97,35 +97,35 @@ class _Analysis:
         self.figures: dict[str, Figure] = {}
 
     def written(self) -> list[Path]:
-        read, rows, found = self.read, self.rows, self.found
-        found["routing"] = routing_found(read, rows)
-        self.figures["routing"] = draw.routing_figure(found["routing"])
-        self.figures["tasks"] = draw.tasks_figure(found["routing"])
-        found["information"] = information_found(read, rows)
-        self.figures["information"] = draw.information_figure(found["information"])
-        found["maps"], points = maps_found(read)
+        read, rows, findings = self.read, self.rows, self.findings
+        findings["routing"] = routing_findings(read, rows)
+        self.figures["routing"] = draw.routing_figure(findings["routing"])
+        self.figures["tasks"] = draw.tasks_figure(findings["routing"])
+        findings["information"] = information_findings(read, rows)
+        self.figures["information"] = draw.information_figure(findings["information"])
+        findings["maps"], points = maps_findings(read)
         if points:
             experts = max(routed.probability_RE.shape[1] for routed in read.routing.values())
-            self.figures["maps"] = draw.maps_figure(found["maps"], points, read.clouds, experts)
-        found["windows"] = windows_found(read, rows, self.study.window)
-        if found["windows"] is not None:
-            self.figures["windows"] = draw.windows_figure(found["windows"])
+            self.figures["maps"] = draw.maps_figure(findings["maps"], points, read.clouds, experts)
+        findings["windows"] = windows_findings(read, rows, self.study.window)
+        if findings["windows"] is not None:
+            self.figures["windows"] = draw.windows_figure(findings["windows"])
         if self.other is not None:
             self._against(self.other)
         elif read.moments:
             self._fit(self.opened, read.moments)
         paths = [path for name, figure in self.figures.items() for path in save(figure, self.out, name)]
-        return write_record(self.out, found, list(self.figures)) + paths
+        return write_record(self.out, findings, list(self.figures)) + paths
 
     def _against(self, other: SavedRun) -> None:
         data, states = self.opened.data, Wanted(states=True)
         frozen = collect(self.opened.model, data.collator, self.read.rows, states, "frozen backbone", frozen=True)
         second = open_run(other, self.study.choice)
         theirs = collect(second.model, data.collator, self.read.rows, states, other.name)
-        self.found["cka"] = cka_found(self.read, theirs, frozen, self.rows)
+        self.findings["cka"] = cka_findings(self.read, theirs, frozen, self.rows)
         names = (self.opened.run.method, other.method)
         names = names if len(set(names)) == 2 else (self.opened.run.name, other.name)
-        self.figures["cka"] = draw.cka_figure(self.found["cka"], *names)
+        self.figures["cka"] = draw.cka_figure(self.findings["cka"], *names)
         if theirs.moments:
             self._fit(second, theirs.moments)
         else:
@@ -133,8 +133,8 @@ class _Analysis:
 
     def _fit(self, opened: Opened, moments: dict[str, np.ndarray]) -> None:
         rank = int(opened.run.config["peft"]["r"])
-        self.found["approximation"] = approximation_found(opened.model, moments, rank)
-        self.figures["approximation"] = draw.approximation_figure(self.found["approximation"])
+        self.findings["approximation"] = approximation_findings(opened.model, moments, rank)
+        self.figures["approximation"] = draw.approximation_figure(self.findings["approximation"])
 
 
 def routing_alone(run: SavedRun, study: Study) -> tuple[Opened, Collected]:

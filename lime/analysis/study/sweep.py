@@ -15,7 +15,14 @@ import lime.tuner
 from lime.analysis.information import Routing, information
 from lime.analysis.study.collecting import Collected
 from lime.analysis.study.figures import experts_figure
-from lime.analysis.study.findings import Labelled, in_shares, information_found, labelled, routings, task_from_profile
+from lime.analysis.study.findings import (
+    Labelled,
+    in_shares,
+    information_findings,
+    labelled,
+    routings,
+    task_from_profile,
+)
 from lime.analysis.study.opening import SavedRun, saved_run
 from lime.analysis.study.record import rows_read, write_record
 from lime.analysis.study.run import Study, routing_alone
@@ -27,7 +34,7 @@ from lime.jobs.setup import media_errors_as_input_errors, prepare_process
 log = logging.getLogger(__name__)
 
 AXIS = "lime.num_experts"
-Found = dict[str, Any]
+Findings = dict[str, Any]
 
 
 def is_sweep(folder: Path) -> bool:
@@ -61,13 +68,13 @@ def study_sweep(folder: Path, out: Path, study: Study) -> list[Path]:
             raise ValueError(f"{folder}: its runs adapted several backbones; information compares on one")
         rows, measured = _measured(runs, study)
     points = _points([point for point in sweep.points if any(point is p for p, _ in measured)], measured, rows)
-    found: Found = {
+    findings: Findings = {
         "title": f"the sweep {sweep.name}",
         "rows": rows_read(rows.labels["task"], len(rows.clusters), study.choice.rows),
         "sweep": {"points": points, "notes": notes},
     }
-    paths = save(experts_figure(found["sweep"]), out, "experts")
-    return write_record(out, found, ["experts"]) + paths
+    paths = save(experts_figure(findings["sweep"]), out, "experts")
+    return write_record(out, findings, ["experts"]) + paths
 
 
 def _adapter(run: Run) -> Path | None:
@@ -81,10 +88,12 @@ def _adapter(run: Run) -> Path | None:
     return None
 
 
-def _measured(runs: Sequence[tuple[Point, Run, SavedRun]], study: Study) -> tuple[Labelled, list[tuple[Point, Found]]]:
+def _measured(
+    runs: Sequence[tuple[Point, Run, SavedRun]], study: Study
+) -> tuple[Labelled, list[tuple[Point, Findings]]]:
     """What each run's routing tells of the task; all of them on the same rows."""
     first: list[str] | None = None
-    found: list[tuple[Point, Found]] = []
+    measured: list[tuple[Point, Findings]] = []
     for point, run, saved in runs:
         opened, read = routing_alone(saved, study)
         ids = [row.id for row in read.rows]
@@ -95,13 +104,13 @@ def _measured(runs: Sequence[tuple[Point, Run, SavedRun]], study: Study) -> tupl
         if not lime.tuner.has_routing(opened.model):
             raise ValueError(f"{run.folder.name}: its adapter (method {saved.method}) has no experts")
         first, rows = ids, labelled(read.rows)
-        found.append((point, {"run": saved.name, "seed": run.seed, **_of_run(read, rows)}))
-        log.info("%s, seed %s: information %.4f nats", point.label, run.seed, found[-1][1]["information"]["value"])
-    return rows, found
+        measured.append((point, {"run": saved.name, "seed": run.seed, **_of_run(read, rows)}))
+        log.info("%s, seed %s: information %.4f nats", point.label, run.seed, measured[-1][1]["information"]["value"])
+    return rows, measured
 
 
-def _of_run(read: Collected, rows: Labelled) -> Found:
-    measured, probed = information_found(read, rows), task_from_profile(read, rows)
+def _of_run(read: Collected, rows: Labelled) -> Findings:
+    measured, probed = information_findings(read, rows), task_from_profile(read, rows)
     return {
         "information": measured["mean"]["task"],
         "task_from_profile": measured["task_from_profile"],
@@ -110,16 +119,16 @@ def _of_run(read: Collected, rows: Labelled) -> Found:
     }
 
 
-def _points(order: Sequence[Point], measured: Sequence[tuple[Point, Found]], rows: Labelled) -> list[Found]:
+def _points(order: Sequence[Point], measured: Sequence[tuple[Point, Findings]], rows: Labelled) -> list[Findings]:
     """Means over the seeds of each point, and the difference to the next smaller number of experts on the same rows."""
-    points: list[Found] = []
+    points: list[Findings] = []
     before: dict[str, tuple[list[Routing], np.ndarray | None]] = {}
     for point in sorted(order, key=lambda one: int(one.settings[AXIS])):
         runs = [one for of, one in measured if of is point]
         others = {key: value for key, value in point.settings.items() if key != AXIS}
         series = ", ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in others.items())
         routed = [_weighted(routing, 1 / len(runs)) for one in runs for routing in one["routings"]]
-        here: Found = {
+        here: Findings = {
             "series": series,
             "num_experts": int(point.settings[AXIS]),
             "information": _estimated(routed, rows) | {"bound": runs[0]["information"]["bound"]},
@@ -147,6 +156,6 @@ def _weighted(routing: Routing, factor: float) -> Routing:
     return dataclasses.replace(routing, weight=factor * routing.weight)
 
 
-def _estimated(routed: Sequence[Routing], rows: Labelled) -> Found:
+def _estimated(routed: Sequence[Routing], rows: Labelled) -> Findings:
     estimate = information(routed, rows.labels["task"], rows.clusters)
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
