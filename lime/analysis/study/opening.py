@@ -19,7 +19,7 @@ from lime.data.rows import Row
 from lime.distributed.devices import device_of
 from lime.inference.evaluation import TestRows
 from lime.jobs.setup import open_data
-from lime.models.loading import Backbone, load_backbone
+from lime.models.loading import load_backbone
 from lime.processors.config import EMBEDDED, ModelConfig
 from lime.runs.adapter import check_backbone
 
@@ -84,16 +84,6 @@ def check_same_backbone(run: SavedRun, other: SavedRun) -> None:
         )
 
 
-@dataclass
-class Opened:
-    """A run's model with its adapter, on its device, and the data that its backbone's processor reads."""
-
-    run: SavedRun
-    backbone: Backbone
-    model: nn.Module
-    data: MMTDataModule
-
-
 @dataclass(frozen=True)
 class Choice:
     """Test rows to look at: ``rows`` of each split, chosen by a hash of their content; ``splits`` None for all.
@@ -110,11 +100,22 @@ class Choice:
             )
 
 
+@dataclass
+class Opened:
+    """A run's model with its adapter, on its device, the data that its processor reads, and the chosen test rows."""
+
+    run: SavedRun
+    model: nn.Module
+    data: MMTDataModule
+    rows: list[Row]
+
+
 def open_run(run: SavedRun, choice: Choice) -> Opened:
     """Load the backbone and the adapter of a run, and open its data.
 
     Raises:
-        ValueError, OSError: another backbone than the adapter's, or missing data; the message says what to do.
+        ValueError, OSError: another backbone than the adapter's, missing data or a split that is not there; the
+            message says what to do.
     """
     changed: dict[str, Any] = {"rows_per_split": choice.rows}
     if choice.data_root is not None:
@@ -129,7 +130,7 @@ def open_run(run: SavedRun, choice: Choice) -> Opened:
     model = lime.tuner.load(backbone.model, run.adapter)[0]
     if config.model.device_map is None:
         model.to(next(backbone.model.parameters()).device)
-    return Opened(run, backbone, model, data)
+    return Opened(run, model, data, TestRows(data, choice.splits).rows)
 
 
 def _own_settings(run: SavedRun, changed: dict[str, Any]) -> EvalConfig:
@@ -148,12 +149,3 @@ def _settings_of_another(run: SavedRun, changed: dict[str, Any]) -> EvalConfig:
     base = EvalConfig(model=ModelConfig(name=name, family=EMBEDDED[name]))
     data = DataConfig(**{"name": "mmt47", **changed})
     return with_run_config(dataclasses.replace(base, data=data), run.config, [], own=False)
-
-
-def chosen_rows(opened: Opened, choice: Choice) -> list[Row]:
-    """The test rows, split by split.
-
-    Raises:
-        ValueError: a named split is not there, or none is.
-    """
-    return TestRows(opened.data, choice.splits).rows

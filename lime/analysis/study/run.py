@@ -12,18 +12,9 @@ from matplotlib.figure import Figure
 
 import lime.tuner
 from lime.analysis.study import figures as draw
+from lime.analysis.study import findings as find
 from lime.analysis.study.collecting import Collected, Wanted, collect
-from lime.analysis.study.findings import (
-    Labelled,
-    approximation_findings,
-    cka_findings,
-    information_findings,
-    labelled,
-    maps_findings,
-    routing_findings,
-    windows_findings,
-)
-from lime.analysis.study.opening import Choice, Opened, SavedRun, check_same_backbone, chosen_rows, open_run, saved_run
+from lime.analysis.study.opening import Choice, Opened, SavedRun, check_same_backbone, open_run, saved_run
 from lime.analysis.study.record import rows_read, write_record
 from lime.experiments.figures.style import save
 from lime.jobs.setup import media_errors_as_input_errors, prepare_process
@@ -84,9 +75,8 @@ class _Analysis:
     def __init__(self, opened: Opened, other: SavedRun | None, out: Path, study: Study):
         self.opened, self.other, self.out, self.study = opened, other, out, study
         wanted = Wanted(states=other is not None, maps=MAPS, window=study.window)
-        rows = chosen_rows(opened, study.choice)
-        self.read = collect(opened.model, opened.data.collator, rows, wanted, opened.run.name)
-        self.rows: Labelled = labelled(self.read.rows)
+        self.read = collect(opened.model, opened.data.collator, opened.rows, wanted, opened.run.name)
+        self.rows = find.labelled(self.read.rows)
         self.findings: dict[str, Any] = {
             "title": opened.run.name,
             "run": opened.run.described,
@@ -98,16 +88,16 @@ class _Analysis:
 
     def written(self) -> list[Path]:
         read, rows, findings = self.read, self.rows, self.findings
-        findings["routing"] = routing_findings(read, rows)
+        findings["routing"] = find.routing_findings(read, rows)
         self.figures["routing"] = draw.routing_figure(findings["routing"])
         self.figures["tasks"] = draw.tasks_figure(findings["routing"])
-        findings["information"] = information_findings(read, rows)
+        findings["information"] = find.information_findings(read, rows)
         self.figures["information"] = draw.information_figure(findings["information"])
-        findings["maps"], points = maps_findings(read)
+        findings["maps"], points = find.maps_findings(read)
         if points:
             experts = max(routed.probability_RE.shape[1] for routed in read.routing.values())
             self.figures["maps"] = draw.maps_figure(findings["maps"], points, read.clouds, experts)
-        findings["windows"] = windows_findings(read, rows, self.study.window)
+        findings["windows"] = find.windows_findings(read, rows, self.study.window)
         if findings["windows"] is not None:
             self.figures["windows"] = draw.windows_figure(findings["windows"])
         if self.other is not None:
@@ -122,7 +112,7 @@ class _Analysis:
         frozen = collect(self.opened.model, data.collator, self.read.rows, states, "frozen backbone", frozen=True)
         second = open_run(other, self.study.choice)
         theirs = collect(second.model, data.collator, self.read.rows, states, other.name)
-        self.findings["cka"] = cka_findings(self.read, theirs, frozen, self.rows)
+        self.findings["cka"] = find.cka_findings(self.read, theirs, frozen, self.rows)
         names = (self.opened.run.method, other.method)
         names = names if len(set(names)) == 2 else (self.opened.run.name, other.name)
         self.figures["cka"] = draw.cka_figure(self.findings["cka"], *names)
@@ -133,12 +123,11 @@ class _Analysis:
 
     def _fit(self, opened: Opened, moments: dict[str, np.ndarray]) -> None:
         rank = int(opened.run.config["peft"]["r"])
-        self.findings["approximation"] = approximation_findings(opened.model, moments, rank)
+        self.findings["approximation"] = find.approximation_findings(opened.model, moments, rank)
         self.figures["approximation"] = draw.approximation_figure(self.findings["approximation"])
 
 
 def routing_alone(run: SavedRun, study: Study) -> tuple[Opened, Collected]:
     """The routing of a run on the chosen rows, and nothing else."""
     opened = open_run(run, study.choice)
-    rows = chosen_rows(opened, study.choice)
-    return opened, collect(opened.model, opened.data.collator, rows, Wanted(), run.name)
+    return opened, collect(opened.model, opened.data.collator, opened.rows, Wanted(), run.name)
