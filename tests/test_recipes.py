@@ -48,7 +48,13 @@ def run(command: str, folder: Path) -> str:
     program, *arguments = shlex.split(command)
     assert program == "python", f"{command}: expected a command of python"
     if arguments[0] == "train.py":
-        arguments += SHORT
+        given = {argument.partition("=")[0] for argument in arguments}
+        own_data = "data=mmt47" in arguments
+        arguments += [
+            option
+            for option in SHORT
+            if option.partition("=")[0] not in given and not (own_data and option.startswith("data."))
+        ]
     environment = {**os.environ, "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -80,7 +86,12 @@ def test_a_recipe_does_what_it_says(title: str, copy: Path) -> None:
             for command in block["content"].replace("\\\n", " ").splitlines():
                 run(command, copy)
             continue
-        name = block["content"].partition("\n")[0].removeprefix("# ")
+        name, _, content = block["content"].partition("\n")
+        name = name.removeprefix("# ")
+        if name.endswith(AT_ITS_END):
+            path = copy / name.removesuffix(AT_ITS_END)
+            path.write_text(path.read_text(encoding="utf-8") + content, encoding="utf-8")
+            continue
         assert re.fullmatch(r"[\w./]+\.(py|yaml)", name), (
             f"{title}: the first line of a file is a comment with its name"
         )
@@ -92,6 +103,7 @@ def test_a_recipe_does_what_it_says(title: str, copy: Path) -> None:
         assert (copy / place).is_file(), f"{title}: no {place}"
 
 
+AT_ITS_END = ", at its end"
 RESULTS = {
     "A backbone": ("outputs/backbone/results.json", "outputs/backbone/adapter/adapter_model.safetensors"),
     "An experiment": ("outputs/tables/rank_by_experts.md", "outputs/figures/rank_by_experts.png"),
