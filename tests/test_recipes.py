@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, each run as it stands there: its files written, its commands run, in a copy."""
+"""CONTRIBUTING.md is true: its map, its checks, and its recipes, each run as it stands there in a copy of the project."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lime.processors.config import ModelConfig
 from tests.test_rooms import ROOMS
@@ -65,6 +66,24 @@ def run(command: str, folder: Path) -> str:
 
 def test_the_map_has_every_room_in_its_order() -> None:
     assert re.findall(r"^\| `lime/(\w+)(?:\.py)?` \|", PAGE, re.MULTILINE) == list(ROOMS)
+
+
+def test_a_commit_is_checked_as_ci_checks() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lint = re.findall(r"-m (.*)", makefile.partition("\nlint:")[2].partition("\n\n")[0])
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = [hook for repository in config["repos"] for hook in repository["hooks"]]
+    assert all(repository["repo"] == "local" for repository in config["repos"]), "a hook would be fetched"
+    assert [re.sub("python -m | --force-exclude", "", hook["entry"]) for hook in hooks] == [
+        line.removesuffix(" .") for line in lint
+    ]
+
+
+def test_every_target_is_a_line_of_make_help() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (named,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE) == named.split()
+    assert set(re.findall(r"^make ([a-z-]+)", PAGE, re.MULTILINE)) <= set(named.split())
 
 
 def test_there_is_one_for_everything_that_is_usually_added() -> None:
