@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md is true: its map, its checks, and its recipes, each run as it stands there in a copy of the project."""
+"""CONTRIBUTING.md is true: its map, its checks, and its recipes, each run as it stands there in a copy of the tree."""
 
 from __future__ import annotations
 
