@@ -210,10 +210,12 @@ def prepared(stream: Any, path: Path, announced: int, row_id: str | None, bounds
 
 
 def _pixels(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8, RGB, scaled where its size is another than the clip's."""
-    if (frame.height, frame.width) != size:
-        frame = frame.reformat(width=size[1], height=size[0], format="rgb24")
-    return frame.to_ndarray(format="rgb24")
+    """(H, W, 3) uint8, RGB, scaled where its size is another than the clip's.
+
+    By one thread: FFmpeg would start several for every frame, which costs more than the conversion of a small one.
+    """
+    height, width = size
+    return frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
 
 
 def check_end(container: Any, stream: Any, path: Path, last: Any, seen: int, row_id: str | None) -> None:
