@@ -48,9 +48,9 @@ def _try(config: TrainConfig, target: Path | None) -> int:
     from lime.inference.frozen import asks_frozen
     from lime.inference.rows import TestRows
     from lime.jobs.setup import media_errors_as_input_errors, open_data, prepare_process
-    from lime.jobs.train import checkpoint_activations
     from lime.models.loading import load_backbone
     from lime.system.atomic import write_json
+    from lime.training.fit import checkpoint_activations
     from lime.training.preflight.plan import preflight_of_run
 
     with media_errors_as_input_errors():

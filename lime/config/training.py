@@ -75,7 +75,7 @@ class TrainerConfig:
         precision: Lightning's precision; ``auto`` is bf16-mixed on a GPU and 32-true (no autocast) on the CPU. The
             adapters' parameters are float32 in each; the backbone's dtype is model.dtype.
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
-        deterministic: only deterministic kernels.
+        deterministic: only deterministic kernels on a GPU; those of a CPU are, with the same number of threads.
         num_threads: CPU threads of one process; null for all cores of the machine that this process may use.
         preflight: try batches of every phase before the first, and say whether the run fits and how long it takes.
         log_every_n_steps: optimiser steps between two rows of metrics.csv.

@@ -64,9 +64,9 @@ def largest(value: int) -> int:
     """The largest value of any process."""
     if world_size() == 1:
         return value
-    found = torch.tensor(value)
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return int(found)
+    tensor = torch.tensor(value)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return int(tensor)
 
 
 def from_main(value: T) -> T:

@@ -12,7 +12,6 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parallel.distributed import DistributedDataParallel as Ddp
 
 from lime.config.training import TrainerConfig
 
@@ -34,7 +33,7 @@ class ShardedBaseStrategy(DDPStrategy):
         adapters = {p for p in self.model.parameters() if p.requires_grad}
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         blocks = repeated_blocks(self.model)
-        ignored = adapters | _kept_by_adapters(self.model)
+        ignored = adapters | _frozen_in_adapters(self.model)
         for block in blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=ignored & set(block.parameters()))
         sharded = sum(1 for p in self.model.parameters() if hasattr(p, "placements"))
@@ -50,7 +49,8 @@ class ShardedBaseStrategy(DDPStrategy):
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        Ddp._set_params_and_buffers_to_ignore_for_model(model, frozen + [name for name, _ in model.named_buffers()])
+        ignored = frozen + [name for name, _ in model.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
         return super()._setup_model(model)
 
     @property
@@ -60,24 +60,24 @@ class ShardedBaseStrategy(DDPStrategy):
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks of every tower: the members of module lists whose members are all of one class."""
-    found = []
+    blocks = []
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(m) for m in module}) == 1:
-            found += [m for m in module if sum(p.numel() for p in m.parameters()) > 0]
-    inner = {id(part) for block in found for part in block.modules() if part is not block}
-    return [block for block in found if id(block) not in inner]
+            blocks += [m for m in module if sum(p.numel() for p in m.parameters()) > 0]
+    inner = {id(part) for block in blocks for part in block.modules() if part is not block}
+    return [block for block in blocks if id(block) not in inner]
 
 
-def _kept_by_adapters(model: nn.Module) -> set[nn.Parameter]:
+def _frozen_in_adapters(model: nn.Module) -> set[nn.Parameter]:
     """Frozen parameters of the adapters themselves (LoRA-FA's A, a prompt's first embeddings)."""
     from lime.tuner.layers.base import LimeLayer
 
-    kept: set[nn.Parameter] = set()
+    frozen: set[nn.Parameter] = set()
     for module in model.modules():
         if isinstance(module, LimeLayer):
             for part in module.adapter_layer_names:
-                kept |= set(getattr(module, part).parameters())
-    return kept
+                frozen |= set(getattr(module, part).parameters())
+    return frozen
 
 
 def check_strategy(config: TrainerConfig) -> None:

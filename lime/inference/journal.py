@@ -111,10 +111,10 @@ def _line(row: str, answer: Any) -> str:
 def _json(line: str) -> dict[str, Any]:
     """The object in a line; empty where there is none."""
     try:
-        found = json.loads(line)
+        content = json.loads(line)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def remove_journals(folder: Path) -> None:

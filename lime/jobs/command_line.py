@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import os
 import signal
@@ -29,10 +28,9 @@ from lime.config.schema import TrainConfig
 from lime.config.searched import register_searched
 from lime.config.source import COMPOSE_ERRORS, absolute, said
 from lime.config.sweeps import Plan, make_plan
-from lime.runs.folders import claim_run_folder
+from lime.runs.lock import interrupted_unseen
 from lime.runs.submitted import as_task, ended_with_the_sweep
 from lime.system import interrupts
-from lime.system.atomic import write_text
 from lime.system.limits import explained
 from lime.system.printing import plain, plain_logging
 from lime.system.slurm import first_task, requeue, under_slurm
@@ -79,8 +77,9 @@ def launch(
         except interrupts.Interrupted as stop:
             if stop.signal == getattr(signal, "SIGUSR1", None) and under_slurm() and first_task():
                 requeue()
-            if not logging.getLogger().handlers:  # it came before there was a log
-                sys.stderr.write(f"{stop}, before anything had begun\n")
+            if not stop.told:
+                begun = logging.getLogger().handlers  # there is a log
+                sys.stderr.write(f"{stop}\n" if begun else f"{stop}, before anything had begun\n")
             raise
         finally:
             _flush()
@@ -267,9 +266,9 @@ class _Job:
                     self._task(settings, folder, overrides)
         except interrupts.Interrupted as stop:
             log.warning("%s; %s", stop, _goes_on())
-            if folder is not None and not (status := folder / "status.json").exists():  # before the run began
-                claim_run_folder(folder, "run" if self._schema is TrainConfig else "evaluation")
-                write_text(status, json.dumps({"status": "interrupted", "error": {"type": stop.signal.name}}) + "\n")
+            stop.told = True
+            if folder is not None:
+                interrupted_unseen(folder, "run" if self._schema is TrainConfig else "evaluation", stop)
             raise
         except Exception as error:
             told = said(error) if isinstance(error, OmegaConfBaseException) else explained(error)

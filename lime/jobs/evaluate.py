@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,13 @@ from lime.inference.evaluation import answer_adapted, journal_of, report
 from lime.inference.frozen import answer_frozen
 from lime.inference.journal import FOLDER as PARTIAL
 from lime.inference.rows import TestRows
-from lime.jobs.setup import lock_of_run, media_errors_as_input_errors, open_data, prepare_process
+from lime.jobs.setup import described, lock_of_run, media_errors_as_input_errors, open_data, prepare_process
 from lime.models.loading import load_backbone
 from lime.runs.adapter import adapter_folder, check_backbone, check_recorded
+from lime.runs.environment import environment
 from lime.runs.folders import sign_configuration
 from lime.runs.lock import run_lock
-from lime.runs.status import RunStatus, environment, write_config
+from lime.runs.status import RunStatus, write_config
 from lime.system import interrupts
 from lime.system.atomic import remove_leftovers, write_json
 from lime.system.limits import check_files
@@ -61,8 +61,7 @@ def _evaluate(config: EvalConfig, output_dir: Path, overrides: Sequence[str]) ->
     """The part of one process."""
     with process_group(_count(config)), media_errors_as_input_errors():
         folder = processes.from_main(output_dir)
-        status = RunStatus(folder) if processes.is_main() else nullcontext()
-        with lock_of_run(folder, "evaluation"), status, interrupts.blamed():
+        with lock_of_run(folder, "evaluation"), RunStatus(folder, processes.is_main()), interrupts.blamed():
             if config.predictions is not None:
                 return _score_again(config, Path(config.predictions), folder)
             return _evaluate_model(config, folder, overrides)
@@ -114,15 +113,7 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
         backbone.model.to(device_of("auto"))  # type: ignore[arg-type]
     data = open_data(config, backbone, batch_size=config.evaluation.batch_size)
     tests = TestRows(data, config.evaluation.splits)
-    info = environment(config.seed) | {
-        "data_fingerprint": data.dataset.fingerprint,
-        "backbone": {
-            "name": backbone.name,
-            "fingerprint": backbone.fingerprint,
-            "processing": backbone.processing,
-            "revision": backbone.revision,
-        },
-    }
+    info = described(config.seed, backbone, data)
     if processes.is_main():
         write_json(output_dir / "environment.json", info)
     frozen = answer_frozen(backbone, data, tests, config, True, output_dir) if run is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -22,6 +23,7 @@ from lime.data.media import MediaError
 from lime.distributed import processes
 from lime.models.loading import Backbone
 from lime.processors.config import OTHER
+from lime.runs.environment import environment
 from lime.runs.folders import claim_run_folder
 from lime.runs.lock import run_lock
 
@@ -98,13 +100,7 @@ def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: 
 
         mini = data.mini
         with processes.main_first():
-            ensure(
-                Path(data.root),
-                seed=mini.seed,
-                train_per_task=mini.train_per_task,
-                test_per_task=mini.test_per_task,
-                workers=mini.workers,
-            )
+            ensure(Path(data.root), **dataclasses.asdict(mini))
     module = MMTDataModule(
         data,
         batch_size=batch_size,
@@ -115,6 +111,12 @@ def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: 
     )
     module.alike = processes.world_size() > 1 or backbone.family == OTHER
     return module
+
+
+def described(seed: int, backbone: Backbone, data: MMTDataModule, **more: Any) -> dict[str, Any]:
+    """Versions, commit and hardware, what else is given, and the fingerprints of data and backbone."""
+    model = {key: getattr(backbone, key) for key in ("name", "fingerprint", "processing", "revision")}
+    return environment(seed) | more | {"data_fingerprint": data.dataset.fingerprint, "backbone": model}
 
 
 @contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +16,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lime.config.identity import decisive
 from lime.system.atomic import replacing
-from lime.system.limits import largest_file
 
 log = logging.getLogger(__name__)
 
@@ -28,24 +25,24 @@ _STEP = re.compile(r"step-(\d+)\.ckpt")
 _SHOWN = 5
 PARTS = ("state_dict", "global_step", "epoch", "loops", "optimizer_states", "lr_schedulers")
 """What every checkpoint of a run holds."""
-ROOM = 2**27  # bytes: with less than that free, a write that failed did for lack of room
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """torch's format, written beside its place and renamed, so that a kill leaves the old file or the new one."""
+    """torch's format, written beside its place and renamed, so that a kill leaves the old file or the new one.
+
+    Lightning's own writes below the system's temporary folder first and moves, which on another disk is a copy.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError("storage_options: expected none; checkpoints are plain local files")
-        with replacing(Path(path)) as temporary:
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             try:
-                torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # torch does not say why: the disk is full, or the file may not grow
-                free = shutil.disk_usage(temporary.parent).free
-                number = errno.ENOSPC if free < ROOM else errno.EIO
-                if temporary.is_file() and temporary.stat().st_size == largest_file():
-                    number = errno.EFBIG
-                raise OSError(number, f"could not be written ({free / 2**20:,.0f} MB free)", str(path)) from error
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # that it could not end the file, after the system's own
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if not Path(path).is_dir() and (problem := damage(Path(path))) is not None:
@@ -64,14 +61,14 @@ def damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as parts:
             if (bad := parts.testzip()) is not None:
                 return f"the checksum of its part {bad} is wrong"
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         return error.strerror or str(error)
     except pickle.UnpicklingError:
         return "it holds something other than tensors and plain values, which is not read"
     except Exception as error:  # noqa: BLE001  # a damaged file may break its reader anywhere
         return f"it cannot be read: {type(error).__name__}"
-    lacking = [key for key in PARTS if not isinstance(found, dict) or key not in found]
+    lacking = [key for key in PARTS if not isinstance(checkpoint, dict) or key not in checkpoint]
     return f"it lacks {', '.join(lacking)}" if lacking else None
 
 
@@ -84,12 +81,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     steps = {int(m[1]): path for path in (folder / FOLDER).glob("*.ckpt") if (m := _STEP.fullmatch(path.name))}
     numbered = sorted(steps.items(), reverse=True)
     # DeepSpeed's are folders.
-    found = next((pair for pair in numbered if pair[1].is_dir() or _is_whole(pair[1])), None)
+    newest = next((pair for pair in numbered if pair[1].is_dir() or _is_whole(pair[1])), None)
     others = list(folder.glob("hpc_ckpt_*.ckpt"))
-    if found is None or found[0] < numbered[0][0]:  # last.ckpt holds the step of the newest
+    if newest is None or newest[0] < numbered[0][0]:  # last.ckpt holds the step of the newest
         others.append(folder / FOLDER / "last.ckpt")
     candidates = [(_step_of(path), path) for path in others if path.is_file() and _is_whole(path)]
-    candidates += [found] if found is not None else []
+    candidates += [newest] if newest is not None else []
     return max(candidates)[1] if candidates else None
 
 
@@ -143,15 +140,15 @@ def _settings_before(folder: Path) -> dict[str, Any] | None:
     """The configuration of the run that the folder holds; None where there is none, or it cannot be read any more."""
     path = folder / "config.yaml"
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError):
-        found = None
-    if not isinstance(found, dict):
+        settings = None
+    if not isinstance(settings, dict):
         log.warning("%s is damaged: whether the settings are those of the run before is not known", path)
         return None
-    return found
+    return settings
 
 
 def _has_results(folder: Path) -> bool:
@@ -172,3 +169,24 @@ def _differences(before: Any, now: Any, key: str) -> list[str]:
         ]
     same = (list(before) if isinstance(before, tuple) else before) == (list(now) if isinstance(now, tuple) else now)
     return [] if same else [f"{key}: {before} then, {now} now"]
+
+
+def check_same_tensors(key: str, given: dict[str, torch.Tensor], expected: dict[str, Any]) -> None:
+    """Raise ValueError unless both hold the same names with the same shapes."""
+    lacking = sorted(expected.keys() - given.keys())
+    extra = sorted(given.keys() - expected.keys())
+    shapes = [name for name in given.keys() & expected.keys() if given[name].shape != expected[name].shape]
+    if not (lacking or extra or shapes):
+        return
+    parts = []
+    for title, names in (
+        ("lacks", lacking),
+        ("has too many", extra),
+        ("has other shapes for", sorted(shapes)),
+    ):
+        if names:
+            parts.append(f"{title} {len(names)} of the adapters' tensors (first: {names[0]})")
+    raise ValueError(
+        f"{key}: it does not fit this run's adapters: it {', it '.join(parts)}. "
+        "Use the method, rank, experts and targets it was trained with"
+    )

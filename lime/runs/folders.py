@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,8 @@ FILES = (
     "partial", "wandb",
 )  # fmt: skip
 """What a run writes into its folder, the log and the lock apart."""
+RESERVE = ".lime-reserve"
+_SERVING = (".lime-*", "*.log", "checkpoints.before")  # lock, owner, reserve and mark; the log; what a sweep put aside
 RESULTS = ("adapter", "checkpoints", "results.json", "predictions.jsonl")
 """What a run that came to nothing does not have; an evaluation may take its folder, and the other way round."""
 
@@ -22,11 +25,27 @@ def claim_run_folder(folder: Path, kind: Literal["run", "evaluation"]) -> None:
     """Mark a run's folder, made where it is absent.
 
     Raises:
-        FileExistsError: it holds files of a run's names that no run wrote, or is the folder of something else.
+        FileExistsError: it holds files of a run's names that no run wrote, or links in their place, or is the folder of
+            something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     failed = kind_of(folder) in ("run", "evaluation") and not any((folder / name).exists() for name in RESULTS)
     claim(folder, kind, FILES, earlier=failed or (kind_of(folder) is None and _ran_here(folder, kind)))
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise FileExistsError where a link in place of what a run writes leads out of the folder: a folder of a stranger
+    decides nothing about files elsewhere."""
+    inside = folder.resolve()
+    for path in (path for name in (*FILES, *_SERVING) for path in folder.glob(name)):
+        below = [Path(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files)]
+        for link in (one for one in (path, *below) if one.is_symlink()):
+            if not link.resolve().is_relative_to(inside):
+                raise FileExistsError(
+                    f"{link} is a link that leads out of the folder of the run, where nothing is written; remove the "
+                    "link, or take another folder"
+                )
 
 
 def sign_configuration(folder: Path, kind: Literal["run", "evaluation"]) -> None:

@@ -18,11 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from lime.system.atomic import remove, write_text
+from lime.runs.folders import RESERVE, claim_run_folder, refuse_links
+from lime.system.atomic import remove, write_json
+from lime.system.interrupts import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         BusyError: another process is at it.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or a link in it leads elsewhere.
     """
     here = str(folder.resolve())
     held = os.environ.get(HELD, "").split(os.pathsep)
@@ -51,6 +53,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(timeout=PATIENCE)
@@ -86,6 +89,21 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def interrupted_unseen(folder: Path, kind: Literal["run", "evaluation"], stop: Interrupted) -> None:
+    """Write that a run was interrupted where its status does not say so: before it began, or between two lines of its
+    beginning or end."""
+    path = folder / "status.json"
+    try:
+        status = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        unseen = isinstance(status, dict) and status.get("status", "running") == "running"
+        if unseen and not is_locked(folder):
+            claim_run_folder(folder, kind)
+            write_json(path, {**status, "status": "interrupted", "error": {"type": stop.signal.name}})
+            remove(folder / RESERVE)
+    except (OSError, ValueError) as error:
+        log.warning("%s: that the run was interrupted could not be written: %s", path, error)
+
+
 def _take_over(folder: Path) -> None:
     """Write who owns the folder now, in place of a run that ended without a word."""
     path = folder / OWNER_FILE
@@ -100,7 +118,7 @@ def _take_over(folder: Path) -> None:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv)[:500],
     }
-    write_text(path, json.dumps(owner, indent=1) + "\n")
+    write_json(path, owner, indent=1)
 
 
 def _beats(path: Path) -> bool:
@@ -128,12 +146,12 @@ def _owner(folder: Path) -> dict[str, Any] | None:
     """What the owner's file says; empty where it is damaged, None where there is none."""
     path = folder / OWNER_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        owner = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _is_this_process(owner: dict[str, Any] | None) -> bool:

@@ -191,8 +191,8 @@ class Record:
             lacking += ["identity.data"] if self.identity.data is None else []
         if self.status == "failed" and self.error is None:
             lacking.append("error")
-        found = [f"{key}: lacking in a record of a {self.status} run" for key in lacking]
-        return found + list(self._entry_errors())
+        problems = [f"{key}: lacking in a record of a {self.status} run" for key in lacking]
+        return problems + list(self._entry_errors())
 
     def _entry_errors(self) -> Sequence[str]:
         parts: list[tuple[str, type, Any]] = [(f"scores.{i}", Score, entry) for i, entry in enumerate(self.scores)]
@@ -200,16 +200,16 @@ class Record:
         parts += [(f"routing.{layer}", LayerRouting, entry) for layer, entry in self.routing.items()]
         if self.training is not None:
             parts += [(f"training.validation.{i}", Validation, e) for i, e in enumerate(self.training.validation)]
-        found = []
+        problems = []
         for key, schema, entry in parts:
             try:
                 made: Any = build(schema, entry if isinstance(entry, Mapping) else {"": entry})
             except ConfigError as error:
-                found += [f"{key}.{problem}" for problem in error.problems]
+                problems += [f"{key}.{problem}" for problem in error.problems]
                 continue
             if isinstance(made, Items) and not _whole(made):
-                found.append(f"{key}: rows, correct, clusters, values and truths must have one entry per row")
-        return found
+                problems.append(f"{key}: rows, correct, clusters, values and truths must have one entry per row")
+        return problems
 
     def score(self, level: str, name: str) -> Score | None:
         """One line of the scores; None where the run has none of that name."""

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import logging
 import math
 import os
-import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,7 +20,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import torch
 import yaml
 
 from lime.config.identity import config_hash
@@ -34,6 +30,7 @@ from lime.evaluation.predictions import Prediction
 from lime.evaluation.report import csv_rows
 from lime.runs.adapter import adapter_digest
 from lime.runs.code import code_version
+from lime.runs.folders import RESERVE
 from lime.runs.record import (
     Answering,
     Identity,
@@ -48,11 +45,6 @@ from lime.runs.record import (
 from lime.system import interrupts
 from lime.system.atomic import remove, write_bytes, write_json, write_text
 
-PACKAGES = (
-    "lime-moe", "torch", "transformers", "peft", "lightning", "datasets", "hydra-core", "numpy", "pillow", "av",
-    "wandb",
-)  # fmt: skip
-ROOT = Path(__file__).resolve().parents[2]
 RESERVED = 2**17
 """Bytes kept free for the record of a run's end."""
 
@@ -71,53 +63,17 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """Versions, commit and hardware; seed and fingerprints of data and backbone are added by the run."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "seed": seed,
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": _commit(),
-        "hardware": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
-    }
-
-
-def _commit() -> dict[str, Any]:
-    """Commit of the working tree and whether it has uncommitted changes; nulls outside a git checkout."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        changes = _git("status", "--porcelain")
-    except (OSError, subprocess.CalledProcessError):
-        return {"id": None, "dirty": None}
-    return {"id": commit, "dirty": bool(changes)}
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
 class RunStatus:
     """``status.json`` of a run: ``running``, then ``finished``, ``diverged``, ``interrupted`` or ``failed``.
 
-    With the error, or the signal. Some room on the disk is kept for it, so that a full one leaves a status too.
+    With the error, or the signal. Some room on the disk is kept for it, so that a full one leaves a status too. One of
+    several processes ``writes``.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, writes: bool = True):
+        self._writes = writes
         self._path = folder / "status.json"
-        self._reserve = folder / ".lime-reserve"
+        self._reserve = folder / RESERVE
         self._started = time.time()
         self._outcome = "finished"
 
@@ -128,12 +84,15 @@ class RunStatus:
     def __enter__(self) -> Self:
         self._write("running")
         with suppress(OSError):
-            write_bytes(self._reserve, os.urandom(RESERVED))
+            if self._writes:
+                write_bytes(self._reserve, os.urandom(RESERVED))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._writes:
+            return
         with interrupts.deferred():
             with suppress(OSError):
                 remove(self._reserve)
@@ -158,6 +117,8 @@ class RunStatus:
         self._write(status, {"type": name, "message": str(error), "traceback": said})
 
     def _write(self, status: str, error: dict[str, str] | None = None) -> None:
+        if not self._writes:
+            return
         now = time.time()
         content: dict[str, Any] = {"status": status, "started": _iso(self._started)}
         if status != "running":
@@ -174,8 +135,8 @@ class RunRecord(RunStatus):
         overrides: what the command line set.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], overrides: Sequence[str]):
-        super().__init__(folder)
+    def __init__(self, folder: Path, config: dict[str, Any], overrides: Sequence[str], writes: bool = True):
+        super().__init__(folder, writes)
         self._folder = folder
         self._record = Record(
             name=config["name"],
@@ -190,7 +151,9 @@ class RunRecord(RunStatus):
         self._record.environment = info
         self._record.identity.data = data_fingerprint
         self._record.identity.threads = info["hardware"]["threads"]
-        write_record(self._folder, self._record)
+        if self._writes:
+            write_json(self._folder / "environment.json", info)
+            write_record(self._folder, self._record)
 
     def trained(self, parameters: Parameters, training: Training, routing: dict[str, LayerRouting]) -> None:
         """What was adapted and how training went."""
@@ -199,6 +162,8 @@ class RunRecord(RunStatus):
 
     def saved(self, adapter: Path) -> None:
         """Size of the saved adapter's tensors, and the hash of its files."""
+        if not self._writes:
+            return
         self._record.adapter_sha256 = adapter_digest(adapter)
         self._record.adapter_bytes = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
 
@@ -233,7 +198,8 @@ class RunRecord(RunStatus):
             self._record.ended, self._record.seconds = _iso(now), round(now - self._started, 3)
         self._record.error = RunError(**error) if error else None
         super()._write(status, error)
-        write_record(self._folder, self._record)
+        if self._writes:
+            write_record(self._folder, self._record)
 
 
 def items_of(predictions: Sequence[Prediction], metric: str) -> Items:

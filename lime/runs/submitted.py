@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+
+import psutil
 
 from lime.system import interrupts
 
@@ -29,7 +30,7 @@ _CONTROLLER, _TASK = "submitit.local._local", "submitit.core._submit"
 @contextmanager
 def as_task() -> Iterator[None]:
     """In a task of submitit on this machine, signals stop the run as they do outside of one; elsewhere nothing."""
-    if os.environ.get("SUBMITIT_EXECUTOR") != "local" or _TASK not in _command(os.getpid()):
+    if os.environ.get("SUBMITIT_EXECUTOR") != "local" or _TASK not in psutil.Process().cmdline():
         yield
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would ignore it
@@ -59,10 +60,6 @@ def ended_with_the_sweep() -> Iterator[None]:
 
 
 def _end(stop: interrupts.Interrupted) -> None:
-    try:
-        import psutil
-    except ImportError:  # peft brings it
-        return
     controllers, tasks = [], []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -82,14 +79,6 @@ def _end(stop: interrupts.Interrupted) -> None:
         _send(process, signal.SIGKILL)
 
 
-def _send(process: Any, number: int) -> None:
-    import psutil
-
+def _send(process: psutil.Process, number: int) -> None:
     with suppress(psutil.Error):
         process.send_signal(number)
-
-
-def _command(process: int) -> list[str]:
-    import psutil
-
-    return list(psutil.Process(process).cmdline())

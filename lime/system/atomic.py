@@ -129,11 +129,11 @@ def remove_leftovers(folder: Path) -> None:
     What a writer was about to replace and had moved aside is put back. A writer that is alive keeps its files.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        found = PART.fullmatch(path.name) or OLD.fullmatch(path.name)
-        if found is None or _alive(int(found[1])):
+        leftover = PART.fullmatch(path.name) or OLD.fullmatch(path.name)
+        if leftover is None or _alive(int(leftover[1])):
             continue
-        if found.re is OLD and not (folder / found[2]).exists():
-            path.rename(folder / found[2])
+        if leftover.re is OLD and not (folder / leftover[2]).exists():
+            path.rename(folder / leftover[2])
         else:
             remove(path)
 
@@ -201,7 +201,7 @@ def _errors_name(path: Path, temporary: Path) -> Iterator[None]:
             raise
         raise type(error)(error.errno, error.strerror, str(path / named.relative_to(temporary))) from error
     except Exception as error:
-        if (found := _OS_ERROR.search(str(error))) is None:
+        if (match := _OS_ERROR.search(str(error))) is None:
             raise
-        number = int(found[1])
+        number = int(match[1])
         raise OSError(number, os.strerror(number), str(path)) from error

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ class Interrupted(SystemExit):
     def __init__(self, number: int):
         super().__init__(128 + number)
         self.signal = signal.Signals(number)
+        self.told = False  # whether somebody has said so
 
     def __str__(self) -> str:
         return f"stopped by {self.signal.name}" + (" (Ctrl-C)" if self.signal == signal.SIGINT else "")
@@ -71,11 +73,13 @@ def check() -> None:
 def taken() -> Iterator[None]:
     """Signals raise :class:`Interrupted` inside. Those that somebody else handles or ignores (nohup, a launcher of
     jobs) stay theirs. Processes that this one started and that still run when a signal ends the block are ended."""
-    before = dict(_state.taken)
+    before, hook = dict(_state.taken), sys.unraisablehook
     take()
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Interrupted) else hook(lost)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number in _state.taken.keys() - before.keys():
             signal.signal(number, _state.taken.pop(number))
         if _state.received is not None:

@@ -85,11 +85,11 @@ def check_files(num_workers: int) -> None:
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    errors: list[BaseException] = []
+    while error is not None and error not in errors:
+        errors.append(error)
         error = error.__cause__
-    return found
+    return errors
 
 
 def _first_line(text: str) -> str:
@@ -100,17 +100,12 @@ def _limit(kind: str) -> int | None:
     """The soft limit of this process, where there is one."""
     if resource is None:
         return None
-    found = resource.getrlimit(getattr(resource, kind))[0]
-    return None if found == resource.RLIM_INFINITY else found
-
-
-def largest_file() -> int | None:
-    """Bytes that a file of this process may have at most, where that is limited."""
-    return _limit("RLIMIT_FSIZE")
+    soft = resource.getrlimit(getattr(resource, kind))[0]
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _size_advice() -> str:
-    limit = largest_file()
+    limit = _limit("RLIMIT_FSIZE")
     said = f" (now {limit / 2**20:,.1f} MB, `ulimit -f {limit // 1024}`)" if limit is not None else ""
     return f"this process may not write larger files{said}: raise that, `ulimit -f unlimited`"
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 
+import psutil
 import torch
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 MB = 1e6
 
 
 def resident_mb() -> float:
-    """Resident set of this process in MB; its peak where the system only tells that."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return peak_resident_mb()
-    return pages * resource.getpagesize() / MB
+    """Resident set of this process in MB."""
+    return psutil.Process().memory_info().rss / MB
 
 
 def peak_memory_mb() -> float:
@@ -41,63 +41,45 @@ def forget_peak() -> None:
 
 def peak_resident_mb() -> float:
     """Peak of the resident set in MB: since :func:`forget_peak`, or since this process started."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # psutil does not tell it on Linux
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / MB
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset / MB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MB if sys.platform == "darwin" else peak * 1024 / MB
 
 
-def available_mb(device: torch.device) -> float | None:
+def available_mb(device: torch.device) -> float:
     """MB that this process may still take: of the GPU, else of the machine, its control group or the limits of the
-    process itself (`ulimit -v`, `ulimit -d`); None if unknown."""
+    process itself (`ulimit -v`, `ulimit -d`)."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + cached) / MB
-    limits = [_machine_mb(), _group_mb(), _process_mb()]
-    return min((limit for limit in limits if limit is not None), default=None)
+    return min([psutil.virtual_memory().available / MB, *_group_mb(), *_process_mb()])
 
 
-def _machine_mb() -> float | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = {line.split(":")[0]: line.split()[1] for line in lines}
-    return int(found["MemAvailable"]) * 1024 / MB if "MemAvailable" in found else None
-
-
-def _group_mb() -> float | None:
-    """What the control group (a container, a SLURM job) leaves; None without a limit."""
+def _group_mb() -> list[float]:
+    """What the control group (a container, a SLURM job) leaves, where it has a limit."""
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
-        try:
+        with contextlib.suppress(OSError):
             total, now = Path(limit).read_text().strip(), Path(used).read_text().strip()
-        except OSError:
-            continue
-        if total.isdigit() and int(total) < 2**60:
-            return (int(total) - int(now)) / MB
-    return None
+            if total.isdigit() and int(total) < 2**60:
+                return [(int(total) - int(now)) / MB]
+    return []
 
 
-def _process_mb() -> float | None:
-    """What the limits of this process's address space and of its data leave; None without them."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    used = {
-        line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmSize:", "VmData:"))
-    }
-    limits = {"VmSize": resource.RLIMIT_AS, "VmData": resource.RLIMIT_DATA}
-    left = [
-        (limit - used[name]) / MB
-        for name, which in limits.items()
-        if name in used and (limit := resource.getrlimit(which)[0]) != resource.RLIM_INFINITY
-    ]
-    return max(0.0, min(left)) if left else None
+def _process_mb() -> list[float]:
+    """What the limits of this process's address space and of its data leave, where there are any."""
+    if resource is None:
+        return []
+    used = psutil.Process().memory_info()
+    pairs = [(used.vms, resource.RLIMIT_AS), (getattr(used, "data", 0), resource.RLIMIT_DATA)]
+    limits = [(now, resource.getrlimit(which)[0]) for now, which in pairs]
+    return [max(0.0, (limit - now) / MB) for now, limit in limits if limit != resource.RLIM_INFINITY]
 
 
 class Peak:
@@ -124,9 +106,7 @@ class Peak:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self.mb = torch.cuda.max_memory_allocated(self.device) / MB

@@ -59,11 +59,11 @@ def claim(folder: Path, kind: str, names: Iterable[str], *, earlier: bool = Fals
     Raises:
         FileExistsError: the folder holds files of these names that this program did not make; names them.
     """
-    found = kind_of(folder)
-    if found == kind:
+    before = kind_of(folder)
+    if before == kind:
         return
-    if found is not None and not earlier:
-        raise FileExistsError(f"{folder} is the folder of a {found}; take a new folder")
+    if before is not None and not earlier:
+        raise FileExistsError(f"{folder} is the folder of a {before}; take a new folder")
     there = [name for name in names if os.path.lexists(folder / name)]
     if there and not earlier:
         raise FileExistsError(
@@ -159,11 +159,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 def _files(folder: Path) -> list[str]:
     """Everything in a folder that is no folder, and folders that are empty, by their paths within it."""
-    found = []
+    names = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
-            found.append(path.relative_to(folder).as_posix())
-    return [name for name in found if name != MARKER]
+            names.append(path.relative_to(folder).as_posix())
+    return [name for name in names if name != MARKER]
 
 
 def _state(path: Path) -> str:

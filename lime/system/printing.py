@@ -7,8 +7,11 @@ characters and marks that turn the direction of writing are shown as Python writ
 from __future__ import annotations
 
 import builtins
+import io
 import logging
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -24,7 +27,7 @@ _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?%?")
 
 def plain(text: object, allowed: str = _ALLOWED) -> str:
     """Text without control characters but those `allowed` (line ends and tabs)."""
-    return _CONTROL.sub(lambda found: found[0] if found[0] in allowed else _written(found[0]), str(text))
+    return _CONTROL.sub(lambda match: match[0] if match[0] in allowed else _written(match[0]), str(text))
 
 
 def _written(char: str) -> str:
@@ -39,7 +42,7 @@ def one_line(text: object) -> str:
 def markdown(text: object) -> str:
     """Text as a cell or an item of a list in Markdown."""
     return _MARKDOWN.sub(
-        lambda found: found[0] + "\\" if found[0].isdigit() else "\\" + found[0],
+        lambda match: match[0] + "\\" if match[0].isdigit() else "\\" + match[0],
         one_line(text),
     )
 
@@ -70,6 +73,15 @@ class PlainRecord(logging.LogRecord):
     def getMessage(self) -> str:
         """The message with its arguments, without control characters."""
         return plain(super().getMessage())
+
+
+class LogFile(logging.FileHandler):
+    """A run's log. Where a link stands in its place, which the run then refuses, nothing is written."""
+
+    def _open(self) -> io.TextIOWrapper:
+        if Path(self.baseFilename).is_symlink():
+            self.baseFilename = os.devnull
+        return super()._open()
 
 
 def plain_logging() -> None:

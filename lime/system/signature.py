@@ -31,8 +31,8 @@ def signature(content: Mapping[str, Any]) -> str | None:
 
 def is_signed(content: Mapping[str, Any]) -> bool:
     """Whether a mark holds this user's signature."""
-    found, expected = content.get("signature"), signature(content)
-    return isinstance(found, str) and expected is not None and hmac.compare_digest(found, expected)
+    given, expected = content.get("signature"), signature(content)
+    return isinstance(given, str) and expected is not None and hmac.compare_digest(given, expected)
 
 
 def key_file() -> Path:

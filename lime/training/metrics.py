@@ -105,72 +105,73 @@ class Window:
     def means(self) -> dict[str, float]:
         """Losses per answer token and throughput of the window."""
         elapsed = time.perf_counter() - self._started
-        found = {name: float(value) / self.answer_tokens for name, value in self._sums.items()}
-        return found | {
+        losses = {name: float(value) / self.answer_tokens for name, value in self._sums.items()}
+        return losses | {
             "samples_per_second": self.rows / elapsed,
             "tokens_per_second": self.tokens / elapsed,
         }
 
 
 @dataclass(frozen=True)
-class Kept:
+class FileState:
     """What a checkpoint remembers of a file of lines: how many there were, their checksum, and the last step.
 
-    ``over``: training was over then, so that nothing is written again: readable lines after them stay too.
+    ``ended``: training was over then, so that nothing is written again: readable lines after them stay too.
     """
 
     lines: int
     checksum: int | None
     step: int
-    over: bool = False
+    ended: bool = False
 
 
-class _LineFile:
+class LineFile:
     """Lines that are flushed one by one, so that a killed run keeps what it measured.
 
     Args:
-        header: first line, if any.
-        kept: lines of an earlier part of the run that stay; those after them are written again. Where they are not what
-            the checkpoint remembers, those that can still be read stay, and the log says how many are lost.
+        state: of an earlier part of the run, whose lines stay; those after them are written again. Where they are not
+            what the checkpoint remembers, those that can still be read stay, and the log says how many are lost.
     """
 
-    def __init__(self, path: Path, header: str = "", kept: Kept | None = None):
-        self._path, self._header = path, header
-        found = self._kept(kept) if kept is not None else []
-        if kept is not None:
-            write_text(path, header + "".join(found))
-        self._file = path.open("a" if kept is not None else "w", newline="", encoding="utf-8")
-        if kept is None:
-            self._file.write(header)
-            self._file.flush()
-        self.lines, self.checksum = len(found), zlib.crc32("".join(found).encode())
+    header = ""
+
+    def __init__(self, path: Path, state: FileState | None = None):
+        self._path = path
+        lines = self._lines_of(state) if state is not None else []
+        write_text(path, self.header + "".join(lines))
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self.lines, self.checksum = len(lines), zlib.crc32("".join(lines).encode())
 
     def close(self) -> None:
         with naming(self._path):
             self._file.close()
 
-    def _append(self, line: str) -> None:
+    def write(self, values: Mapping[str, Any]) -> None:
+        line = self._line(values)
         with naming(self._path):
             self._file.write(line)
             self._file.flush()
         self.lines += 1
         self.checksum = zlib.crc32(line.encode(), self.checksum)
 
+    def _line(self, values: Mapping[str, Any]) -> str:
+        raise NotImplementedError
+
     def _step(self, line: str) -> int:
         """The step that a line is about. ValueError where it is damaged."""
         raise NotImplementedError
 
-    def _kept(self, kept: Kept) -> list[str]:
+    def _lines_of(self, state: FileState) -> list[str]:
         there = self._path.read_bytes().decode(errors="replace") if self._path.is_file() else ""
-        lines = there.removeprefix(self._header).splitlines(keepends=True)
-        first = lines[: kept.lines]
-        whole = there.startswith(self._header) and len(first) == kept.lines
-        if whole and kept.checksum in (None, zlib.crc32("".join(first).encode())):
-            return first + (self._readable(lines[kept.lines :], kept.step) if kept.over else [])
-        good = self._readable(lines, kept.step)
+        lines = there.removeprefix(self.header).splitlines(keepends=True)
+        first = lines[: state.lines]
+        whole = there.startswith(self.header) and len(first) == state.lines
+        if whole and state.checksum in (None, zlib.crc32("".join(first).encode())):
+            return first + (self._readable(lines[state.lines :], state.step) if state.ended else [])
+        good = self._readable(lines, state.step)
         log.warning(
             "%s is damaged: of %d lines up to step %d that the checkpoint counts, %d can be read and stay",
-            self._path, kept.lines, kept.step, len(good),
+            self._path, state.lines, state.step, len(good),
         )  # fmt: skip
         return good
 
@@ -186,16 +187,14 @@ class _LineFile:
         return good
 
 
-class MetricsFile(_LineFile):
+class MetricsFile(LineFile):
     """metrics.csv with the fixed columns."""
 
-    def __init__(self, path: Path, kept: Kept | None = None):
-        super().__init__(path, _csv_line(COLUMNS), kept)
+    header = ",".join(COLUMNS) + "\r\n"
 
-    def write(self, row: Mapping[str, float | int]) -> None:
-        unknown = row.keys() - set(COLUMNS)
-        assert not unknown, unknown
-        self._append(_csv_line([_short(row[name]) if name in row else "" for name in COLUMNS]))
+    def _line(self, values: Mapping[str, Any]) -> str:
+        assert values.keys() <= set(COLUMNS), values.keys() - set(COLUMNS)
+        return _csv_line([_short(values[name]) if name in values else "" for name in COLUMNS])
 
     def _step(self, line: str) -> int:
         values = next(csv.reader([line]))
@@ -206,15 +205,12 @@ class MetricsFile(_LineFile):
         return int(values[0])
 
 
-class UsageFile(_LineFile):
+class UsageFile(LineFile):
     """routing.jsonl: at each logged step the expert usage of every adapted layer."""
 
-    def __init__(self, path: Path, kept: Kept | None = None):
-        super().__init__(path, "", kept)
-
-    def write(self, step: int, usage: Mapping[str, list[float]]) -> None:
-        rounded = {layer: [round(share, 6) for share in shares] for layer, shares in usage.items()}
-        self._append(json.dumps({"step": step, "usage": rounded}) + "\n")
+    def _line(self, values: Mapping[str, Any]) -> str:
+        rounded = {layer: [round(share, 6) for share in shares] for layer, shares in values["usage"].items()}
+        return json.dumps({"step": values["step"], "usage": rounded}) + "\n"
 
     def _step(self, line: str) -> int:
         return int(json.loads(line)["step"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,10 @@ from lime.config.schema import BalanceConfig
 from lime.config.training import OptimConfig
 from lime.data.collate import model_inputs
 from lime.distributed import processes
+from lime.runs.checkpoints import check_same_tensors
 from lime.training.loss import answer_loss_sum, answer_positions, normalise_gradients
 from lime.training.metrics import Window
-from lime.training.schedule import learning_rate_factor
+from lime.training.optimizer import adamw, learning_rate_factor
 from lime.tuner.layers.base import LimeLayer
 
 
@@ -177,7 +177,7 @@ class AdaptationModule(pl.LightningModule):
         ]
         # Kept before the optimiser and the scheduler write into these groups.
         self._described = [{key: value for key, value in group.items() if key != "params"} for group in described]
-        optimizer = _adamw(options.eight_bit)(described, betas=options.betas, eps=options.eps)
+        optimizer = adamw(options)(described, betas=options.betas, eps=options.eps)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, total, options)
@@ -221,53 +221,14 @@ class AdaptationModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another backbone or other adapters."""
-        found = checkpoint.get("backbone")
-        if found != self.backbone:
-            said = f"{found['name']} ({found['fingerprint'][:12]})" if found else "an unknown backbone"
+        trained_on = checkpoint.get("backbone")
+        if trained_on != self.backbone:
+            said = f"{trained_on['name']} ({trained_on['fingerprint'][:12]})" if trained_on else "an unknown backbone"
             raise ValueError(
                 f"ckpt_path: the checkpoint belongs to {said}, this run adapts {self.backbone['name']} "
                 f"({self.backbone['fingerprint'][:12]}); resume with the model it was trained on"
             )
         check_same_tensors("ckpt_path", checkpoint["state_dict"], self.adapter_tensors())
-
-
-def check_optimizer(options: OptimConfig) -> None:
-    """Raise ValueError where AdamW in 8 bits is asked for without bitsandbytes."""
-    if options.eight_bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "optim.eight_bit: needs bitsandbytes, which is not installed; `pip install 'lime-moe[quantised]'`, "
-            "or set optim.eight_bit=false"
-        )
-
-
-def _adamw(eight_bit: bool) -> Any:
-    """The optimiser's class."""
-    if not eight_bit:
-        return torch.optim.AdamW
-    import bitsandbytes
-
-    return bitsandbytes.optim.AdamW8bit
-
-
-def check_same_tensors(key: str, found: dict[str, Tensor], expected: dict[str, Any]) -> None:
-    """Raise ValueError unless both hold the same names with the same shapes."""
-    lacking = sorted(expected.keys() - found.keys())
-    extra = sorted(found.keys() - expected.keys())
-    shapes = [name for name in found.keys() & expected.keys() if found[name].shape != expected[name].shape]
-    if not (lacking or extra or shapes):
-        return
-    parts = []
-    for title, names in (
-        ("lacks", lacking),
-        ("has too many", extra),
-        ("has other shapes for", sorted(shapes)),
-    ):
-        if names:
-            parts.append(f"{title} {len(names)} of the adapters' tensors (first: {names[0]})")
-    raise ValueError(
-        f"{key}: it does not fit this run's adapters: it {', it '.join(parts)}. "
-        "Use the method, rank, experts and targets it was trained with"
-    )
 
 
 def _mix(*numbers: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from lime.runs import lock
 from lime.runs.lock import HELD, LOCK_FILE, OWNER_FILE, BusyError, is_locked, run_lock
+from lime.system.interrupts import Interrupted
 
 HOLD = """
 import sys, time
@@ -94,3 +96,23 @@ def test_the_owner_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         before = (tmp_path / OWNER_FILE).stat().st_mtime_ns
         time.sleep(0.3)
         assert (tmp_path / OWNER_FILE).stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("before", [None, {"status": "running", "started": "then"}])
+def test_an_interrupt_that_no_record_saw_leaves_a_status(tmp_path: Path, before: dict[str, str] | None) -> None:
+    """Before the run began, or between two lines of its beginning and its end."""
+    path = tmp_path / "status.json"
+    if before is not None:
+        lock.claim_run_folder(tmp_path, "run")
+        path.write_text(json.dumps(before))
+        (tmp_path / lock.RESERVE).write_text("room")
+    with run_lock(tmp_path):
+        lock.interrupted_unseen(tmp_path, "run", Interrupted(signal.SIGTERM))
+        assert path.exists() is (before is not None), "another run is at work here"
+    lock.interrupted_unseen(tmp_path, "run", Interrupted(signal.SIGTERM))
+    expected = {**(before or {}), "status": "interrupted", "error": {"type": "SIGTERM"}}
+    assert json.loads(path.read_text()) == expected
+    assert not (tmp_path / lock.RESERVE).exists()
+    path.write_text('{"status": "finished"}')
+    lock.interrupted_unseen(tmp_path, "run", Interrupted(signal.SIGTERM))
+    assert path.read_text() == '{"status": "finished"}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import pytest
 from lime.config.sweeps import Plan, PlannedRun
 from lime.experiments.resume import ResumingSweep
 from lime.runs.folders import FILES, claim_run_folder
-from lime.system.ownership import kind_of
+from lime.runs.lock import LOCK_FILE, OWNER_FILE, run_lock
+from lime.system.ownership import MARKER, kind_of
+from tests.end_to_end.command import Command
+from tests.end_to_end.conftest import command as command
 from tests.training.parts import config
 
 
@@ -77,3 +81,47 @@ def test_a_plan_does_not_replace_another_file(tmp_path: Path, caplog: pytest.Log
     with pytest.raises(FileExistsError, match=r"sweep\.json"):
         plan.write()
     assert (tmp_path / "sweep.json").read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("name", [*FILES, "train.log", LOCK_FILE, OWNER_FILE, MARKER, "checkpoints/step-1.ckpt"])
+def test_a_link_of_a_stranger_leads_nowhere(tmp_path: Path, name: str):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    (outside / "thesis.txt").write_text("precious")
+    claim_run_folder(folder, "run")
+    link = folder / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside if name in ("adapter", "checkpoints", "partial", "wandb") else outside / "thesis.txt")
+    before = tree(outside)
+    for enter in (lambda: claim_run_folder(folder, "run"), lambda: run_lock(folder).__enter__()):
+        with pytest.raises(FileExistsError, match=f"{re.escape(str(link))} is a link that leads out"):
+            enter()
+    assert tree(outside) == before
+
+
+def test_links_that_stay_inside_and_those_of_the_user_are_no_matter(tmp_path: Path):
+    folder = tmp_path / "run"
+    claim_run_folder(folder, "run")
+    (folder / "wandb" / "run-1").mkdir(parents=True)
+    (folder / "wandb" / "latest-run").symlink_to("run-1")
+    (folder / "data").symlink_to(tmp_path)
+    with run_lock(folder):
+        claim_run_folder(folder, "run")
+
+
+def test_a_command_in_a_folder_with_links_writes_nothing_elsewhere(command: Command, tmp_path: Path):
+    outside, folder = tmp_path / "outside", tmp_path / "out"
+    outside.mkdir()
+    (outside / "thesis.txt").write_text("precious")
+    (outside / "checkpoints").mkdir()
+    claim_run_folder(folder, "run")
+    for name in ("train.log", "metrics.csv", "status.json", OWNER_FILE):
+        (folder / name).symlink_to(outside / "thesis.txt")
+    (folder / "checkpoints").symlink_to(outside / "checkpoints")
+    before = tree(outside)
+    outcome = command("train.py", "evaluation.mode=none")
+    assert outcome.code == 2, outcome.said
+    assert "is a link that leads out of the folder of the run" in outcome.said
+    assert tree(outside) == before
+    assert not list((outside / "checkpoints").iterdir())

@@ -19,7 +19,7 @@ from lime.inference.frozen import _known
 from lime.inference.journal import Journal
 from lime.jobs.train import train
 from lime.runs.checkpoints import checkpoint_to_resume, damage, newest_checkpoint
-from lime.training.metrics import COLUMNS, Kept, MetricsFile, UsageFile
+from lime.training.metrics import COLUMNS, FileState, MetricsFile, UsageFile
 from tests.training.parts import config, metrics
 
 STEPS: dict[str, Any] = {
@@ -133,7 +133,7 @@ def test_lost_rows_of_metrics_are_named(tmp_path: Path, caplog: pytest.LogCaptur
     for row in ROWS:
         file.write(row)
     file.close()
-    kept = Kept(file.lines, file.checksum, step=6)
+    kept = FileState(file.lines, file.checksum, step=6)
     whole = path.read_bytes()
     again = MetricsFile(path, kept)
     again.close()
@@ -172,15 +172,15 @@ def test_rows_after_the_checkpoint_are_written_again(tmp_path: Path, caplog: pyt
     """Also where a row before it was lost, so that later ones stand in its place."""
     file = UsageFile(tmp_path / "routing.jsonl")
     for step in range(1, 4):
-        file.write(step, {"layer": [1.0]})
-    kept = Kept(file.lines, file.checksum, step=3)
+        file.write({"step": step, "usage": {"layer": [1.0]}})
+    kept = FileState(file.lines, file.checksum, step=3)
     for step in range(4, 7):
-        file.write(step, {"layer": [1.0]})
+        file.write({"step": step, "usage": {"layer": [1.0]}})
     file.close()
     lines = (tmp_path / "routing.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "routing.jsonl").write_text("".join(lines[1:]))
     again = UsageFile(tmp_path / "routing.jsonl", kept)
-    again.write(4, {"layer": [1.0]})
+    again.write({"step": 4, "usage": {"layer": [1.0]}})
     again.close()
     steps = [json.loads(line)["step"] for line in (tmp_path / "routing.jsonl").read_text().splitlines()]
     assert steps == [2, 3, 4]

@@ -11,7 +11,7 @@ import pytest
 from lime.config.training import OptimConfig
 from lime.jobs.train import train
 from lime.runs.record import read_record
-from lime.training.schedule import learning_rate_factor
+from lime.training.optimizer import learning_rate_factor
 from tests.training.parts import config, metrics
 
 LONG: dict[str, Any] = {"callbacks__checkpoint": True, "evaluation__mode": "none", "trainer__preflight": False}

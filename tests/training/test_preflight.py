@@ -19,8 +19,9 @@ from lime.jobs.train import train
 from lime.models.loading import load_backbone
 from lime.system.memory import Peak
 from lime.training.preflight.phases import Phase, Work
-from lime.training.preflight.plan import Preflight, duration, preflight_of_run
-from lime.training.preflight.trials import LEAST_SECONDS, Trials
+from lime.training.preflight.plan import preflight_of_run
+from lime.training.preflight.trials import LEAST_SECONDS, Trials, duration
+from lime.training.preflight.verdict import Preflight
 from tests.training.parts import config, metrics
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +152,7 @@ def test_a_limit_of_the_process_counts():
     """`ulimit -v` and `ulimit -d`: what they leave, not what the machine has."""
     code = (
         "import resource, sys, torch; from lime.system.memory import available_mb, _process_mb; "
-        "assert _process_mb() is None; "
+        "assert _process_mb() == []; "
         "lines = dict(l.split(':') for l in open('/proc/self/status')); "
         "used = int(lines[sys.argv[2]].split()[0]) * 1024; "
         "resource.setrlimit(getattr(resource, sys.argv[1]), (used + 300_000_000, -1)); "

@@ -130,7 +130,7 @@ def test_an_unquantised_machine_says_what_is_missing(tmp_path: Path, monkeypatch
 
 
 def test_eight_bit_adamw_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lime.training.module.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("lime.training.optimizer.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"optim\.eight_bit: needs bitsandbytes"):
         train(config(trainer__max_steps=1, optim__eight_bit=True, evaluation__mode="none"), tmp_path)
 

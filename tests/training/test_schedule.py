@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lime.config.training import OptimConfig
-from lime.training.schedule import learning_rate_factor
+from lime.training.optimizer import learning_rate_factor
 
 
 def factors(total: int, **options: object) -> list[float]:

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 from lime.analysis.benchmark.options import option
 from lime.analysis.benchmark.record import Column, record
 from lime.config.schema import TrainConfig
+from lime.data.datamodule import MMTDataModule
 from lime.data.sampler import ResumableLoader
 from lime.jobs import train as job
 from lime.jobs.compose import composed
@@ -114,7 +115,7 @@ def _instrumented(watch: Stopwatch) -> Iterator[None]:
         (job, "load_backbone", "load the backbone"),
         (job, "open_data", "open the data"),
         (job, "TestRows", "open the data"),
-        (job.MMTDataModule, "setup", "open the data"),
+        (MMTDataModule, "setup", "open the data"),
         (job, "answer_frozen", "answers of the frozen backbone"),
         (job, "answer_adapted", "answers of the adapted model"),
         (job, "report", "scores and report"),

@@ -9,7 +9,7 @@ from typing import Any
 from lime.analysis.study.names import group_name, short_names
 from lime.data.tasks import TASKS
 from lime.experiments.figures.style import SUFFIXES
-from lime.runs.status import environment
+from lime.runs.environment import environment
 from lime.system.atomic import write_json, write_text
 from lime.system.ownership import MADE_BY
 from lime.system.printing import markdown as md

@@ -78,7 +78,7 @@ class Trials:
         mean = sum(paces.values()) / len(paces) if paces else 0.0
         return work.cost * phase.pace.get(kind, mean)
 
-    def try_(self, phase: Phase, kind: str, work: Work, rows: int) -> Trial:
+    def run(self, phase: Phase, kind: str, work: Work, rows: int) -> Trial:
         """One batch, by its first rows; its peak is that of all."""
         part = work.cut(rows)
         try:
@@ -105,7 +105,7 @@ class Trials:
         for phase, kind, work in sorted(lightest, key=lambda one: one[2].tokens):
             known = any(phase.pace for phase in self.phases)
             if not known or self.seconds(phase, kind, work.cut(1)) < 0.5 * self.left():
-                self.try_(phase, kind, work, 1)
+                self.run(phase, kind, work, 1)
         for phase in self.phases:
             phase.grown_mb, self.high = 0.0, resident_mb()
 
@@ -125,7 +125,7 @@ class Trials:
             if expects > SAID_SECONDS:
                 log.info("preflight: %s, %d of %d rows of %d tokens, takes about %s",
                          what, rows, len(work.rows), work.tokens, duration(expects))  # fmt: skip
-            self.shown.append(self.try_(phase, kind, work, rows))
+            self.shown.append(self.run(phase, kind, work, rows))
 
     def usual(self) -> None:
         """A batch of middle cost of each kind: once to make its kernels, and once for the time. On the CPU the heaviest
@@ -134,11 +134,11 @@ class Trials:
             for kind, work in phase.usual.items():
                 for _ in range(2):
                     if self.device.type != "cpu" and self.seconds(phase, kind, work) < 0.5 * self.left():
-                        self.try_(phase, kind, work, len(work.rows))
+                        self.run(phase, kind, work, len(work.rows))
             if self.device.type == "cpu" and not phase.trains:
                 phase.grown_mb *= HEAP
 
-    def ordinary(
+    def shapes(
         self, module: AdaptationModule, data: MMTDataModule, precision: str, training: Phase, epochs: int
     ) -> None:
         """Batches of the run's shapes, made ahead as in training, until the time is over; on the CPU.
@@ -147,9 +147,12 @@ class Trials:
         and the thread that makes them leave free in between: the more shapes, the more. Training meets the kernels made
         here again.
         """
-        if self.left() <= 0:
-            return
         batches = _of_every_shape(data, epochs)
+        # In a short run the heaviest batches have taken all the time: as many as tell how it goes on are tried as well.
+        usual = sum(self.seconds(training, kind, work) for kind, work in training.usual.items()) / len(training.usual)
+        granted = FEWEST_SHAPES * usual if FEWEST_SHAPES * usual <= LEAST_SECONDS else 0.0
+        if max(self.left(), granted) <= 0:
+            return
         stream = read_ahead((data.collator.training_batch(rows) for rows in batches), data.config.prefetch)
         before, tried, cost, started = resident_mb(), 0, 0.0, time.perf_counter()
         with Peak(self.device) as peak:
@@ -160,7 +163,8 @@ class Trials:
                 seconds = time.perf_counter() - started
                 if tried >= FEWEST_SHAPES:
                     training.pace = dict.fromkeys(training.costs, seconds / cost)
-                if self.left() <= seconds / tried:
+                enough = tried >= FEWEST_SHAPES or seconds > LEAST_SECONDS or not granted
+                if enough and self.left() <= seconds / tried:
                     break
         stream.close()
         scale = (len(batches) / tried) ** SHAPES_POWER if tried >= FEWEST_SHAPES else 1.0
@@ -170,14 +174,14 @@ class Trials:
 
 def _of_every_shape(data: MMTDataModule, epochs: int) -> list[list[Row]]:
     """The first batch of every shape of the run, in its order: of rows, padded tokens, images and clips."""
-    found: dict[tuple[int, int, int, int], list[Row]] = {}
+    first_of_shape: dict[tuple[int, int, int, int], list[Row]] = {}
     order = sampler(data)
     for batch in (batch for epoch in range(min(epochs, 3)) for batch in order.batches(epoch)):
         rows = [data.train_rows[i] for i in batch]
         kinds = [row.source_type for row in rows]
         shape = (len(rows), max(data.train_lengths[i] for i in batch), kinds.count("image"), kinds.count("video"))
-        found.setdefault(shape, rows)
-    return list(found.values())
+        first_of_shape.setdefault(shape, rows)
+    return list(first_of_shape.values())
 
 
 def _is_memory(error: BaseException) -> bool:

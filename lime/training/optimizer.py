@@ -1,8 +1,12 @@
-"""Learning-rate schedule: linear warm-up, then linear, cosine or no decay."""
+"""AdamW and its learning-rate schedule: linear warm-up, then linear, cosine or no decay."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from typing import Any
+
+import torch
 
 from lime.config.training import OptimConfig
 
@@ -21,3 +25,21 @@ def learning_rate_factor(step: int, total_steps: int, config: OptimConfig) -> fl
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     remaining = 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.min_lr_ratio + (1.0 - config.min_lr_ratio) * remaining
+
+
+def check_optimizer(options: OptimConfig) -> None:
+    """Raise ValueError where AdamW in 8 bits is asked for without bitsandbytes."""
+    if options.eight_bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "optim.eight_bit: needs bitsandbytes, which is not installed; `pip install 'lime-moe[quantised]'`, "
+            "or set optim.eight_bit=false"
+        )
+
+
+def adamw(options: OptimConfig) -> Any:
+    """The optimiser's class."""
+    if not options.eight_bit:
+        return torch.optim.AdamW
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit
