@@ -8,13 +8,12 @@ python scripts/collect.py multirun/table2_search --select experiments/searched/t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.config.scripts import run_script
+from lime.config.scripts import errors_in_one_line, run_script, script_parser
 from lime.experiments.collection import Sweep, read_sweep
 from lime.experiments.estimates import MEASURES
 from lime.experiments.search import choose, write_choices
@@ -26,28 +25,24 @@ from lime.system.printing import print
 SIGNED = {"md": f"\n<!-- {MADE_BY} -->\n", "tex": f"% {MADE_BY}\n"}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@errors_in_one_line()
+def main(arguments: list[str]) -> int:
+    parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of a sweep, multirun/NAME")
     parser.add_argument("--baseline", help="point to compare with, e.g. num_experts=1 (default: lime_lora, if there)")
     parser.add_argument("--metric", choices=MEASURES, default="score", help="score: accuracy, 100 x Pearson for STS-B")
     parser.add_argument("--all", action="store_true", help="every record in the folder, not only the last command's")
     parser.add_argument("--out", type=Path, help="folder to write NAME.md, NAME.csv and NAME.tex into")
     parser.add_argument("--select", type=Path, metavar="FILE", help="choose each method's rate by validation loss")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parser.parse_args(arguments)
-    try:
-        sweep = read_sweep(options.folder, everything=options.all)
-        if options.select is not None:
-            check_output(options.select, overwrite=options.overwrite)
-            return _select(sweep, options.select)
-        paths = {} if options.out is None else {kind: options.out / f"{sweep.name}.{kind}" for kind in WRITERS}
-        for path in paths.values():
-            check_output(path, overwrite=options.overwrite)
-        table = make_table(sweep, options.metric, options.baseline)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    sweep = read_sweep(options.folder, everything=options.all)
+    if options.select is not None:
+        check_output(options.select, overwrite=options.overwrite)
+        return _select(sweep, options.select)
+    paths = {} if options.out is None else {kind: options.out / f"{sweep.name}.{kind}" for kind in WRITERS}
+    for path in paths.values():
+        check_output(path, overwrite=options.overwrite)
+    table = make_table(sweep, options.metric, options.baseline)
     print(WRITERS["md"](table))
     for kind, path in paths.items():
         write_text(path, WRITERS[kind](table) + SIGNED.get(kind, ""))

@@ -9,40 +9,34 @@ Ends with status 1 and one line where the runs cannot be compared.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from lime.config.scripts import run_script
+from lime.config.scripts import errors_in_one_line, run_script, script_parser
 from lime.data.tasks import CATEGORIES, scored_by
 from lime.evaluation.comparison import compare, comparison_table
 from lime.evaluation.predictions import read_predictions
 from lime.evaluation.report import stored_metrics
 from lime.system.atomic import write_json
 from lime.system.ownership import check_output
-from lime.system.printing import plain, print
+from lime.system.printing import plain
 
 SCHEMA = "lime-comparison/1"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@errors_in_one_line("compare", 1)
+def main(arguments: list[str]) -> int:
+    parser = script_parser(__doc__)
     parser.add_argument("run_a", type=Path)
     parser.add_argument("run_b", type=Path)
     parser.add_argument("--json", type=Path, help="also write the comparison to this file")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     args = parser.parse_args(arguments)
-    try:
-        if args.json is not None:
-            check_output(args.json, overwrite=args.overwrite)
-        runs = [read_predictions(path) for path in (args.run_a, args.run_b)]
-        found = compare(*runs, scored_by(_metrics(args.run_a, args.run_b)))
-    except (ValueError, OSError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 1
+    if args.json is not None:
+        check_output(args.json, overwrite=args.overwrite)
+    runs = [read_predictions(path) for path in (args.run_a, args.run_b)]
+    found = compare(*runs, scored_by(_metrics(args.run_a, args.run_b)))
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)

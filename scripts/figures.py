@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.config.scripts import run_script
+from lime.config.scripts import run_script, script_parser
 from lime.experiments.collection import read_sweep
 from lime.experiments.figures.catalogue import draw
 from lime.experiments.figures.style import figure_files, save
@@ -17,11 +16,10 @@ from lime.system.printing import print
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = script_parser(__doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="folders of sweeps, multirun/NAME")
     parser.add_argument("--out", type=Path, default=Path("outputs/figures"), help="folder for NAME.png and NAME.pdf")
     parser.add_argument("--all", action="store_true", help="every record in a folder, not only the last command's")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     options = parser.parse_args(arguments)
     failed = 0
     for folder in options.folders:

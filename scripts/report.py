@@ -6,35 +6,30 @@ data moved, name it with --data-root.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from lime.config.scripts import run_script
+from lime.config.scripts import errors_in_one_line, run_script, script_parser
 from lime.report.render import write_report_page
 from lime.system.printing import print
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@errors_in_one_line("report", 1)
+def main(arguments: list[str]) -> int:
+    parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of a run, or of a sweep with runs below it")
     parser.add_argument("--out", type=Path, help="file to write (default: report.html in that folder)")
     parser.add_argument("--samples", type=int, default=2, help="predictions shown of each task (default 2)")
     parser.add_argument("--data-root", type=Path, help="where the media lie, in place of the run's data.root")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that this program did not write")
     args = parser.parse_args(arguments)
-    try:
-        path = write_report_page(
+    print(
+        write_report_page(
             args.folder,
             args.out,
             samples_per_task=args.samples,
             data_root=args.data_root,
             overwrite=args.overwrite,
         )
-    except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 1
-    print(path)
+    )
     return 0
 
 

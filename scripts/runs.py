@@ -6,7 +6,6 @@ python scripts/runs.py multirun/table2 --watch    print it again as runs go on, 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -16,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.live import Live
 
+from lime.config.scripts import errors_in_one_line, script_parser
 from lime.experiments.listing import runs_below, runs_table
-from lime.system.printing import print
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@errors_in_one_line()
+def main(arguments: list[str]) -> int:
+    parser = script_parser(__doc__, overwrite=None)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), help="default: %(default)s")
     parser.add_argument("--watch", action="store_true", help="follow the runs until all have ended (Ctrl-C ends it)")
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="default: %(default)s")
@@ -39,9 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
                 live.update(runs_table(runs, options.folder), refresh=True)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 

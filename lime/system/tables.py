@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -30,9 +30,11 @@ def terminal_table(headings: Sequence[str], first_width: int | None = None) -> T
     return table
 
 
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, names on the left. Cells are Markdown already (`lime.system.printing.markdown`)."""
-    lines = ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = (0,)) -> str:
+    """A table in Markdown. Cells are Markdown already (`lime.system.printing.markdown`); `left` are the columns of
+    words."""
+    rule = "".join("|---" if place in left else "|---:" for place in range(len(headings))) + "|"
+    lines = ["| " + " | ".join(headings) + " |", rule]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 

@@ -17,6 +17,7 @@ from lime.analysis.benchmark.options import command_line
 from lime.analysis.benchmark.timing import Spread
 from lime.system.atomic import write_json, write_text
 from lime.system.printing import markdown as md
+from lime.system.tables import markdown_table
 
 SCHEMA = "lime-benchmark/1"
 """Name and version of the record's format; the version rises when a reader would have to change."""
@@ -106,16 +107,13 @@ def load(path: Path) -> dict[str, Any]:
 def markdown(content: Mapping[str, Any]) -> str:
     """The record as a Markdown table with its command and machine."""
     columns = [Column(**column) for column in content["columns"]]
-    columns = [column for column in columns if any(row.get(column.key) is not None for row in content["rows"])]
-    words = [all(isinstance(row.get(column.key), str) for row in content["rows"]) for column in columns]
-    lines = [
-        "| " + " | ".join(md(column.title) for column in columns) + " |",
-        "|" + "|".join("---" if left else "---:" for left in words) + "|",
-    ]
-    lines += ["| " + " | ".join(md(_shown(row.get(c.key), c.form)) for c in columns) + " |" for row in content["rows"]]
-    lines += ["", f"`{content['command_line']}`", "", f"On {describe(content)}.", ""]
-    lines += [f"- {note}" for note in content["notes"]]
-    return "\n".join(lines) + "\n"
+    rows = content["rows"]
+    columns = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+    words = [i for i, one in enumerate(columns) if all(isinstance(row.get(one.key), str) for row in rows)]
+    cells = [[md(_shown(row.get(column.key), column.form)) for column in columns] for row in rows]
+    table = markdown_table([md(column.title) for column in columns], cells, words)
+    notes = "".join(f"- {note}\n" for note in content["notes"])
+    return f"{table}\n\n`{content['command_line']}`\n\nOn {describe(content)}.\n\n{notes}"
 
 
 def describe(content: Mapping[str, Any]) -> str:

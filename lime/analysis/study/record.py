@@ -13,6 +13,7 @@ from lime.runs.environment import environment
 from lime.system.atomic import write_json, write_text
 from lime.system.ownership import MADE_BY
 from lime.system.printing import markdown as md
+from lime.system.tables import markdown_table
 
 SCHEMA = "lime-analysis/2"
 """Name and version of the record's format; the version rises when a reader would have to change."""
@@ -195,8 +196,7 @@ def _accuracy(one: Mapping[str, float]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(map(md, cells)) + " |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+    return markdown_table([md(cell) for cell in head], [[md(cell) for cell in row] for row in rows], range(len(head)))
 
 
 def rows_read(splits: Sequence[str], count: int, per_task: int) -> dict[str, Any]:
