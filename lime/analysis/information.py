@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
-from lime.evaluation.statistics import CONFIDENCE
+from lime.evaluation.statistics import t_quantile
 
 LEAST = 1e-12
 """Probabilities below this count as this in a logarithm or divisor."""
@@ -96,7 +96,7 @@ def information(routings: Sequence[Routing], tasks: Sequence[str], sources: Sequ
         return Information(value, None, None, plain, bias)
     shares = linear_C**2
     degrees = shares.sum() ** 2 / (shares @ shares) if shares.any() else 1.0
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(degrees, 1.0))) * float(np.sqrt(variance))
+    half = t_quantile(max(degrees, 1.0)) * float(np.sqrt(variance))
     return Information(value, value - half, value + half, plain, bias)
 
 

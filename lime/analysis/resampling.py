@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
-
-from lime.evaluation.statistics import CONFIDENCE, Interval
+from lime.evaluation.statistics import Interval, t_quantile
 
 
 def balanced_groups(tasks: Sequence[str], clusters: Sequence[str], groups: int, seed: int = 0) -> np.ndarray:
@@ -55,5 +53,5 @@ def jackknife_interval(value: float, replicates_G: np.ndarray) -> Interval:
         raise ValueError(f"expected the replicates of at least 2 groups, got {count}")
     replicates_G = np.asarray(replicates_G, dtype=np.float64)
     error = float(np.sqrt((count - 1) / count * ((replicates_G - replicates_G.mean()) ** 2).sum()))
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
+    half = t_quantile(count - 1) * error
     return value - half, value + half

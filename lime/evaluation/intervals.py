@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lime.evaluation.statistics import CONFIDENCE, correlation, wilson_interval
+from lime.evaluation.statistics import CONFIDENCE, correlation, t_quantile, wilson_interval
 
 NO_INTERVAL = "no interval"
 
@@ -243,7 +243,7 @@ def _degrees(samples: Sequence[Sample]) -> float:
 
 
 def _quantile(samples: Sequence[Sample]) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, _degrees(samples)))
+    return t_quantile(_degrees(samples))
 
 
 def _rows_worth(samples: Sequence[Sample], value: float) -> float:
@@ -266,5 +266,5 @@ def _rows_worth(samples: Sequence[Sample], value: float) -> float:
     plain = (spread / np.maximum(rows - 1, 1)).sum()
     worth = value * (1 - value) / variance * plain / (spread / rows).sum()
     agreeing = worth * variance / float((spread / np.maximum(effective - 1, 1e-9)).sum() / tasks**2)
-    independent = float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(int(rows.sum()) - tasks, 1)))
+    independent = t_quantile(max(int(rows.sum()) - tasks, 1))
     return float(max(worth * min(1.0, independent / _quantile(samples)) ** 2, min(worth, agreeing)))

@@ -15,6 +15,11 @@ def _normal_quantile(confidence: float) -> float:
     return float(stats.norm.ppf(0.5 + confidence / 2))
 
 
+def t_quantile(degrees: float) -> float:
+    """Half the width of a 95% interval in standard errors, with these degrees of freedom."""
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
+
+
 def wilson_interval(successes: float, n: float, confidence: float = CONFIDENCE) -> Interval:
     """Wilson score interval of a proportion (Wilson 1927), within [0, 1].
 
