@@ -32,6 +32,8 @@ WITHOUT_EFFECT = (
     "callbacks",
     "logger",
     "model.recipe",
+    "peft.module",
+    "peft_module",
     "data.num_workers",
     "data.prefetch",
     "data.cache_mb",
@@ -41,7 +43,8 @@ WITHOUT_EFFECT = (
     "trainer.preflight",
     "trainer.log_every_n_steps",
 )
-"""Keys (or sections) that name, place, show or speed up a run; ``model.recipe`` acts through the keys that take it up.
+"""Keys (or sections) that name, place, show or speed up a run; ``model.recipe`` acts through the keys that take it up,
+``peft.module`` through ``peft.type``.
 
 The number of threads changes sums in their last digits: it stands in the record, but does not make another run."""
 

@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lime.config.check import ConfigError, build, known_keys, unknown_key
+from lime.config.groups import choices, register_groups
 from lime.config.identity import register_mini_root
 from lime.config.searched import register_searched
 from lime.config.source import COMPOSE_ERRORS, Opened, Source, said, values_of
 from lime.method.deltas.table import TYPES, method_of
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 SCHEMA_NODE = "schema"
 EXPERIMENT_GROUP = "experiment"
 LAUNCHER_PLUGINS = {"parallel": "submitit", "slurm": "submitit", "ray": "ray"}
@@ -53,17 +53,13 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
     """
     register_searched()
     register_mini_root()
-    OmegaConf.register_new_resolver("choices", _choices, replace=True)
+    register_groups()
+    OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
     store = ConfigStore.instance()
     store.store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
     for path in sorted(experiments.glob("*.yaml")) if experiments else ():
         node = _overlay(path, set(known_keys(schema)))  # type: ignore[arg-type]
         store.store(path.stem, node=node, group=EXPERIMENT_GROUP, package="_global_", provider=str(path))
-
-
-def _choices(group: str) -> str:
-    """What ``${choices:GROUP}`` shows in a help text."""
-    return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
 
 
 def _overlay(path: Path, keys: set[str]) -> DictConfig:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from lime.config.check import build
+from lime.config.modules import import_types
 from lime.config.schema import PEFT_OPTIONS, EvalConfig
 from lime.system.ownership import check_unchanged, is_own
 
@@ -48,7 +49,8 @@ def read_run(adapter: Path) -> dict[str, Any]:
     """``run.yaml`` of an adapter folder, as ``{"config": …, "backbone": {"name": …, "fingerprint": …}}``.
 
     Raises:
-        ValueError: where the folder is not one that train.py saved, or its files were changed since.
+        ValueError: where the folder is not one that train.py saved, or its files were changed since; where the module
+            of a type of one's own cannot be imported.
     """
     path = adapter / RUN_FILE
     if not path.is_file():
@@ -71,6 +73,9 @@ def read_run(adapter: Path) -> dict[str, Any]:
             f"adapter: {path}: the backbone's name and fingerprint: expected texts, as train.py saves them"
         )
     check_settings(adapter, parts["config"])
+    module = (parts["config"].get("peft") or {}).get("module")
+    if isinstance(module, str) and is_own_run(adapter):  # a stranger's file chooses no code
+        import_types(module)
     return parts
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 from lime.config.adapters import hub_name
 from lime.config.bounds import bound_errors
+from lime.config.check import ConfigError
+from lime.config.modules import import_types
 from lime.config.training import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
 from lime.data.config import DataConfig
 from lime.data.tasks import known_split_names
@@ -61,15 +63,15 @@ def _section(name: str, options: dict[str, str], *extra: tuple[str, type, Any]) 
     return dataclasses.make_dataclass(name, [*fields, *extra], namespace={"__module__": __name__})
 
 
-_LIME_OPTIONS = {f.name: f.name for f in dataclasses.fields(LimeSettings) if f.name not in PEFT_OPTIONS}
+LIME_OPTIONS = {f.name: f.name for f in dataclasses.fields(LimeSettings) if f.name not in PEFT_OPTIONS}
 
 if typing.TYPE_CHECKING:
     PeftSection: TypeAlias = Any
     LimeSection: TypeAlias = Any
 else:
-    PeftSection = _section("PeftSection", PEFT_OPTIONS)
+    PeftSection = _section("PeftSection", PEFT_OPTIONS, ("module", str | None, None))
     LimeSection = _section(
-        "LimeSection", _LIME_OPTIONS, ("balance", BalanceConfig, field(default_factory=BalanceConfig))
+        "LimeSection", LIME_OPTIONS, ("balance", BalanceConfig, field(default_factory=BalanceConfig))
     )
 
 
@@ -110,9 +112,11 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def settings(self) -> LimeSettings:
-        """The sections ``peft`` and ``lime`` as the options of the method."""
+        """The sections ``peft`` and ``lime`` as the options of the method; a type of one's own is registered first."""
+        if self.peft.module is not None:
+            import_types(self.peft.module)
         values = {option: getattr(self.peft, key) for option, key in PEFT_OPTIONS.items()}
-        return LimeSettings(**values, **{option: getattr(self.lime, option) for option in _LIME_OPTIONS})
+        return LimeSettings(**values, **{option: getattr(self.lime, option) for option in LIME_OPTIONS})
 
     def errors(self) -> list[str]:
         found = (
@@ -124,7 +128,10 @@ class TrainConfig:
         )
         if self.model.device_map is not None:
             found.append("model.device_map: for eval.py; training places the model itself (trainer=fsdp divides it)")
-        found += self.settings().errors(settings_key)
+        try:
+            found += self.settings().errors(settings_key)
+        except ConfigError as error:
+            return [*found, *error.problems]
         found += self.evaluation.errors(known_split_names())
         found += self._balance_errors()
         if not self.lime.enabled:
@@ -185,6 +192,8 @@ class EvalConfig:
         adapter: adapter folder of a run, or its name on the hub (ORG/NAME, pinned by ORG/NAME@REVISION). Of a run of
             one's own its configuration is used for what the command line does not set; of another adapter only what
             `lime.config.reuse.TAKEN` lists.
+        peft_module: module that registers the adapter's PEFT type, where it is a type of one's own; of a run of one's
+            own the run's is taken.
         predictions: a predictions.jsonl to score again, without a model.
         devices: processes that divide the rows among them, with one GPU each where GPUs are used; -1 for every GPU.
             Answers do not depend on it.
@@ -194,6 +203,7 @@ class EvalConfig:
     name: str = "eval"
     seed: int = 42
     adapter: str | None = None
+    peft_module: str | None = None
     predictions: str | None = None
     devices: int = 1
     cache_dir: str | None = ".cache/lime"
@@ -207,6 +217,11 @@ class EvalConfig:
         found += _model_path_errors(self.model.path)
         local = None if self.adapter is None or hub_name(self.adapter) else self.adapter
         found += _path_errors(self.data, adapter=local, predictions=self.predictions)
+        if self.peft_module is not None:
+            try:
+                import_types(self.peft_module, "peft_module")
+            except ConfigError as error:
+                found += error.problems
         if self.evaluation.mode == "none":
             found.append("evaluation.mode: none leaves nothing to do here; expected generate or likelihood")
         if self.adapter is not None and self.predictions is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lime.config.reuse import RUN_FILE, read_run
-from lime.method.deltas.table import MIXTURES
+from lime.method.deltas.table import is_lime
 from lime.runs.adapter import ADAPTER_FILES
 from lime.system.atomic import replacing_folder
 from lime.system.ownership import check_replaceable
@@ -136,7 +136,7 @@ def _what(config: Mapping[str, Any]) -> str:
     lime, peft, base = config["lime"], config["peft"], config["model"]["path"] or config["model"]["name"]
     kind, experts = peft["base"] if peft["type"] == "any" else peft["type"], lime["num_experts"]
     head = f"`{config['method']}` for `{base}`:"
-    if peft["type"] in MIXTURES:
+    if lime["enabled"] and not is_lime(config["method"]):
         return f"{head} a mixture of {experts} experts with a learned router, a baseline without LiME."
     if not lime["enabled"]:
         return f"{head} a plain {kind} adapter, without experts or routing, a baseline without LiME."

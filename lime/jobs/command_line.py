@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lime.config.check import ConfigError, build, unknown_key
+from lime.config.groups import import_types_of
 from lime.config.identity import register_mini_root, register_run_id
 from lime.config.overrides import check, force, register, with_home, with_method, without_null_groups
 from lime.config.schema import TrainConfig
@@ -130,7 +131,7 @@ class Line:
     @property
     def extra(self) -> str | None:
         """The folder of --config-dir."""
-        return str(Path(self.options.config_dir).absolute()) if self.options.config_dir is not None else None
+        return extra_folder(self.options)
 
     @property
     def multirun(self) -> bool:
@@ -140,6 +141,10 @@ class Line:
     def informs(self) -> bool:
         """Whether it only asks Hydra to show something."""
         return any(getattr(self.options, flag, None) for flag in INFO_FLAGS)
+
+
+def extra_folder(options: argparse.Namespace) -> str | None:
+    return str(Path(options.config_dir).absolute()) if options.config_dir is not None else None
 
 
 def read_line(arguments: Sequence[str], schema: type, config_dir: Path, config_name: str) -> Line:
@@ -169,6 +174,7 @@ def read_line(arguments: Sequence[str], schema: type, config_dir: Path, config_n
     folder = absolute(options.config_path, config_dir.parent) if options.config_path else str(config_dir)
     if not folder.startswith("pkg://") and not Path(folder).is_dir():
         raise ConfigError([f"--config-path: {options.config_path}: no such folder"])
+    import_types_of([extra_folder(options), folder])
     overrides = with_method(without_null_groups(with_home(options.overrides)), schema)
     return Line(options, overrides, folder, options.config_name or config_name)
 

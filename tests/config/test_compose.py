@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lime.config.check import ConfigError, build
+from lime.config.groups import choices
 from lime.config.overrides import check, force, register, with_method
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.method.deltas.table import MIXTURES, method_of
@@ -38,10 +39,6 @@ def told(*overrides: str) -> list[str]:
     return caught.value.problems
 
 
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
 def test_defaults_are_the_main_job() -> None:
     config = composed()
     assert (config.method, config.model.name, config.data.name) == ("lime_lora", "tiny_llava_onevision", "mmt47_mini")
@@ -50,12 +47,12 @@ def test_defaults_are_the_main_job() -> None:
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_lime_group_agrees_with_preset(preset: str) -> None:
+def test_lime_group_is_the_preset(preset: str) -> None:
     assert dataclasses.replace(composed(f"lime={preset}").settings(), r=2, lora_alpha=16.0) == preset_settings(preset)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_method_of_a_mixture_agrees_with_its_own_routing(name: str) -> None:
+def test_method_of_a_mixture_has_its_own_routing(name: str) -> None:
     config = composed(f"method={name}")
     assert config.method == name
     assert config.settings() == preset_settings(peft=name, r=config.settings().r)
@@ -117,7 +114,7 @@ def test_every_row_of_the_published_table_is_a_method() -> None:
 
 
 def test_every_choice_of_every_group_composes() -> None:
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    groups = ["method", "lime", *(path.name for path in CONF.iterdir() if path.is_dir())]
     assert {"method", "model", "peft", "lime", "data", "optim", "trainer", "evaluation", "logger"} <= set(groups)
     defaults = OmegaConf.load(CONF / "train.yaml").defaults
     composed_already = {next(iter(entry.items())) for entry in defaults if not isinstance(entry, str)}

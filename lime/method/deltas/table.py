@@ -9,7 +9,7 @@ its YAML (docs/method.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 ORIENTATIONS = ("columns", "rows", "both")
 PROMPT_INITS = ("vocabulary", "normal")
 LORA_OPTIONS = ("r", "lora_alpha", "dropout")
+TOP_2: dict[str, Any] = {"selection": "topk", "top_k": 2, "temperature": 1.0, "jitter_noise": 0.0}
+DENSE: dict[str, Any] = {"selection": "dense", "temperature": 1.0, "jitter_noise": 0.0}
+"""Routings of a mixture: the two largest weights, or all."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class PeftType:
             absent for the two types that are no `Delta` (`prompt_tuning` and `any`).
         options: options of `LimeSettings` that shape the update. The class gets those, and `num_experts` where it is a
             mixture.
-        routing: of a mixture of experts with its own learned router, what its paper sets of the routing; absent for a
-            type that LiME modulates.
+        routing: of a mixture of experts with its own learned router, the routing of its paper: `TOP_2`, `DENSE`, or one
+            of them with other values; absent for a type that LiME modulates.
         by_sequence: a mixture that routes once for a whole sequence, by its mean embedding, and not by token.
+        plain: options that the method without experts sets.
         limits: of its settings, further conditions: option, whether it holds, and what is expected.
     """
 
@@ -44,6 +48,7 @@ class PeftType:
     options: tuple[str, ...] = LORA_OPTIONS
     routing: dict[str, Any] | None = None
     by_sequence: bool = False
+    plain: dict[str, Any] = field(default_factory=dict)
     limits: Callable[[Any], Iterable[tuple[str, bool, str]]] = lambda settings: ()
 
     @property
@@ -148,24 +153,27 @@ def _prompt(settings: Any) -> Iterable[tuple[str, bool, str]]:
 
 
 _HERE = "lime.method.deltas"
-_ALL = {"selection": "dense", "temperature": 1.0, "jitter_noise": 0.0}
-_TOP_1 = {"selection": "topk", "top_k": 1, "temperature": 1.0, "jitter_noise": 0.0}
-_TOP_2 = {**_TOP_1, "top_k": 2}
 
 for _type in (
     PeftType("lora", "LoRA", f"{_HERE}.lora:LoRADelta"),
     PeftType("lora_fa", "LoRA-FA", f"{_HERE}.lora_fa:LoRAFADelta"),
     PeftType("dora", "DoRA", f"{_HERE}.dora:DoRADelta"),
-    PeftType("slicefine", "SliceFine", f"{_HERE}.slicefine:SliceFineDelta", ("r", "dropout", "orientation")),
+    PeftType(
+        "slicefine",
+        "SliceFine",
+        f"{_HERE}.slicefine:SliceFineDelta",
+        ("r", "dropout", "orientation"),
+        plain={"orientation": "both"},
+    ),
     PeftType("prompt_tuning", "prompt tuning", options=("num_virtual_tokens", "prompt_init"), limits=_prompt),
     PeftType("any", "any", options=("base", "base_options")),
-    PeftType("moe_lora", "MoE-LoRA", f"{_HERE}.moe_lora:MoELoRADelta", routing=_TOP_2),
-    PeftType("moe_lora_fa", "MoE-LoRA-FA", f"{_HERE}.moe_lora_fa:MoELoRAFADelta", routing=_TOP_2),
-    PeftType("moe_dora", "MoE-DoRA", f"{_HERE}.moe_dora:MoEDoRADelta", routing=_TOP_2),
-    PeftType("hydra_lora", "HydraLoRA", f"{_HERE}.hydra_lora:HydraLoRADelta", routing=_ALL),
-    PeftType("mix_lora", "MixLoRA", f"{_HERE}.mix_lora:MixLoRADelta", routing=_ALL, limits=_mix_lora),
-    PeftType("mola", "MoLA", f"{_HERE}.mola:MoLADelta", (*LORA_OPTIONS, "expert_layout"), routing=_TOP_2),
-    PeftType("mocle", "MoCLE", f"{_HERE}.mocle:MoCLEDelta", routing=_ALL, by_sequence=True),
-    PeftType("more", "MoRE", f"{_HERE}.more:MoREDelta", routing=_TOP_1, by_sequence=True, limits=_more),
+    PeftType("moe_lora", "MoE-LoRA", f"{_HERE}.moe_lora:MoELoRADelta", routing=TOP_2),
+    PeftType("moe_lora_fa", "MoE-LoRA-FA", f"{_HERE}.moe_lora_fa:MoELoRAFADelta", routing=TOP_2),
+    PeftType("moe_dora", "MoE-DoRA", f"{_HERE}.moe_dora:MoEDoRADelta", routing=TOP_2),
+    PeftType("hydra_lora", "HydraLoRA", f"{_HERE}.hydra_lora:HydraLoRADelta", routing=DENSE),
+    PeftType("mix_lora", "MixLoRA", f"{_HERE}.mix_lora:MixLoRADelta", routing=DENSE, limits=_mix_lora),
+    PeftType("mola", "MoLA", f"{_HERE}.mola:MoLADelta", (*LORA_OPTIONS, "expert_layout"), routing=TOP_2),
+    PeftType("mocle", "MoCLE", f"{_HERE}.mocle:MoCLEDelta", routing=DENSE, by_sequence=True),
+    PeftType("more", "MoRE", f"{_HERE}.more:MoREDelta", routing={**TOP_2, "top_k": 1}, by_sequence=True, limits=_more),
 ):
     register(_type)
