@@ -28,9 +28,9 @@ TARGET = ROOT / "docs" / "configuration.md"
 INTRODUCTION = """# Every option
 
 Written by `python scripts/configuration_page.py` from the docstrings of the configuration. Any key can be set on the
-command line, `python train.py lime.num_experts=8`; a group of them by the name of a file in `conf/`, `python train.py
-method=lora`. Defaults are those of `python train.py` without options; `python train.py --cfg job` prints them with what
-you set, `--help` the groups. What `eval.py` does not find on its command line it takes from the run.
+command line, `python train.py lime.num_experts=8`; a group of them by its name, `python train.py method=lora`.
+Defaults are those of `python train.py` without options; `python train.py --cfg job` prints them with what you set,
+`--help` the groups. What `eval.py` does not find on its command line it takes from the run.
 
 The tab key completes groups, names and keys in Bash after this, once a terminal (fish: `install=fish`):
 
@@ -43,7 +43,7 @@ HEADS = {
     "lime.": "Experts and routing. docs/method.md has the equations.",
 }
 ENTRY = re.compile(r"^ {4}(\w+): (.*?)(?=^ {4}\w|^$|\Z)", re.DOTALL | re.MULTILINE)
-OF_EVAL = ("name", "seed", "adapter", "predictions", "devices", "cache_dir")
+OF_EVAL = ("name", "seed", "adapter", "peft_module", "predictions", "devices", "cache_dir")
 
 
 def described(schema: type) -> tuple[str, dict[str, str]]:

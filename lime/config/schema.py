@@ -56,22 +56,31 @@ class BalanceConfig:
     every_n_steps: int = 1
 
 
-def _section(name: str, options: dict[str, str], *extra: tuple[str, type, Any]) -> type:
+def _section(name: str, text: str, options: dict[str, str], *extra: tuple[str, type, Any]) -> type:
     """A dataclass with the named options of LimeSettings, so that option and default exist once."""
     hints, defaults = typing.get_type_hints(LimeSettings), LimeSettings()
     fields: list[Any] = [(new, hints[old], field(default=getattr(defaults, old))) for old, new in options.items()]
-    return dataclasses.make_dataclass(name, [*fields, *extra], namespace={"__module__": __name__})
+    return dataclasses.make_dataclass(name, [*fields, *extra], namespace={"__module__": __name__, "__doc__": text})
 
 
 LIME_OPTIONS = {f.name: f.name for f in dataclasses.fields(LimeSettings) if f.name not in PEFT_OPTIONS}
+
+_PEFT_TEXT = """The shared update.
+
+Attributes:
+    module: Python module that registers `type`, where that is a type of one's own (docs/method.md).
+"""
 
 if typing.TYPE_CHECKING:
     PeftSection: TypeAlias = Any
     LimeSection: TypeAlias = Any
 else:
-    PeftSection = _section("PeftSection", PEFT_OPTIONS, ("module", str | None, None))
+    PeftSection = _section("PeftSection", _PEFT_TEXT, PEFT_OPTIONS, ("module", str | None, field(default=None)))
     LimeSection = _section(
-        "LimeSection", LIME_OPTIONS, ("balance", BalanceConfig, field(default_factory=BalanceConfig))
+        "LimeSection",
+        "Experts and routing.",
+        LIME_OPTIONS,
+        ("balance", BalanceConfig, field(default_factory=BalanceConfig)),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import lime.tuner
-from lime.config.overrides import CONF
+from lime.config.groups import CONF
 from lime.config.reuse import is_own_run, read_run, with_run_config
 from lime.config.schema import EvalConfig
 from lime.data.collators import make_collator

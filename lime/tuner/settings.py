@@ -32,9 +32,8 @@ class LimeSettings:
         peft: type of the shared update `zhat`: `lora`, `lora_fa` (A frozen), `dora` (with a learned magnitude),
             `slicefine` (a slice of the frozen weight itself), `prompt_tuning` (virtual tokens before the input), or
             `any` other type of the `peft` library, named by `base`. Or, in place of LiME, a mixture of experts with a
-            learned router: `moe_lora`, `moe_lora_fa`, `moe_dora`, `hydra_lora`, `mix_lora`, `mola`, `mocle` or `more`.
-            `preset_settings` gives each the routing of its paper; a bare `LimeSettings` has LiME's defaults. Or a type
-            that was registered with `lime.method.deltas.table`.
+            learned router: `moe_lora`, `moe_lora_fa`, `moe_dora`, `hydra_lora`, `mix_lora`, `mola`, `mocle` or `more`
+            (`preset_settings` gives each the routing of its paper). Or a type of one's own (docs/method.md).
         r: rank of the update, of each expert of a mixture; for `slicefine` the number of columns, of rows, or of each.
         lora_alpha: numerator of the update's scale `s = lora_alpha / r`, of the LoRA types.
         dropout: probability of dropping an input feature of the update, in training.

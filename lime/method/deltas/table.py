@@ -1,9 +1,9 @@
 """Every PEFT type and mixture of experts, described once and without torch.
 
 All else that differs from type to type is asked of this table: which options there are, what routes and how, the
-methods of tables and command lines and their titles. A type of the package is an entry here, its class in a file of
-this folder, and `conf/peft/NAME.yaml`. One of your own is two files: a module with its class that calls `register`, and
-its YAML (docs/method.md).
+methods of tables and command lines and their titles. A type of your own is two files: a module with its class that
+calls `register`, and its YAML (docs/method.md). One of the package is an entry here beside them, so that a command line
+is checked without torch.
 """
 
 from __future__ import annotations
