@@ -22,13 +22,14 @@ from transformers import AutoModelForImageTextToText, Qwen2Tokenizer
 
 from lime.config.scripts import run_script
 from lime.embedded.benchmark.sentences import READABLE
-from lime.embedded.pretraining import architecture, probe, text_corpus, words
+from lime.embedded.pretraining import architecture, probe, text_corpus
 from lime.embedded.pretraining.batches import Encoder, induction_batches, text_batches
 from lime.embedded.pretraining.card import card
 from lime.embedded.pretraining.loop import ATTENTION, Stage, answer_loss, patches_by_matrix_product, train
 from lime.embedded.pretraining.pool import build_pool
 from lime.embedded.pretraining.visual_batches import Pool, mixed, normalise, patches, visual_batches
 from lime.embedded.pretraining.visual_corpus import HEADS, class_labels
+from lime.processors.config import EMBEDDED
 from lime.system.atomic import replacing, replacing_folder, write_json, write_text
 from lime.system.ownership import claim
 
@@ -44,7 +45,7 @@ def tokenizer_texts(seed: int = 7):
     for word in [*text_corpus.COMMON, *text_corpus.NUMBERS] * 12:
         yield word
         yield " " + word
-    for word in words.GENERAL * 4:
+    for word in text_corpus.GENERAL * 4:
         yield word.capitalize()
 
 
@@ -73,7 +74,7 @@ def text_stage(work: Path, minutes: float, batch_size: int, seed: int) -> Path:
     model = architecture.build("tiny_llava_onevision", tokenizer, seed)
     model.set_attn_implementation(ATTENTION)
     language = model.model.language_model
-    encoders = [Encoder(name, tokenizer) for name in architecture.FAMILIES]
+    encoders = [Encoder(name, tokenizer) for name in EMBEDDED]
 
     class Wrapped(torch.nn.Module):
         def __init__(self) -> None:
@@ -122,7 +123,7 @@ def vision_stage(work: Path, name: str, minutes: float, batch_size: int, seed: i
     target = work / f"{name}.vision.safetensors"
     if target.exists():
         return target
-    family = architecture.FAMILIES[name]
+    family = EMBEDDED[name]
     pool = Pool(name, work / "pool")
     model = architecture.build(name, get_tokenizer(work), seed)
     model.set_attn_implementation(ATTENTION)
@@ -208,7 +209,7 @@ def _train_jointly(
     """Train on all modalities and save the checkpoint with its processor."""
     tokenizer = get_tokenizer(work)
     model.set_attn_implementation(ATTENTION)
-    if architecture.FAMILIES[name] == "qwen2_vl":
+    if EMBEDDED[name] == "qwen2_vl":
         patches_by_matrix_product(_tower(model))
     encoder, pool = Encoder(name, tokenizer), Pool(name, work / "pool")
 
@@ -261,7 +262,7 @@ def card_stage(work: Path, name: str, threads: int, count: int = 200) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(architecture.FAMILIES), default="tiny_llava_onevision")
+    parser.add_argument("--model", choices=list(EMBEDDED), default="tiny_llava_onevision")
     parser.add_argument("--work", type=Path, default=Path("outputs/pretrain_tiny"))
     parser.add_argument("--stages", default="text,pool,vision,joint,card")
     parser.add_argument("--text-minutes", type=float, default=25)
@@ -278,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    names = ("tokenizer", "pool", "text.safetensors", "text.json", *architecture.FAMILIES)
+    names = ("tokenizer", "pool", "text.safetensors", "text.json", *EMBEDDED)
     try:
         claim(args.work, "pretraining", names)
     except OSError as error:

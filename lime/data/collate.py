@@ -8,23 +8,27 @@ padded right, prompts left.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from lime.data.cache import FrameCache
 from lime.data.conversation import Conversation, expand
 from lime.data.media import BOUNDS, Bounds, MediaError, image_size, load_image, load_video, media_file, video_size
+from lime.data.media.frame_cache import FrameCache
 from lime.data.rows import Row
 from lime.processors.visual import Visual, VisualEncoder
 
 IGNORED = -100
+"""Label of positions that carry no loss."""
+
 Batch = dict[str, Any]
+M = TypeVar("M")
 
 
 class OverlongError(ValueError):
@@ -53,8 +57,8 @@ def refusals(path: Path, row: Row) -> Iterator[None]:
     try:
         yield
     except (ValueError, ZeroDivisionError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise MediaError(path, f"the model's processor refuses it ({said})", row.id) from error
+        reason = str(error).strip().partition("\n")[0]
+        raise MediaError(path, f"the model's processor refuses it ({reason})", row.id) from error
 
 
 def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
@@ -62,14 +66,21 @@ def model_inputs(batch: Batch) -> dict[str, torch.Tensor]:
     return {key: value for key, value in batch.items() if key != "rows"}
 
 
-class Collator:
-    """Builds batches for one processor and data root; keeps tokens and resized media of rows it has seen
-    in memory.
+def overlong_message(row_id: str, length: int, max_length: int) -> str:
+    """What to say of a row that is too long."""
+    return (
+        f"row {row_id}: {length} tokens with its visual placeholders, more than data.max_length={max_length}; "
+        "raise the limit, lower the image or video budget, or set data.on_overlong=drop"
+    )
+
+
+class BaseCollator(ABC, Generic[M]):
+    """Turns rows into batches for one processor and data root, and keeps the media of rows it has seen in memory.
 
     `max_length` bounds prompt, visual placeholders and answer together: a longer row raises OverlongError,
     nothing is ever truncated. `cache_mb` bounds the media kept: once full, no more is added (rows come in
     another order each epoch, so evicting would only turn hits into misses). Missing and damaged media raise
-    MediaError. `frame_cache` keeps the resized frames of clips on disk; it changes nothing but the time.
+    MediaError.
     """
 
     def __init__(
@@ -77,68 +88,52 @@ class Collator:
         processor: ProcessorMixin,
         family: str,
         root: str | Path,
+        conversation: Conversation,
         *,
         max_length: int = 2048,
-        system_prompt: str | None = None,
         video_backend: str = "pyav",
         cache_mb: int = 512,
         bounds: Bounds = BOUNDS,
-        frame_cache: FrameCache | None = None,
     ) -> None:
-        self.processor, self.family, self.root = processor, family, Path(root)
+        self.processor: Any = processor
+        self.family, self.root, self.conversation = family, Path(root), conversation
         self.max_length, self.video_backend, self.bounds = max_length, video_backend, bounds
-        self.conversation = Conversation(processor, system_prompt)
-        self.visual = VisualEncoder(processor)
-        self.end_token_id = self.conversation.end_token_id
-        pad = processor.tokenizer.pad_token_id
+        self.end_token_id = conversation.end_token_id
+        pad = self.processor.tokenizer.pad_token_id
         self.pad_token_id = int(pad) if pad is not None else self.end_token_id
-        self._with_types = "mm_token_type_ids" in processor.model_input_names
-        self._prompts: dict[str, np.ndarray] = {}
         self._answers: dict[tuple[str, str], np.ndarray] = {}
-        self._media: dict[str, Visual] = {}
-        self._frames = frame_cache
-        self._sampling = f"{video_backend} {bounds} {self.visual.video_sampling()}"
+        self._media: dict[str, M] = {}
         self._room = cache_mb * 2**20
-
-    # Batches
 
     def training_batch(self, rows: Sequence[Row]) -> Batch:
         """Right-padded prompts with their answers; labels on the answers and their end tokens only."""
-        return self._labelled(rows, self._own_answers(rows))
+        return self._batch(rows, self._own_answers(rows))
 
     def continuation_batch(self, pairs: Sequence[tuple[Row, str]]) -> Batch:
-        """As `training_batch`, with the given answers in place of the rows' own: for scoring them by
-        likelihood.
-        """
+        """As `training_batch`, with the given answers in place of the rows' own: for scoring them by likelihood."""
         rows = [row for row, _ in pairs]
-        return self._labelled(rows, self.conversation.answers(rows, [answer for _, answer in pairs]))
+        return self._batch(rows, self.conversation.answers(rows, [answer for _, answer in pairs]))
 
     def prompt_batch(self, rows: Sequence[Row]) -> Batch:
         """Left-padded prompts without answers, ready for `generate`."""
-        visuals = [self.media(row) for row in rows]
-        return self._batch(rows, self._expanded(rows, visuals), None, visuals, left=True)
-
-    # Lengths
+        return self._batch(rows, None)
 
     def prompt_length(self, row: Row) -> int:
         """Tokens of a row's prompt, visual placeholders included. Reads at most the header of its media."""
-        return self._prompt_lengths([row])[0]
+        return self._text_lengths([row])[0] + self.visual_tokens(row)
 
     def lengths(self, rows: Sequence[Row]) -> list[int]:
-        """Tokens of each row with its answer, visual placeholders included. Reads at most the headers of
-        media.
-        """
-        answers = self._own_answers(rows)
-        return [n + len(a) for n, a in zip(self._prompt_lengths(rows), answers, strict=True)]
+        """Tokens of each row with its answer, visual placeholders included. Reads at most the headers of media."""
+        parts = zip(self._text_lengths(rows), self._own_answers(rows), rows, strict=True)
+        return [text + len(answer) + self.visual_tokens(row) for text, answer, row in parts]
 
     def parts(self, row: Row) -> tuple[int, int, int]:
         """Tokens of a row with its answer, and of these the visual placeholders and the answer's.
 
         Reads at most the header of its media.
         """
-        visual = self._visual_tokens(row) if row.source_type != "text" else 0
-        answer = len(self._own_answers([row])[0])
-        return len(self._tokens([row])[0]) + max(visual - 1, 0) + answer, visual, answer
+        visual, answer = self.visual_tokens(row), len(self._own_answers([row])[0])
+        return self._text_lengths([row])[0] + visual + answer, visual, answer
 
     def media_growth(self, rows: Sequence[Row]) -> int:
         """Bytes by which the media kept in memory will grow when all of these rows are read.
@@ -147,54 +142,47 @@ class Collator:
         """
         total = 0
         for kind in ("image", "video"):
-            absent = {
-                row.media_path
-                for row in rows
-                if row.source_type == kind and f"{kind}:{row.media_path}" not in self._media
-            }
-            kept = [visual.values.nbytes for key, visual in self._media.items() if key.startswith(f"{kind}:")]
-            total += round(len(absent) * float(np.mean(kept))) if kept else 0
+            absent = {self._key(row) for row in rows if row.source_type == kind} - self._media.keys()
+            sizes = [self._size(media) for key, media in self._media.items() if key.startswith(f"{kind}:")]
+            total += round(len(absent) * float(np.mean(sizes))) if sizes else 0
         return min(total, self._room)
 
-    # Parts
-
-    def media(self, row: Row) -> Visual | None:
-        """The row's image or clip, resized (None for a text row). Raises MediaError naming file and row."""
+    def media(self, row: Row) -> M | None:
+        """The row's image or clip as batches take it (None for a text row). Raises MediaError naming file and row."""
         if row.source_type == "text":
             return None
-        key = f"{row.source_type}:{row.media_path}"
-        if (kept := self._media.get(key)) is not None:
-            return kept
+        key = self._key(row)
+        if key in self._media:
+            return self._media[key]
         path = media_file(self.root, row.media_path, row.id)
         with refusals(path, row):
-            if row.source_type == "image":
-                made = self.visual.encode_image(load_image(path, row.id, self.bounds))
-            else:
-                made = self._clip(path, row)
-        if made.values.nbytes <= self._room:
-            self._room -= made.values.nbytes
-            self._media[key] = made
-        return made
+            media = self._read(path, row)
+        if (size := self._size(media)) <= self._room:
+            self._room -= size
+            self._media[key] = media
+        return media
 
-    def _clip(self, path: Path, row: Row) -> Visual:
-        """A row's clip, resized: from the disk if it is kept there, else decoded (and then kept)."""
-        if self._frames is None:
-            return self._decoded(path, row)
-        try:
-            key = self._frames.key(path, self._sampling)
-        except OSError as error:
-            raise MediaError(path, f"not readable ({error.strerror})", row.id, "unreadable") from error
-        kept = self._frames.get(key)
-        if kept is not None:
-            values, notes = kept
-            return self.visual.restored_video(values, notes["size"], notes["grid"])
-        made = self._decoded(path, row)
-        self._frames.put(key, made.values, {"size": made.size, "grid": made.grid})
-        return made
+    @abstractmethod
+    def visual_tokens(self, row: Row) -> int:
+        """Tokens that the row's media take in its prompt; 0 for a text row."""
 
-    def _decoded(self, path: Path, row: Row) -> Visual:
-        frames = load_video(path, self.visual.num_frames, self.video_backend, row.id, self.bounds)
-        return self.visual.encode_video(frames)
+    @abstractmethod
+    def _text_lengths(self, rows: Sequence[Row]) -> list[int]:
+        """Tokens of each row's prompt without those of its media."""
+
+    @abstractmethod
+    def _read(self, path: Path, row: Row) -> M: ...
+
+    @abstractmethod
+    def _size(self, media: M) -> int:
+        """Bytes in memory."""
+
+    @abstractmethod
+    def _batch(self, rows: Sequence[Row], answers: Sequence[np.ndarray] | None) -> Batch:
+        """Prompts padded left, or with their answers, labelled and padded right."""
+
+    def _key(self, row: Row) -> str:
+        return f"{row.source_type}:{row.media_path}"
 
     def _own_answers(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Tokens of the rows' answers, each tokenised once."""
@@ -203,21 +191,41 @@ class Collator:
             self._answers[row.id, row.answer] = ids
         return [self._answers[row.id, row.answer] for row in rows]
 
-    def _tokens(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        unseen = [row for row in rows if row.id not in self._prompts]
-        for row, ids in zip(unseen, self.conversation.prompts(unseen), strict=True):
-            self._prompts[row.id] = ids
-        return [self._prompts[row.id] for row in rows]
+    def _check_length(self, rows: Sequence[Row], lengths: Sequence[int]) -> int:
+        """The longest of a batch's rows; OverlongError where it exceeds `max_length`."""
+        longest = max(lengths)
+        if longest > self.max_length:
+            raise OverlongError(overlong_message(rows[lengths.index(longest)].id, longest, self.max_length))
+        return longest
 
-    def _prompt_lengths(self, rows: Sequence[Row]) -> list[int]:
-        lengths = []
-        for row, ids in zip(rows, self._tokens(rows), strict=True):
-            lengths.append(len(ids) + (self._visual_tokens(row) - 1 if row.source_type != "text" else 0))
-        return lengths
 
-    def _visual_tokens(self, row: Row) -> int:
-        kept = self._media.get(f"{row.source_type}:{row.media_path}")
-        if kept is not None:
+class Collator(BaseCollator[Visual]):
+    """Batches for the families of this package; keeps tokens and resized media of rows it has seen in memory.
+
+    `frame_cache` keeps the resized frames of clips on disk; it changes nothing but the time. See `BaseCollator`.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        family: str,
+        root: str | Path,
+        *,
+        system_prompt: str | None = None,
+        frame_cache: FrameCache | None = None,
+        **limits: Any,
+    ) -> None:
+        super().__init__(processor, family, root, Conversation(processor, system_prompt), **limits)
+        self.visual = VisualEncoder(processor)
+        self._with_types = "mm_token_type_ids" in processor.model_input_names
+        self._prompts: dict[str, np.ndarray] = {}
+        self._frames = frame_cache
+        self._sampling = f"{self.video_backend} {self.bounds} {self.visual.video_sampling()}"
+
+    def visual_tokens(self, row: Row) -> int:
+        if row.source_type == "text":
+            return 0
+        if (kept := self._media.get(self._key(row))) is not None:
             return kept.tokens
         if row.source_type == "video" and not self.visual.patched:
             return self.visual.video_tokens(1, 1)  # LLaVA-OneVision pools every clip to the same number of tokens
@@ -227,59 +235,68 @@ class Collator:
                 return self.visual.image_tokens(*image_size(path, row.id, self.bounds))
             return self.visual.video_tokens(*video_size(path, row.id, self.bounds))
 
-    def _expanded(self, rows: Sequence[Row], visuals: Sequence[Visual | None]) -> list[np.ndarray]:
-        placeholders = self.conversation.placeholders
-        return [
-            ids if visual is None else expand(ids, placeholders[row.source_type], visual.tokens)
+    def _text_lengths(self, rows: Sequence[Row]) -> list[int]:
+        placeholders = (int(row.source_type != "text") for row in rows)
+        return [len(ids) - one for ids, one in zip(self._tokens(rows), placeholders, strict=True)]
+
+    def _size(self, media: Visual) -> int:
+        return media.values.nbytes
+
+    def _read(self, path: Path, row: Row) -> Visual:
+        """A row's picture or clip, resized; a clip from the disk if it is kept there, else decoded (and then kept)."""
+        if row.source_type == "image":
+            return self.visual.encode_image(load_image(path, row.id, self.bounds))
+        if self._frames is not None:
+            try:
+                key = self._frames.key(path, self._sampling)
+            except OSError as error:
+                raise MediaError(path, f"not readable ({error.strerror})", row.id, "unreadable") from error
+            if (entry := self._frames.get(key)) is not None:
+                values, notes = entry
+                return self.visual.restored_video(values, notes["size"], notes["grid"])
+        frames = load_video(path, self.visual.num_frames, self.video_backend, row.id, self.bounds)
+        clip = self.visual.encode_video(frames)
+        if self._frames is not None:
+            self._frames.put(key, clip.values, {"size": clip.size, "grid": clip.grid})
+        return clip
+
+    def _tokens(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        unseen = [row for row in rows if row.id not in self._prompts]
+        for row, ids in zip(unseen, self.conversation.prompts(unseen), strict=True):
+            self._prompts[row.id] = ids
+        return [self._prompts[row.id] for row in rows]
+
+    def _batch(self, rows: Sequence[Row], answers: Sequence[np.ndarray] | None) -> Batch:
+        visuals = [self.media(row) for row in rows]
+        kinds = self.conversation.placeholders
+        tokens = [
+            ids if visual is None else expand(ids, kinds[row.source_type], visual.tokens)
             for row, ids, visual in zip(rows, self._tokens(rows), visuals, strict=True)
         ]
-
-    def _labelled(self, rows: Sequence[Row], answers: Sequence[np.ndarray]) -> Batch:
-        visuals = [self.media(row) for row in rows]
-        prompts = self._expanded(rows, visuals)
-        tokens = [np.concatenate([p, a]) for p, a in zip(prompts, answers, strict=True)]
-        return self._batch(rows, tokens, [len(a) for a in answers], visuals, left=False)
-
-    def _batch(
-        self,
-        rows: Sequence[Row],
-        tokens: Sequence[np.ndarray],
-        answer_lengths: Sequence[int] | None,
-        visuals: Sequence[Visual | None],
-        left: bool,
-    ) -> Batch:
-        longest = max(len(ids) for ids in tokens)
-        if longest > self.max_length:
-            row, ids = max(zip(rows, tokens, strict=True), key=lambda pair: len(pair[1]))
-            raise OverlongError(overlong_message(row.id, len(ids), self.max_length))
+        if answers is not None:
+            tokens = [np.concatenate([prompt, answer]) for prompt, answer in zip(tokens, answers, strict=True)]
+        longest = self._check_length(rows, [len(ids) for ids in tokens])
         shape = (len(rows), longest)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
         labels = np.full(shape, IGNORED, dtype=np.int64)
         for i, ids in enumerate(tokens):
-            place = slice(longest - len(ids), longest) if left else slice(0, len(ids))
+            place = slice(longest - len(ids), longest) if answers is None else slice(0, len(ids))
             input_ids[i, place] = ids
             mask[i, place] = 1
-            if answer_lengths is not None:
-                answer = slice(len(ids) - answer_lengths[i], len(ids))
+            if answers is not None:
+                answer = slice(len(ids) - len(answers[i]), len(ids))
                 labels[i, answer] = ids[answer]
         batch: Batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
-        if answer_lengths is not None:
+        if answers is not None:
             batch["labels"] = torch.from_numpy(labels)
         if self._with_types:
-            kinds = self.conversation.placeholders
             types = (input_ids == kinds["image"]) + 2 * (input_ids == kinds["video"])
             batch["mm_token_type_ids"] = torch.from_numpy(types.astype(np.int64) * mask)
-        images = [v for row, v in zip(rows, visuals, strict=True) if v is not None and row.source_type == "image"]
-        videos = [v for row, v in zip(rows, visuals, strict=True) if v is not None and row.source_type == "video"]
+        images, videos = (
+            [v for row, v in zip(rows, visuals, strict=True) if v is not None and row.source_type == kind]
+            for kind in ("image", "video")
+        )
         batch.update(self.visual.inputs(images, videos))
         batch["rows"] = BatchRows(rows)
         return batch
-
-
-def overlong_message(row_id: str, length: int, max_length: int) -> str:
-    """What to say of a row that is too long."""
-    return (
-        f"row {row_id}: {length} tokens with its visual placeholders, more than data.max_length={max_length}; "
-        "raise the limit, lower the image or video budget, or set data.on_overlong=drop"
-    )

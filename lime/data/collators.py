@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from lime.data.cache import FrameCache
 from lime.data.collate import Collator
-from lime.data.collate_generic import ProcessorCollator
+from lime.data.collate_processor import ProcessorCollator
 from lime.data.config import DataConfig
+from lime.data.media.frame_cache import FrameCache
 from lime.processors.families import FrameProcessor
 
 

@@ -32,10 +32,11 @@ _MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
 class Conversation:
     """Turns rows into token ids by the chat template of a processor.
 
-    `end_token` is the token that closes an assistant turn in the template (the tokenizer's end of sequence,
-    where the template has none). Special tokens, placeholders and the template's turn marks written out in a question
-    or an answer are broken up by a zero-width space, so that no text can smuggle in a placeholder or a turn; ordinary
-    added tokens (runs of newlines, words of a domain) are text.
+    `frames` {kind: what stands before and behind the question of such a row}. `end_token` is the token that closes an
+    assistant turn in the template (the tokenizer's end of sequence, where the template has none). Special tokens,
+    placeholders and the template's turn marks written out in a question or an answer are broken up by a zero-width
+    space, so that no text can smuggle in a placeholder or a turn; ordinary added tokens (runs of newlines, words of a
+    domain) are text.
 
     A template takes the content of a turn in one of three forms, tried in this order: "parts" (a list with the media
     and the text), "marked" (a list with the text alone, the placeholder written in it), "plain" (one string). One that
@@ -54,12 +55,12 @@ class Conversation:
         self._special = _pattern(self._special_tokens())
         self._forms = dict.fromkeys(MODALITIES, _FORMS[0])
         self._trims: dict[str, tuple[bool, bool]] = {}
-        self._frames: dict[str, tuple[str, str]] = {}
+        self.frames: dict[str, tuple[str, str]] = {}
         for kind in MODALITIES:
-            self._frames[kind] = self._frame(kind)
+            self.frames[kind] = self._frame(kind)
         self.end_token = self._end_token()
         self.end_token_id = int(self.tokenizer.convert_tokens_to_ids(self.end_token))
-        marks = {token for frame in self._frames.values() for side in frame for token in self._added.findall(side)}
+        marks = {token for frame in self.frames.values() for side in frame for token in self._added.findall(side)}
         marks = {token for token in marks if _MARKUP.fullmatch(token)} | {self.end_token}
         self._special = _pattern(self._special_tokens() | marks)
 
@@ -78,7 +79,8 @@ class Conversation:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts as they stand, without special tokens around them."""
         with self._lock:  # a fast tokenizer must not be called from two threads at once
             return self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
 
@@ -116,17 +118,15 @@ class Conversation:
 
     def prompt(self, row: Row) -> str:
         """The prompt of a row, with one placeholder for its media."""
-        before, after = self._frames[row.source_type]
+        before, after = self.frames[row.source_type]
         left, right = self._trims[row.source_type]
         question = row.question.lstrip() if left else row.question
         return before + self._plain(question.rstrip() if right else question, row) + after
 
     def prompts(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """Token ids of the prompts, one placeholder for each row's media. ValueError naming a row without
-        its own.
-        """
+        """Token ids of the prompts, one placeholder for each row's media. ValueError naming a row without its own."""
         texts = [self.prompt(row) for row in rows]
-        encoded = [np.asarray(ids, dtype=np.int32) for ids in self._encode(texts)]
+        encoded = [np.asarray(ids, dtype=np.int32) for ids in self.encode(texts)]
         for row, ids in zip(rows, encoded, strict=True):
             for kind, token in self.placeholders.items():
                 if int((ids == token).sum()) != int(row.source_type == kind):
@@ -142,7 +142,7 @@ class Conversation:
         for row, text in zip(rows, texts, strict=True):
             if not text:
                 raise ValueError(f"row {row.id}: its answer is empty")
-        return [np.asarray([*ids, self.end_token_id], dtype=np.int32) for ids in self._encode(texts)]
+        return [np.asarray([*ids, self.end_token_id], dtype=np.int32) for ids in self.encode(texts)]
 
     def _plain(self, text: str, row: Row) -> str:
         if not self._special.search(text):
@@ -205,7 +205,7 @@ class Conversation:
                 "once, as it is",
                 try_another=not found and "type" in shown,  # the content printed as Python or JSON writes it
             )
-        if self.media(kind) and (before, after) == self._frames["text"]:
+        if self.media(kind) and (before, after) == self.frames["text"]:
             raise _Unfit(f"it has no place for the {self.media(kind)[0]} of a question", try_another=True)
         if self.system_prompt is not None and self.system_prompt.strip() not in before:
             raise _Unfit("it leaves the system turn out")

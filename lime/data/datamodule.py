@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
 from lime.data.collate import OverlongError, overlong_message
-from lime.data.collate_generic import ProcessorCollator
+from lime.data.collate_processor import ProcessorCollator
 from lime.data.collators import make_collator
 from lime.data.config import DataConfig
 from lime.data.media import MediaError, media_file

@@ -42,50 +42,58 @@ class Bounds:
     pixels: int = 50_000_000
     seconds: float = 3600.0
 
-    def check_pixels(self, path: str | Path, width: int, height: int, row_id: str | None = None) -> None:
-        """MediaError where a picture or frame of this size is too large."""
-        if width * height > self.pixels:
-            raise MediaError(
-                path,
-                f"{width} x {height} pixels, over data.max_pixels={self.pixels}; make it smaller or raise the bound",
-                row_id,
-                "too_large",
-            )
-
-    def check_seconds(self, path: str | Path, seconds: float, row_id: str | None = None) -> None:
-        """MediaError where a clip lasts too long."""
-        if seconds > self.seconds:
-            raise MediaError(
-                path,
-                f"lasts at least {seconds:.0f} s, over data.max_seconds={self.seconds:g}; cut it or raise the bound",
-                row_id,
-                "too_large",
-            )
-
 
 BOUNDS = Bounds()
 
 
-def regular_file(path: str | Path, row_id: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Medium:
+    """A media file to read: the row that names it, for messages, and what it may cost."""
+
+    path: Path
+    row_id: str | None = None
+    bounds: Bounds = BOUNDS
+
+    def error(self, problem: str, kind: str = "damaged") -> MediaError:
+        return MediaError(self.path, problem, self.row_id, kind)
+
+    def check_pixels(self, width: int, height: int) -> None:
+        """MediaError where a picture or frame of this size is too large."""
+        if width * height > self.bounds.pixels:
+            raise self.too_many_pixels(f"{width} x {height}")
+
+    def too_many_pixels(self, count: str) -> MediaError:
+        bound = f"over data.max_pixels={self.bounds.pixels}; make it smaller or raise the bound"
+        return self.error(f"{count} pixels, {bound}", "too_large")
+
+    def check_seconds(self, seconds: float) -> None:
+        """MediaError where a clip lasts too long."""
+        if seconds > self.bounds.seconds:
+            bound = f"over data.max_seconds={self.bounds.seconds:g}; cut it or raise the bound"
+            raise self.error(f"lasts at least {seconds:.0f} s, {bound}", "too_large")
+
+
+def regular_file(path: str | Path, row_id: str | None = None, bounds: Bounds = BOUNDS) -> Medium:
     """`path`, where it is a regular file that holds something. A pipe or a device is never opened."""
+    medium = Medium(Path(path), row_id, bounds)
     try:
         state = os.stat(path)  # noqa: PTH116  # pathlib costs more than opening a small picture
     except FileNotFoundError as error:
-        raise MediaError(path, "no such file", row_id, "missing") from error
+        raise medium.error("no such file", "missing") from error
     except NotADirectoryError as error:
-        raise MediaError(path, "no such file (a part of its path is a file)", row_id, "missing") from error
+        raise medium.error("no such file (a part of its path is a file)", "missing") from error
     except PermissionError as error:
-        raise MediaError(path, "no permission to read it", row_id, "unreadable") from error
+        raise medium.error("no permission to read it", "unreadable") from error
     except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a NUL character
-        said = getattr(error, "strerror", None) or error
-        raise MediaError(path, f"cannot be read ({said})", row_id, "unreadable") from error
+        reason = getattr(error, "strerror", None) or error
+        raise medium.error(f"cannot be read ({reason})", "unreadable") from error
     if stat.S_ISDIR(state.st_mode):
-        raise MediaError(path, "a folder, not a file", row_id, "wrong_type")
+        raise medium.error("a folder, not a file", "wrong_type")
     if not stat.S_ISREG(state.st_mode):
-        raise MediaError(path, "not a regular file (a pipe, a socket or a device)", row_id, "wrong_type")
+        raise medium.error("not a regular file (a pipe, a socket or a device)", "wrong_type")
     if state.st_size == 0:
-        raise MediaError(path, "an empty file", row_id, "empty")
-    return Path(path)
+        raise medium.error("an empty file", "empty")
+    return medium
 
 
 def media_file(root: str | Path, media_path: str, row_id: str | None = None) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, overload
 
 from lime.data.fingerprint import media_fingerprint
 from lime.data.layout import SplitFiles, find_splits, is_blank
-from lime.data.tasks import MODALITIES, TASKS
+from lime.data.tasks import MODALITIES, TaskTable, mmt47
 
 log = logging.getLogger(__name__)
 
@@ -102,31 +102,31 @@ def content_hash(row: Row) -> int:
 class MMTDataset:
     """An opened data root.
 
-    `train` the training rows; `tests` {split: rows} in the order of the task table; `absent` the test splits
-    not there; `manifest` the content of root/manifest.json ({} without one). Raises DataError for a root that does
-    not exist or holds no split, a split that lacks a column, a row with an empty question or answer, an unknown
-    source type, or a path that leaves the root.
+    `table` its tasks (MMT-47's, unless given); `train` the training rows; `tests` {split: rows} in the order of the
+    table; `absent` the test splits not there; `manifest` the content of root/manifest.json ({} without one). Raises
+    DataError for a root that does not exist or holds no split, a split that lacks a column, a row with an empty
+    question or answer, an unknown source type, or a path that leaves the root.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        files = find_splits(self.root)
-        known = [name for name in (TRAIN, *TASKS) if name in files]
+    def __init__(self, root: str | Path, table: TaskTable | None = None) -> None:
+        self.root, self.table = Path(root), table or mmt47()
+        tasks, files = self.table.tasks, find_splits(self.root)
+        known = [name for name in (TRAIN, *tasks) if name in files]
         self.unknown = sorted(set(files) - set(known))
         if self.unknown:
             log.warning("%s: splits that belong to no task are left out: %s", self.root, ", ".join(self.unknown))
         if not known:
             place = next(iter(files.values())).place.parent
             raise DataError(
-                f"{self.root}: none of its splits is train or one of the 47 test splits; it has "
+                f"{self.root}: none of its splits is train or one of the {len(tasks)} test splits; it has "
                 f"{', '.join(self.unknown[:8])}{' and others' if len(self.unknown) > 8 else ''}, in {place}. Expected "
                 "files <split>-00000-of-00001.parquet or <split>.parquet, or Arrow folders <split>/, with a name such "
-                f"as {TRAIN} or {next(iter(TASKS))} for <split> (`python scripts/data.py tasks` lists them)"
+                f"as {TRAIN} or {next(iter(tasks))} for <split> (`python scripts/data.py tasks` lists them)"
             )
         loaded = {name: _read(self.root, files[name]) for name in known}
         self._train = loaded.pop(TRAIN, None)
         self.tests: dict[str, Rows] = loaded
-        self.absent: list[str] = [name for name in TASKS if name not in loaded]
+        self.absent: list[str] = [name for name in tasks if name not in loaded]
         self.manifest: dict[str, Any] = read_manifest(self.root)
 
     @property
@@ -147,7 +147,7 @@ class MMTDataset:
         declared = self.manifest.get("allowed_answers", {}).get(split)
         if declared:
             return [str(answer) for answer in declared]
-        labels = TASKS[split].labels
+        labels = self.table.tasks[split].labels
         return list(labels) if labels else None
 
     @functools.cached_property
@@ -209,12 +209,7 @@ def _read(root: Path, files: SplitFiles) -> Rows:
 
 
 def _problem(kind: object, media: object, question: object, answer: object) -> str | None:
-    for name, value in (
-        ("source_type", kind),
-        ("media_path", media),
-        ("question", question),
-        ("answer", answer),
-    ):
+    for name, value in (("source_type", kind), ("media_path", media), ("question", question), ("answer", answer)):
         if not isinstance(value, str):
             return f"{name} is {value!r}; expected text"
     if kind not in MODALITIES:

@@ -1,158 +1,130 @@
-"""The 47 tasks of MMT-47, one row each.
+"""Tasks as a table: MMT-47's 47 rows in mmt47.yaml, and the reader of such tables.
 
-Split names and published row counts are those of the authors' run logs; "published" counts the rows those
-runs evaluated. The seven categories and their sizes are the paper's Table 2. The paper does not list the
-members of the three video categories: here "action understanding" holds the seven tasks named after actions,
-"object motion and spatial" those about objects, their motion and their state, "high-level reasoning" the five
-others, which also reproduces the published mean of the object category.
-
-`labels` is the closed answer set a task has by nature (letters of its options, yes and no, the label words of
-GLUE). Where a data set knows better (a manifest with `allowed_answers`), the data set's word counts.
+`mmt47()` is the table of this package; `read_table` reads any other one of the same form. A new task is a row there.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-CATEGORIES: dict[str, str] = {
-    "vision_benchmark": "Vision benchmark",
-    "image_classification": "Image classification",
-    "commonsense_reasoning": "Commonsense reasoning",
-    "glue": "GLUE",
-    "high_level_reasoning": "High-level reasoning",
-    "object_motion_spatial": "Object motion and spatial",
-    "action_understanding": "Action understanding",
-}
+import yaml
+
+from lime.evaluation.extraction import ANSWER_TYPES
 
 MODALITIES = ("text", "image", "video")
-ANSWER_TYPES = ("letter", "yes_no", "number", "label", "text")
+_KEYS = ("split", "name", "modality", "category", "answer_type", "metric", "answers", "published_rows")
+_NEEDED = ("split", "modality", "category", "answer_type")
+# Every scalar is text, so that `[yes, no]` and `[1, 2]` are answers; libyaml's parser where PyYAML was built with it.
+_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its test split, what it asks for, and how it is scored."""
+    """One task: its test split, what it asks for, and how it is scored.
+
+    `labels` is the closed answer set it has by nature (letters of its options, yes and no, the label words of GLUE).
+    Where a data set knows better (a manifest with `allowed_answers`), the data set's word counts.
+    """
 
     split: str
     name: str
     modality: str
     category: str
     answer_type: str
-    metric: str
-    labels: tuple[str, ...] | None
-    published_rows: int
+    metric: str = "accuracy"
+    labels: tuple[str, ...] | None = None
+    published_rows: int = 0
 
 
-_YES_NO = ("yes", "no")
-_DIGITS = tuple("0123456789")
+@dataclass(frozen=True)
+class TaskTable:
+    """`tasks` by their test split names, in the order of result tables, and the titles of their `categories`."""
 
-# name, answer type, closed label set, published rows
-_VISION = [
-    ("chartqa", "text", None, 1000),
-    ("okvqa", "text", None, 841),
-    ("scienceqa", "letter", None, 518),
-    ("seed_bench", "letter", tuple("ABCD"), 500),
-    ("text_recognition", "text", None, 1000),
-    ("textvqa", "text", None, 1000),
-    ("vizwiz_vqa", "text", None, 417),
-    ("vqa_rad", "yes_no", _YES_NO, 200),
-]
-_CLASSIFICATION = [
-    ("caltech101", "label", None, 500),
-    ("eurosat", "label", None, 500),
-    ("flowers102", "label", None, 500),
-    ("pets", "label", None, 500),
-    ("svhn", "number", _DIGITS, 500),
-    ("camelyon", "yes_no", _YES_NO, 500),
-]
-_COMMONSENSE = [
-    ("arc_challenge", "letter", tuple("ABCD"), 500),
-    ("arc_easy", "letter", tuple("ABCD"), 500),
-    ("boolq", "letter", tuple("AB"), 1000),
-    ("hellaswag", "letter", tuple("ABCD"), 1000),
-    ("openbookqa", "letter", tuple("ABCD"), 500),
-    ("piqa", "letter", tuple("AB"), 1000),
-    ("social_i_qa", "letter", tuple("ABC"), 1000),
-    ("winogrande", "letter", tuple("AB"), 1000),
-]
-_GLUE = [
-    ("sst2", "label", ("positive", "negative"), 872),
-    ("qnli", "label", ("entailment", "not_entailment"), 1000),
-    ("qqp", "label", ("duplicate", "not_duplicate"), 1000),
-    ("cola", "label", ("acceptable", "unacceptable"), 1000),
-    ("mrpc", "label", ("equivalent", "not_equivalent"), 408),
-    ("stsb", "number", None, 1000),
-]
-_HIGH_LEVEL = (
-    "scene_transition",
-    "character_order",
-    "egocentric_navigation",
-    "episodic_reasoning",
-    "counterfactual_inference",
-)
-_OBJECT = (
-    "object_existence",
-    "object_interaction",
-    "object_shuffle",
-    "moving_direction",
-    "moving_count",
-    "moving_attribute",
-    "state_change",
-)
-_ACTION = (
-    "action_sequence",
-    "action_prediction",
-    "action_antonym",
-    "fine_grained_action",
-    "unexpected_action",
-    "action_localization",
-    "action_count",
-)
-_TAMPERING = tuple("ABCDEF")
+    tasks: dict[str, Task]
+    categories: dict[str, str]
+
+    def known_names(self) -> list[str]:
+        """All that names test splits: split names, tasks' short names, categories."""
+        return [*self.tasks, *(task.name for task in self.tasks.values()), *self.categories]
+
+    def splits(self, chosen: Sequence[str] | str | None) -> list[str] | None:
+        """Test splits by their names, tasks' short names (`sst2`) or categories (`glue`), in the order of the table.
+
+        None stays None (all). A name that is none of these is left as it is, behind the others.
+        """
+        if chosen is None:
+            return None
+        names = [chosen] if isinstance(chosen, str) else list(chosen)
+        known = [split for split, task in self.tasks.items() if {split, task.name, task.category} & set(names)]
+        return known + [name for name in names if name not in self.known_names()]
+
+    def scored_by(self, metrics: Mapping[str, str] | None) -> dict[str, Task]:
+        """The tasks with other metrics, by names of splits, tasks or categories (`evaluation.metrics`)."""
+        tasks = dict(self.tasks)
+        for name, metric in (metrics or {}).items():
+            tasks |= {split: replace(tasks[split], metric=metric) for split in self.splits(name) or ()}
+        return tasks
 
 
-def _tasks() -> dict[str, Task]:
-    table: list[Task] = []
-    for prefix, modality, category, rows in (
-        ("image", "image", "vision_benchmark", _VISION),
-        ("image", "image", "image_classification", _CLASSIFICATION),
-        ("text", "text", "commonsense_reasoning", _COMMONSENSE),
-        ("glue", "text", "glue", _GLUE),
-        ("video", "video", "high_level_reasoning", [(n, "letter", _TAMPERING, 300) for n in _HIGH_LEVEL]),
-        ("video", "video", "object_motion_spatial", [(n, "letter", _TAMPERING, 300) for n in _OBJECT]),
-        ("video", "video", "action_understanding", [(n, "letter", _TAMPERING, 300) for n in _ACTION]),
-    ):
-        for name, answer_type, labels, published in rows:
-            metric = "correlation" if name == "stsb" else "accuracy"
-            split = f"{prefix}_test_{name}"
-            table.append(Task(split, name, modality, category, answer_type, metric, labels, published))
-    return {task.split: task for task in table}
+def read_table(path: Path) -> TaskTable:
+    """The table in a YAML file of the form of mmt47.yaml. ValueError naming the file and the row that is wrong."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    categories = content.get("categories") if isinstance(content, dict) else None
+    rows = content.get("tasks") if isinstance(content, dict) else None
+    if not isinstance(categories, dict) or not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: expected categories (name: title) and tasks (a list with a row for each)")
+    tasks: dict[str, Task] = {}
+    for number, row in enumerate(rows, 1):
+        problem = _problem(row, categories)
+        if not problem and row["split"] in tasks:
+            problem = "the split has a row already"
+        if problem:
+            raise ValueError(f"{path}: row {number} of tasks: {problem}")
+        labels = tuple(row["answers"]) if "answers" in row else None
+        optional = {"metric": row["metric"]} if "metric" in row else {}
+        tasks[row["split"]] = Task(
+            **{key: row[key] for key in _NEEDED},
+            name=row.get("name", row["split"]),
+            labels=labels,
+            published_rows=int(row.get("published_rows", 0)),
+            **optional,
+        )
+    return TaskTable(tasks, categories)
 
 
-TASKS: dict[str, Task] = _tasks()
-"""Every task by its test split name, in the order of the published table."""
+def _problem(row: Any, categories: dict[str, str]) -> str | None:
+    """What is wrong with a row, or None."""
+    if not isinstance(row, dict):
+        return f"expected split: …, modality: …, got {row!r}"
+    if unknown := sorted(set(row) - set(_KEYS)):
+        return f"{unknown[0]}: no such key; expected {', '.join(_KEYS)}"
+    if lacking := [key for key in _NEEDED if not row.get(key)]:
+        return f"{lacking[0]} is lacking"
+    choices = {"modality": MODALITIES, "category": tuple(categories), "answer_type": ANSWER_TYPES}
+    for key, known in choices.items():
+        if row[key] not in known:
+            return f"{key}: expected one of {', '.join(known)}, got {row[key]!r}"
+    if "answers" in row and not (isinstance(row["answers"], list) and row["answers"]):
+        return f"answers: expected a list, got {row['answers']!r}"
+    if not row.get("published_rows", "0").isdecimal():
+        return f"published_rows: expected a number, got {row['published_rows']!r}"
+    return None
 
 
-def known_split_names() -> list[str]:
-    """All that names test splits: split names, tasks' short names, categories."""
-    return [*TASKS, *(task.name for task in TASKS.values()), *CATEGORIES]
+@functools.cache
+def mmt47() -> TaskTable:
+    """The 47 tasks of MMT-47."""
+    return read_table(Path(__file__).with_name("mmt47.yaml"))
 
 
-def split_names(chosen: Sequence[str] | str | None) -> list[str] | None:
-    """Test splits by their names, by tasks' short names (`sst2`) or by categories (`glue`), in the order of the table.
-
-    None stays None (all). A name that is none of these is left as it is, behind the others.
-    """
-    if chosen is None:
-        return None
-    names = [chosen] if isinstance(chosen, str) else list(chosen)
-    found = [split for split, task in TASKS.items() if {split, task.name, task.category} & set(names)]
-    return found + [name for name in names if name not in known_split_names()]
-
-
-def scored_by(metrics: Mapping[str, str] | None) -> dict[str, Task]:
-    """The task table with other metrics, by names of splits, tasks or categories (`evaluation.metrics`)."""
-    table = dict(TASKS)
-    for name, metric in (metrics or {}).items():
-        table |= {split: replace(table[split], metric=metric) for split in split_names(name) or ()}
-    return table
+TASKS = mmt47().tasks
+"""Every task of MMT-47 by its test split name, in the order of the published table."""
+CATEGORIES = mmt47().categories
+known_split_names, split_names, scored_by = mmt47().known_names, mmt47().splits, mmt47().scored_by

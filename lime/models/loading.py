@@ -16,9 +16,9 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from lime.models.fingerprint import checkpoint_fingerprint, processing_fingerprint
+from lime.processors.automatic import complete_tokens, is_text_only, load_automatic_processor, text_only
 from lime.processors.config import EMBEDDED, FAMILIES, OTHER, ModelConfig
 from lime.processors.families import load_processor
-from lime.processors.generic import complete_tokens, is_text_only, load_other_processor, text_only
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def load_processor_alone(config: ModelConfig) -> tuple[str, ProcessorMixin]:
 def _processor(config: ModelConfig, family: str) -> ProcessorMixin:
     image, video = config.visual()
     if family == OTHER:
-        return load_other_processor(config.location, revision=config.revision, image=image, video=video)
+        return load_automatic_processor(config.location, revision=config.revision, image=image, video=video)
     return load_processor(config.location, family, revision=config.revision, image=image, video=video)
 
 

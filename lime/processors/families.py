@@ -16,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import (
-    AutoTokenizer,
-    BatchFeature,
-    LlavaOnevisionProcessor,
-    ProcessorMixin,
-    Qwen2VLProcessor,
-)
+from transformers import AutoTokenizer, BatchFeature, LlavaOnevisionProcessor, ProcessorMixin, Qwen2VLProcessor
 from transformers.image_utils import SizeDict
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-    LlavaOnevisionImageProcessorPil,
-)
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.utils import PushToHubMixin, cached_file
 
@@ -73,12 +65,7 @@ class FrameProcessor(PushToHubMixin):
         """The configuration, as it stands in `video_preprocessor_config.json`."""
         content = {k: v for k, v in self.image_processor.to_dict().items() if k != "image_processor_type"}
         name = "Qwen2VLVideoProcessor" if self.patched else "LlavaOnevisionVideoProcessor"
-        return {
-            **content,
-            "video_processor_type": name,
-            "num_frames": self.num_frames,
-            "do_sample_frames": False,
-        }
+        return {**content, "video_processor_type": name, "num_frames": self.num_frames, "do_sample_frames": False}
 
     def resize(self, video: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """(T, H, W, 3) uint8 to (T, 3, h, w) uint8 at the size the model sees."""
@@ -211,14 +198,7 @@ def load_processor(
             f"model.path: {path} has no chat template (chat_template.jinja, chat_template.json, or in the "
             "tokenizer); it is part of the checkpoint: fetch it"
         )
-    nested = (
-        "image_processor",
-        "video_processor",
-        "processor_class",
-        "chat_template",
-        "auto_map",
-        "tokenizer",
-    )
+    nested = ("image_processor", "video_processor", "processor_class", "chat_template", "auto_map", "tokenizer")
     options = {key: value for key, value in top.items() if key not in nested}
     frames = FrameProcessor(frame_processor, video.num_frames)
     processor = processor_class(image_processor, tokenizer, frames, chat_template=template, **options)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from lime.data.cache import FrameCache
 from lime.data.collate import Collator, model_inputs
 from lime.data.config import DataConfig, FrameCacheConfig
+from lime.data.media.frame_cache import FrameCache
 from lime.data.rows import MMTDataset
 from lime.system.atomic import temporary_beside
 

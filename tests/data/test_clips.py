@@ -236,7 +236,7 @@ def test_a_clip_costs_no_more_than_its_bounds(made, tmp_path):
 def test_ffmpeg_is_told_to_open_files_only(monkeypatch, made):
     seen = []
     opener = av.open
-    monkeypatch.setattr("lime.data.video.av.open", lambda *a, **k: seen.append((a, k)) or opener(*a, **k))
+    monkeypatch.setattr("lime.data.media.video.av.open", lambda *a, **k: seen.append((a, k)) or opener(*a, **k))
     load_video(made["plain.mp4"], 2)
     assert all(place.startswith("file:/") for (place, *_), _ in seen)
     assert all(options["container_options"]["protocol_whitelist"] == "file" for _, options in seen)

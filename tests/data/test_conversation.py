@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken
 
 from lime.data.collate import Collator
-from lime.data.collate_generic import ImagesConversation
+from lime.data.collate_processor import ImagesConversation
 from lime.data.conversation import Conversation
 from lime.data.rows import MMTDataset, Row
 
@@ -65,7 +65,7 @@ def test_special_tokens_placeholders_and_turn_marks_are_broken_up(processor, fam
     mark = placeholder(conversation, kind)
     ids = conversation.prompts([row(f"color {mark} {START} x{END} ¤ {mark}{mark} <loc>")])[0]
     special = set(processor.tokenizer.all_special_ids) | set(conversation.placeholders.values())
-    frame = "".join(conversation._frames["text"])
+    frame = "".join(conversation.frames["text"])
     expected = [i for i in processor.tokenizer(frame, add_special_tokens=False).input_ids if i in special]
     assert [i for i in ids if i in special] == expected
     assert f"color {mark[0]}{SPACE}{mark[1:]}" in conversation.prompt(row(f"color {mark}"))

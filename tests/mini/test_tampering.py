@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lime.embedded.benchmark.items import LETTERS
-from lime.embedded.benchmark.scenes import TAMPERINGS, tamper
+from lime.embedded.benchmark.scenes_video import TAMPERINGS, tamper
 from lime.embedded.benchmark.tasks_video import FPS, QUESTION, SCENES
 
 MIDDLE = slice(8, 16)

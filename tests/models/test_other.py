@@ -12,7 +12,7 @@ import torch
 
 from lime.config.check import build
 from lime.config.schema import EvalConfig
-from lime.data.collate_generic import ProcessorCollator
+from lime.data.collate_processor import ProcessorCollator
 from lime.data.rows import MMTDataset
 from lime.jobs.evaluate import evaluate
 from lime.jobs.train import train

@@ -12,9 +12,9 @@ from typing import Any
 from lime.analysis.benchmark.options import option
 from lime.analysis.benchmark.record import Column, record
 from lime.analysis.benchmark.timing import Spread, interleaved
-from lime.data.cache import FrameCache
 from lime.data.collate import Collator
 from lime.data.config import MiniConfig
+from lime.data.media.frame_cache import FrameCache
 from lime.data.rows import MMTDataset, Row
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
 from lime.embedded.benchmark import ensure

@@ -108,9 +108,5 @@ def _plan(root: Path, source: Source, revision: str | None) -> list[DryRunFileIn
 
 def _snapshot(root: Path, source: Source, revision: str | None) -> None:
     huggingface_hub.snapshot_download(
-        source.repository,
-        repo_type="dataset",
-        revision=revision,
-        local_dir=root,
-        allow_patterns=list(source.patterns),
+        source.repository, repo_type="dataset", revision=revision, local_dir=root, allow_patterns=list(source.patterns)
     )

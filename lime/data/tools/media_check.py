@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from lime.data.media import BOUNDS, MEDIA_KINDS, Bounds, MediaError, clip, load_image, media_file
-from lime.data.signatures import describe
+from lime.data.media.signatures import describe
 
 __all__ = ["MEDIA_KINDS", "Checked", "Problem", "check_chunk", "check_media", "describe"]
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lime.data.encoding import write_video
+from lime.data.media.encoding import write_video
 from lime.data.rows import COLUMNS
 from lime.system.atomic import replacing_folder
 

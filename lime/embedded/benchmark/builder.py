@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from lime.data.encoding import write_image, write_video
+from lime.data.media.encoding import write_image, write_video
 from lime.data.rows import COLUMNS, Rows
 from lime.embedded.benchmark.items import MiniTask, Part
 from lime.embedded.benchmark.tasks import MINI_TASKS

@@ -7,18 +7,18 @@ import string
 
 import numpy as np
 
-from lime.embedded.benchmark.drawing import COLORS, FONTS, SHAPES, mix, pick, pick_other, shade
+from lime.embedded.benchmark.chance import pick, pick_other
+from lime.embedded.benchmark.drawing import COLOR_NAMES, FONTS, SHAPES, mix, shade
 from lime.embedded.benchmark.icons import ICONS
 from lime.embedded.benchmark.scenes_video import FLOOR, Pen, backdrop, film
 
-_NAMES = tuple(COLORS)
 _GREY = (200, 200, 200)
 
 
 def stacking(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     """A tower grows block by block, each pushed in from the side."""
     count, half = 6, rng.uniform(10, 14)
-    fills = [shade(rng, pick(rng, _NAMES), 12) for _ in range(count)]
+    fills = [shade(rng, pick(rng, COLOR_NAMES), 12) for _ in range(count)]
     x, side, high = rng.uniform(26, 38), 1 if rng.random() < 0.5 else -1, 8.6
 
     def draw(pen: Pen, u: float) -> None:
@@ -33,8 +33,8 @@ def stacking(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
 
 def driving(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     """A car drives along the road towards a house at the edge."""
-    first = pick(rng, _NAMES)
-    car, home = shade(rng, first, 12), shade(rng, pick_other(rng, _NAMES, first), 12)
+    first = pick(rng, COLOR_NAMES)
+    car, home = shade(rng, first, 12), shade(rng, pick_other(rng, COLOR_NAMES, first), 12)
     ahead = 1 if rng.random() < 0.5 else -1
 
     def draw(pen: Pen, u: float) -> None:
@@ -46,10 +46,10 @@ def driving(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
 
 def opening(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     """A pair of curtains opens before a lit stage, or closes."""
-    first = pick(rng, _NAMES)
+    first = pick(rng, COLOR_NAMES)
     cloth, stage = (
         shade(rng, first, 12),
-        mix(shade(rng, pick_other(rng, _NAMES, first), 12), (255, 255, 255), 0.3),
+        mix(shade(rng, pick_other(rng, COLOR_NAMES, first), 12), (255, 255, 255), 0.3),
     )
     closing, shape = rng.random() < 0.5, pick(rng, SHAPES)
 
@@ -66,7 +66,7 @@ def opening(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
 
 def sprouting(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     """A plant grows out of its pot and opens its flower."""
-    petal, pot = shade(rng, pick(rng, _NAMES), 12), shade(rng, (185, 95, 50), 14)
+    petal, pot = shade(rng, pick(rng, COLOR_NAMES), 12), shade(rng, (185, 95, 50), 14)
     x, high, green = rng.uniform(24, 40), rng.uniform(32, 36), shade(rng, (60, 170, 60), 14)
 
     def draw(pen: Pen, u: float) -> None:
@@ -75,20 +75,11 @@ def sprouting(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
         for i in range(1, 4):
             if u > i / 4:
                 pen.ellipse(
-                    x + (6 if i % 2 else -6),
-                    FLOOR - 6 - (high - 4) * i / 4,
-                    6 * min(1, 3 * u - i / 2),
-                    2.4,
-                    green,
+                    x + (6 if i % 2 else -6), FLOOR - 6 - (high - 4) * i / 4, 6 * min(1, 3 * u - i / 2), 2.4, green
                 )
         for i in range(6):
             reach = 2 + 5 * u
-            pen.circle(
-                x + reach * math.sin(math.pi * i / 3),
-                tip + reach * math.cos(math.pi * i / 3),
-                1 + 3 * u,
-                petal,
-            )
+            pen.circle(x + reach * math.sin(math.pi * i / 3), tip + reach * math.cos(math.pi * i / 3), 1 + 3 * u, petal)
         pen.polygon([(x - 9, FLOOR - 6), (x + 9, FLOOR - 6), (x + 6, FLOOR + 7), (x - 6, FLOOR + 7)], pot)
 
     return film(rng, frames, backdrop(rng), draw)
@@ -97,10 +88,10 @@ def sprouting(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
 def wiping(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     """One scene gives way to another: a boundary sweeps across the picture."""
     old, new = backdrop(rng), backdrop(rng)
-    first = pick(rng, _NAMES)
+    first = pick(rng, COLOR_NAMES)
     before, after = pick(rng, tuple(ICONS)), pick(rng, tuple(ICONS))
     ICONS[before](Pen(old), 32, 30, 18, shade(rng, first, 12))
-    ICONS[after](Pen(new), 32, 30, 18, shade(rng, pick_other(rng, _NAMES, first), 12))
+    ICONS[after](Pen(new), 32, 30, 18, shade(rng, pick_other(rng, COLOR_NAMES, first), 12))
     right, width = rng.random() < 0.5, old.width
 
     def draw(pen: Pen, u: float) -> None:
@@ -115,7 +106,7 @@ def wiping(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
 
 def fleet(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     """Two to four objects of one kind cross the picture together, one above the other."""
-    count, shape, fill = int(rng.integers(2, 5)), pick(rng, SHAPES), shade(rng, pick(rng, _NAMES), 12)
+    count, shape, fill = int(rng.integers(2, 5)), pick(rng, SHAPES), shade(rng, pick(rng, COLOR_NAMES), 12)
     dx, slant, r = 1 if rng.random() < 0.5 else -1, rng.uniform(-5, 5), rng.uniform(6, 7)
 
     def draw(pen: Pen, u: float) -> None:
@@ -128,11 +119,7 @@ def fleet(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
 def writing(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     """Six letters appear on a board one after another, in two lines."""
     letters = [string.ascii_uppercase[i] for i in rng.permutation(26)[:6]]
-    ink, board, face = (
-        shade(rng, pick(rng, _NAMES), 12),
-        shade(rng, (18, 48, 36), 12),
-        int(rng.integers(FONTS)),
-    )
+    ink, board, face = (shade(rng, pick(rng, COLOR_NAMES), 12), shade(rng, (18, 48, 36), 12), int(rng.integers(FONTS)))
 
     def draw(pen: Pen, u: float) -> None:
         pen.rectangle(3, 3, 61, 47, _GREY)
@@ -149,7 +136,7 @@ def writing(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
 
 def advancing(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     """Walking up a road towards a house that grows, or backing away from it."""
-    wall, away = shade(rng, pick(rng, _NAMES), 12), rng.random() < 0.5
+    wall, away = shade(rng, pick(rng, COLOR_NAMES), 12), rng.random() < 0.5
     horizon = rng.uniform(28, 32)
     side = shade(rng, (30, 75, 30), 12)
 
@@ -167,8 +154,8 @@ def advancing(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
 
 def colliding(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     """A ball rolls into another one and stops; the other rolls on."""
-    first = pick(rng, _NAMES)
-    fill, fill2 = shade(rng, first, 12), shade(rng, pick_other(rng, _NAMES, first), 12)
+    first = pick(rng, COLOR_NAMES)
+    fill, fill2 = shade(rng, first, 12), shade(rng, pick_other(rng, COLOR_NAMES, first), 12)
     dx, r = 1 if rng.random() < 0.5 else -1, rng.uniform(8, 9.5)
     reach, touch = 32 - r, r
 

@@ -1,4 +1,4 @@
-"""Drawing kit of the embedded benchmark: palette, random helpers and a supersampling pen.
+"""Drawing kit of the embedded benchmark: palette and a supersampling pen.
 
 Coordinates are picture units, 0..64 from the left and from the top. Pictures are drawn at twice that
 resolution and reduced, so that edges are smooth. Fonts are the DejaVu files that come with matplotlib: no
@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,7 +19,6 @@ SIZE = 64
 SCALE = 2
 
 RGB = tuple[int, int, int]
-T = TypeVar("T")
 
 COLORS: dict[str, RGB] = {
     "red": (220, 40, 40),
@@ -32,6 +30,7 @@ COLORS: dict[str, RGB] = {
     "white": (245, 245, 245),
     "cyan": (60, 210, 220),
 }
+COLOR_NAMES = tuple(COLORS)
 SHAPES = ("circle", "square", "triangle", "cross", "diamond")
 
 _FONT_FILES = (
@@ -46,16 +45,6 @@ _FONT_FILES = (
     "DejaVuSerif-Italic.ttf",
 )
 FONTS = len(_FONT_FILES)
-
-
-def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of `options`, uniformly."""
-    return options[int(rng.integers(len(options)))]
-
-
-def pick_other(rng: np.random.Generator, options: Sequence[T], *taken: object) -> T:
-    """One of `options` that is not among `taken`, uniformly."""
-    return pick(rng, [option for option in options if option not in taken])
 
 
 def shade(rng: np.random.Generator, color: str | RGB, spread: int = 18) -> RGB:

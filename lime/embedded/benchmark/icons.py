@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lime.embedded.benchmark.drawing import COLORS, RGB, Pen, dark, develop, mix, pick, shade
+from lime.embedded.benchmark.chance import pick
+from lime.embedded.benchmark.drawing import COLOR_NAMES, RGB, Pen, dark, develop, mix, shade
 
 BLACK: RGB = (12, 12, 12)
 Draw = Callable[[Pen, float, float, float, RGB], None]
@@ -49,8 +50,7 @@ def _car(pen: Pen, x: float, y: float, r: float, fill: RGB) -> None:
 
 def _boat(pen: Pen, x: float, y: float, r: float, fill: RGB) -> None:
     pen.polygon(
-        [(x - r, y + 0.4 * r), (x + r, y + 0.4 * r), (x + 0.6 * r, y + 0.9 * r), (x - 0.6 * r, y + 0.9 * r)],
-        fill,
+        [(x - r, y + 0.4 * r), (x + r, y + 0.4 * r), (x + 0.6 * r, y + 0.9 * r), (x - 0.6 * r, y + 0.9 * r)], fill
     )
     pen.rectangle(x - 0.06 * r, y - r, x + 0.06 * r, y + 0.4 * r, (170, 170, 170))
     pen.polygon([(x + 0.12 * r, y - 0.9 * r), (x + 0.85 * r, y + 0.25 * r), (x + 0.12 * r, y + 0.25 * r)], fill)
@@ -86,10 +86,7 @@ def _flower(pen: Pen, x: float, y: float, r: float, fill: RGB) -> None:
     pen.ellipse(x + 0.3 * r, y + 0.7 * r, 0.27 * r, 0.12 * r, (60, 150, 60))
     for i in range(6):
         pen.circle(
-            x + 0.4 * r * math.sin(math.pi * i / 3),
-            y - 0.35 * r + 0.4 * r * math.cos(math.pi * i / 3),
-            0.24 * r,
-            fill,
+            x + 0.4 * r * math.sin(math.pi * i / 3), y - 0.35 * r + 0.4 * r * math.cos(math.pi * i / 3), 0.24 * r, fill
         )
     pen.circle(x, y - 0.35 * r, 0.22 * r, BLACK)
 
@@ -133,7 +130,7 @@ def icon(
     rng: np.random.Generator, *, name: str | None = None, color: str | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """One large pictogram out of `ICONS` in one colour: ((64, 64, 3) uint8, {name, color})."""
-    name, color = name or pick(rng, tuple(ICONS)), color or pick(rng, tuple(COLORS))
+    name, color = name or pick(rng, tuple(ICONS)), color or pick(rng, COLOR_NAMES)
     if name not in ICONS:
         raise ValueError(f"unknown icon {name!r}; expected one of {', '.join(ICONS)}")
     pen = Pen(dark(rng))

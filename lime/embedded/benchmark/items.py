@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 
 Part = Literal["train", "test"]
 LETTERS = "ABCDEF"
+BEST = "Choose the best option."
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class MiniTask:
     """
 
     split: str
-    source_type: Literal["text", "image", "video"]
+    source_type: str
     answers: tuple[str, ...]
     draw: Draw
 
@@ -42,6 +43,21 @@ class MiniTask:
     def name(self) -> str:
         """The data set's name: the split's without its prefix."""
         return self.split.split("_test_", 1)[1]
+
+
+class MiniTasks(dict[str, MiniTask]):
+    """The tasks of one modality by test split. `@TASKS.task(split, answers)` before its `draw` adds one."""
+
+    def __init__(self, source_type: str) -> None:
+        super().__init__()
+        self.source_type = source_type
+
+    def task(self, split: str, answers: Iterable[str]) -> Callable[[Draw], Draw]:
+        def add(draw: Draw) -> Draw:
+            self[split] = MiniTask(split, self.source_type, tuple(answers), draw)
+            return draw
+
+        return add
 
 
 def part_of(key: str) -> Part:

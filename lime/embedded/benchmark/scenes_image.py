@@ -1,19 +1,35 @@
 """Image renderers: each `f(rng, **attributes) -> ((64, 64, 3) uint8, attributes)`.
 
-Every attribute may be fixed by keyword; what is not fixed is drawn from `rng`. Legible at 32x32.
+Every attribute may be fixed by keyword; what is not fixed is drawn from `rng`. Legible at 32x32. The pretraining and
+the benchmark both show them. The benchmark's task of each, and the skill beneath it:
+
+    scene     colour, shape, count          seed_bench
+    texture   8 surface kinds               eurosat, scienceqa
+    digit     one digit                     svhn
+    word      three letters                 text_recognition
+    bars      height of the bar of a colour chartqa
+    icon      12 pictograms                 caltech101, okvqa
+    flower    petal number, petal colour    flowers102
+    face      ears, fur colour              pets
+    cells     dark cluster in the centre    camelyon
+    lungs     bright spot left or right     vqa_rad
+    sign      word or digit on a sign       textvqa
+    blurred   colour unless too blurred     vizwiz_vqa
 """
 
 from __future__ import annotations
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from lime.embedded.benchmark.chance import pick, pick_other
 from lime.embedded.benchmark.drawing import (
+    COLOR_NAMES,
     COLORS,
     FONTS,
     RGB,
@@ -24,12 +40,10 @@ from lime.embedded.benchmark.drawing import (
     dark,
     develop,
     mix,
-    pick,
-    pick_other,
     shade,
 )
+from lime.embedded.benchmark.icons import icon
 
-COLOR_NAMES = tuple(COLORS)
 TEXTURES = ("plain", "rows", "columns", "slanted", "checks", "dots", "grain", "fade")
 FURS: dict[str, RGB] = {
     "orange": (240, 140, 40),
@@ -268,8 +282,7 @@ def sign(
         pen.ellipse(x, y, 30, 26, plate)
     else:
         pen.polygon(
-            [(x + 32 * math.cos(a), y + 27 * math.sin(a)) for a in (math.pi * (i + 0.5) / 4 for i in range(8))],
-            plate,
+            [(x + 32 * math.cos(a), y + 27 * math.sin(a)) for a in (math.pi * (i + 0.5) / 4 for i in range(8))], plate
         )
     size = rng.uniform(32, 40) if len(text) == 1 else rng.uniform(25, 29)
     pen.text(text, x, y, size, int(rng.integers(FONTS)), ink, max_width=50)
@@ -296,9 +309,9 @@ def blurred(
     if blur >= UNREADABLE_BLUR:
         grey = rng.uniform(50, 110) + 28 * rng.standard_normal((SIZE // 4, SIZE // 4), dtype=np.float32)
         pixels = np.repeat(np.repeat(grey, 4, 0), 4, 1)[..., None] * np.ones(3, np.float32)
-    return develop(rng, pixels), {
-        "color": color,
-        "shape": shape,
-        "blur": blur,
-        "readable": blur <= READABLE_BLUR,
-    }
+    return develop(rng, pixels), {"color": color, "shape": shape, "blur": blur, "readable": blur <= READABLE_BLUR}
+
+
+IMAGES: dict[str, Callable[..., Rendered]] = {
+    f.__name__: f for f in (scene, texture, digit, word, bars, icon, flower, face, cells, lungs, sign, blurred)
+}

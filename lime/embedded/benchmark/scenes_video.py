@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lime.embedded.benchmark.drawing import COLORS, RGB, SCALE, SHAPES, SIZE, Pen, mix, pick, pick_other, shade
+from lime.embedded.benchmark.chance import pick, pick_other
+from lime.embedded.benchmark.drawing import COLOR_NAMES, RGB, SCALE, SHAPES, SIZE, Pen, mix, shade
 from lime.embedded.benchmark.icons import ICONS
 
-COLOR_NAMES = tuple(COLORS)
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 TURNS = ("clockwise", "counterclockwise")
 TAMPERINGS = ("original", "masking", "repetition", "substitution", "dropping", "rotate")
@@ -187,12 +187,7 @@ def passing(
         pen.shape(shape, 32 + step, y, r, first)
         pen.shape(shape2, 32 - step, y2, r, second)
 
-    return film(rng, frames, backdrop(rng), draw), {
-        "color": color,
-        "color2": color2,
-        "shape": shape,
-        "shape2": shape2,
-    }
+    return film(rng, frames, backdrop(rng), draw), {"color": color, "color2": color2, "shape": shape, "shape2": shape2}
 
 
 def scrolling(rng: np.random.Generator, frames: int = 24, *, direction: str | None = None) -> Clip:
@@ -263,18 +258,7 @@ def sunrise(rng: np.random.Generator, frames: int = 24, *, change: str | None = 
 
 VIDEOS: dict[str, Callable[..., Clip]] = {
     f.__name__: f
-    for f in (
-        moving,
-        resizing,
-        recoloring,
-        rotating,
-        bouncing,
-        passing,
-        scrolling,
-        counting,
-        filling,
-        sunrise,
-    )
+    for f in (moving, resizing, recoloring, rotating, bouncing, passing, scrolling, counting, filling, sunrise)
 }
 
 

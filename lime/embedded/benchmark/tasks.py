@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from lime.embedded.benchmark.items import MiniTask
 from lime.embedded.benchmark.tasks_image import IMAGE_TASKS
 from lime.embedded.benchmark.tasks_text import TEXT_TASKS
 from lime.embedded.benchmark.tasks_video import VIDEO_TASKS
 
-MINI_TASKS: dict[str, MiniTask] = {task.split: task for task in (*IMAGE_TASKS, *TEXT_TASKS, *VIDEO_TASKS)}
+MINI_TASKS = {**IMAGE_TASKS, **TEXT_TASKS, **VIDEO_TASKS}

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from lime.embedded.benchmark import clips, scenes
-from lime.embedded.benchmark.items import LETTERS, Item, MiniTask, Part
-from lime.embedded.benchmark.scenes import TAMPERINGS, tamper
+from lime.embedded.benchmark import clips
+from lime.embedded.benchmark import scenes_video as scenes
+from lime.embedded.benchmark.items import LETTERS, Item, MiniTasks, Part
+from lime.embedded.benchmark.scenes_video import TAMPERINGS, tamper
 
 FPS = 8
 FRAMES = 24
@@ -42,19 +43,20 @@ SCENES: dict[str, Callable[..., Any]] = {
 
 def render(rng: np.random.Generator, name: str) -> np.ndarray:
     """One untampered clip of the task's scene, (24, 64, 64, 3) uint8."""
-    made = SCENES[name](rng, FRAMES)
-    frames: np.ndarray = made[0] if isinstance(made, tuple) else made
+    drawn = SCENES[name](rng, FRAMES)
+    frames: np.ndarray = drawn[0] if isinstance(drawn, tuple) else drawn
     return frames
 
 
-def _drawing(name: str) -> Callable[[np.random.Generator, str, Part], Item]:
+def _add(name: str) -> None:
+    @VIDEO_TASKS.task(f"video_test_{name}", LETTERS)
     def draw(rng: np.random.Generator, answer: str, part: Part) -> Item:
         kind = TAMPERINGS[LETTERS.index(answer)]
         frames = render(rng, name)
         other = render(rng, name) if kind == "substitution" else frames
         return Item(QUESTION, tamper(frames, other, kind, rng, FPS))
 
-    return draw
 
-
-VIDEO_TASKS = [MiniTask(f"video_test_{name}", "video", tuple(LETTERS), _drawing(name)) for name in SCENES]
+VIDEO_TASKS = MiniTasks("video")
+for _name in SCENES:
+    _add(_name)

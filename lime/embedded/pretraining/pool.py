@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lime.embedded.benchmark import scenes
+from lime.embedded.benchmark import scenes_image, scenes_video
 from lime.embedded.pretraining.architecture import FRAMES, IMAGE_SIZE, QWEN_FRAME_SIZE
 from lime.embedded.pretraining.visual_corpus import IMAGE_WEIGHTS
 from lime.system import interrupts
@@ -38,19 +38,19 @@ def _images(seed: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
     for i in range(CHUNK):
         if rng.random() < 0.08:  # a frame of a clip, upright or turned, for the vision stage alone
             video = names_of_videos[int(rng.integers(len(names_of_videos)))]
-            clip, _ = scenes.VIDEOS[video](rng, frames=2)
+            clip, _ = scenes_video.VIDEOS[video](rng, frames=2)
             upright = bool(rng.random() < 0.5)
             frame = clip[int(rng.integers(2))]
             pixels[i] = frame if upright else frame[::-1, ::-1]
             items.append({"name": "frame", "video": video, "upright": upright})
             continue
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-        pixels[i], attributes = scenes.IMAGES[name](rng)
+        pixels[i], attributes = scenes_image.IMAGES[name](rng)
         items.append({"name": name, **_plain(attributes)})
     return pixels, items
 
 
-names_of_videos = list(scenes.VIDEOS)
+names_of_videos = list(scenes_video.VIDEOS)
 
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -64,12 +64,12 @@ def _videos(seed: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     small = np.empty((CHUNK // 4, FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     large = np.empty((CHUNK // 4, FRAMES, QWEN_FRAME_SIZE, QWEN_FRAME_SIZE, 3), np.uint8)
     items: list[dict[str, Any]] = []
-    previous = scenes.moving(rng)[0]
+    previous = scenes_video.moving(rng)[0]
     for i in range(CHUNK // 4):
         name = names_of_videos[int(rng.integers(len(names_of_videos)))]
-        clip, attributes = scenes.VIDEOS[name](rng)
-        kind = scenes.TAMPERINGS[int(rng.integers(len(scenes.TAMPERINGS)))]
-        frames = sample(scenes.tamper(clip, previous, kind, rng))
+        clip, attributes = scenes_video.VIDEOS[name](rng)
+        kind = scenes_video.TAMPERINGS[int(rng.integers(len(scenes_video.TAMPERINGS)))]
+        frames = sample(scenes_video.tamper(clip, previous, kind, rng))
         small[i], large[i] = shrink(frames, IMAGE_SIZE), shrink(frames, QWEN_FRAME_SIZE)
         items.append({"name": name, "kind": kind, **_plain(attributes)})
         previous = clip

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
-from lime.embedded.benchmark import scenes
+from lime.embedded.benchmark import scenes_image, scenes_video
 from lime.embedded.pretraining import architecture
 from lime.embedded.pretraining.batches import Encoder
 from lime.embedded.pretraining.pool import sample, shrink
 from lime.embedded.pretraining.text_corpus import SKILLS, text_dialogue
 from lime.embedded.pretraining.visual_batches import normalise, patches
 from lime.embedded.pretraining.visual_corpus import IMAGE_DIALOGUES, STATES, motion
+from lime.processors.config import EMBEDDED
 
 SEED = 987_654
 # the turn of `IMAGE_DIALOGUES[name]` that is asked, where the first (the description) is not the plainest
@@ -46,21 +47,21 @@ def items(count: int) -> list[ProbeItem]:
     out = [ProbeItem(f"text: {name}", *text_dialogue(rng, name)[0]) for name in SKILLS for _ in range(count)]
     for name, ask in IMAGE_DIALOGUES.items():
         for i in range(count):
-            pixels, attributes = scenes.IMAGES[name](rng)
+            pixels, attributes = scenes_image.IMAGES[name](rng)
             attributes = {("icon" if k == "name" else k): v for k, v in attributes.items()}
             turns = ask(rng, attributes)
             places = ASKED.get(name, tuple(range(1, len(turns))))
             place = places[i % len(places)]
             label = f"scene, {SCENE_TURNS[place]}" if name == "scene" else name
             out.append(ProbeItem(f"image: {label}", *turns[place], pixels[None]))
-    names = list(scenes.VIDEOS)
-    previous = scenes.moving(rng)[0]
+    names = list(scenes_video.VIDEOS)
+    previous = scenes_video.moving(rng)[0]
     for i in range(2 * count):
         name = names[i % len(names)]
-        clip, attributes = scenes.VIDEOS[name](rng)
+        clip, attributes = scenes_video.VIDEOS[name](rng)
         if i % 2:
-            kind = scenes.TAMPERINGS[int(rng.integers(len(scenes.TAMPERINGS)))]
-            frames = sample(scenes.tamper(clip, previous, kind, rng))
+            kind = scenes_video.TAMPERINGS[int(rng.integers(len(scenes_video.TAMPERINGS)))]
+            frames = sample(scenes_video.tamper(clip, previous, kind, rng))
             out.append(ProbeItem("video: state", "state of the clip", STATES[kind], frames))
         else:
             out.append(ProbeItem("video: motion", "tell the motion", motion(name, attributes), sample(clip)))
@@ -69,7 +70,7 @@ def items(count: int) -> list[ProbeItem]:
 
 
 def _inputs(name: str, shown: list[np.ndarray], dtype: torch.dtype) -> dict[str, Tensor]:
-    family = architecture.FAMILIES[name]
+    family = EMBEDDED[name]
     video = len(shown[0]) > 1
     if family == "llava_onevision":
         frames = np.stack([shrink(item, architecture.IMAGE_SIZE) for item in shown])
@@ -103,7 +104,7 @@ def answer(name: str, model: Any, tokenizer: Qwen2Tokenizer, probe: list[ProbeIt
                 shown = [item.frames for item in (probe[at] for at, _ in part) if item.frames is not None]
                 inputs |= _inputs(name, shown, model.dtype)
                 marker = architecture.token_id(tokenizer, "<|video_pad|>" if frames > 1 else "<|image_pad|>")
-                if architecture.FAMILIES[name] == "qwen2_vl":
+                if EMBEDDED[name] == "qwen2_vl":
                     inputs["mm_token_type_ids"] = tokens.eq(marker).int() * (2 if frames > 1 else 1)
             generated = model.generate(**inputs, max_new_tokens=24, do_sample=False)[:, tokens.shape[1] :]
             for (at, _), text in zip(part, tokenizer.batch_decode(generated, skip_special_tokens=True), strict=True):

@@ -9,13 +9,18 @@ items come from the pretraining side of the item split, prompts are worded diffe
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from lime.embedded.benchmark import sentences as skill
-from lime.embedded.benchmark.sentences import Rng, pick, shuffled
-from lime.embedded.pretraining.words import GENERAL
+from lime.embedded.benchmark.chance import Rng, pick, shuffled
+from lime.embedded.benchmark.items import LETTERS
 
 Dialogue = tuple[str, str]
 SIDE: skill.Side = "pretraining"
+GENERAL = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
+"""Single words as any pretraining corpus would hold them, for the tokenizer and for copying; never in the form of a
+task, a prompt or a label set."""
 NUMBERS = "zero one two three four five six seven eight nine".split()
 COMMON = sorted(
     {*GENERAL, *skill.POSITIVE, *skill.NEGATIVE, *skill.ANIMALS, *skill.PEOPLE, *skill.PLACES, *skill.FACTS}
@@ -23,7 +28,6 @@ COMMON = sorted(
 )
 
 # How options are listed, and what an answer by marker looks like. The benchmark lists them in yet another way.
-LETTERS = "ABCDEF"
 STYLES: list[Callable[[list[str]], str]] = [
     lambda o: "\n".join(f"{m}: {v}" for m, v in zip(LETTERS, o, strict=False)),
     lambda o: "\n".join(f"{m}) {v}" for m, v in zip(LETTERS, o, strict=False)),
@@ -92,16 +96,16 @@ def _know(rng: Rng) -> Dialogue:
 
 
 def _table(rng: Rng) -> Dialogue | list[Dialogue]:
-    name = pick(rng, ["solution", "ending", "feeling"])
-    if name == "solution":
-        item = skill.solution(rng, side=SIDE, options=int(rng.integers(2, 5)))
-        question = pick(rng, ["to {} take a", "i want to {}", "tool: {}"]).format(item.context)
-    elif name == "ending":
-        item = skill.ending(rng, side=SIDE, options=int(rng.integers(2, 5)))
-        question = pick(rng, ["{} and then", "next: {}", "go on: {}"]).format(item.context)
-    else:
-        item = skill.feeling(rng, side=SIDE, options=int(rng.integers(2, 5)))
-        question = pick(rng, ["{} and is now", "mood: {}", "{} ."]).format(item.context)
+    draw, forms = pick(
+        rng,
+        [
+            (skill.solution, ["to {} take a", "i want to {}", "tool: {}"]),
+            (skill.ending, ["{} and then", "next: {}", "go on: {}"]),
+            (skill.feeling, ["{} and is now", "mood: {}", "{} ."]),
+        ],
+    )
+    item = draw(rng, side=SIDE, options=int(rng.integers(2, 5)))
+    question = pick(rng, forms).format(item.context)
     return (question, item.answer) if rng.random() < 0.25 else choice_turns(rng, question, item.options, item.correct)
 
 
@@ -168,10 +172,7 @@ def _contrast(rng: Rng) -> list[Dialogue]:
     item = skill.paraphrase(rng, side=SIDE)
     first, second = _parts(item.first), _parts(item.second)
     edits = ", ".join(f"{a} {b}" for a, b in zip(first, second, strict=True) if a != b) or "nothing"
-    turns = [
-        (f"differs: {item.first} | {item.second}", edits),
-        ("same or other ?", "same" if item.label else "other"),
-    ]
+    turns = [(f"differs: {item.first} | {item.second}", edits), ("same or other ?", "same" if item.label else "other")]
     if rng.random() < 0.4:
         turns.insert(0, (f"parts of {item.first}", " ".join(first)))
     return turns
@@ -201,14 +202,10 @@ def _acceptability(rng: Rng) -> list[Dialogue]:
 def _repair(rng: Rng) -> list[Dialogue]:
     """Put two exchanged words back in order: what judging the order rests on."""
     sentence = skill.Event.draw(rng).say(rng, vary=True)
-    words = sentence.split()
-    at = int(rng.integers(len(words) - 1))
-    while words[at] == words[at + 1]:
-        at = int(rng.integers(len(words) - 1))
-    swapped = [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
+    broken = skill.swapped(rng, sentence)
     if rng.random() < 0.25:
         return [(f"repair: {sentence}", sentence), ("was it fine ?", "fine")]
-    return [(f"repair: {' '.join(swapped)}", sentence), ("was it fine ?", "broken")]
+    return [(f"repair: {broken}", sentence), ("was it fine ?", "broken")]
 
 
 def _grounded(rng: Rng) -> Dialogue:
@@ -223,21 +220,18 @@ def _grounded(rng: Rng) -> Dialogue:
 def _instructed(rng: Rng) -> Dialogue:
     """The label words are given in the instruction: say X if …, else Y."""
     yes, no = shuffled(rng, COMMON)[:2]
-    kind = int(rng.integers(4))
-    if kind == 0:
-        one = skill.sentiment(rng, side=SIDE)
-        text, label, conditions = one.text, one.label, ("praise", "complaint")
-    elif kind == 1:
-        pair = skill.paraphrase(rng, side=SIDE)
-        text, label, conditions = f"{pair.first} | {pair.second}", pair.label, ("same", "other")
-    elif kind == 2:
-        one = skill.acceptability(rng, side=SIDE)
-        text, label, conditions = one.text, one.label, ("fine", "broken")
-    else:
-        grounded = skill.answers_question(rng, side=SIDE)
-        text, label = f"{grounded.question} / {grounded.sentence}", grounded.label
-        conditions = ("told", "untold")
-    return f"say {yes} if {conditions[0]} and {no} if {conditions[1]} : {text}", yes if label else no
+    draw, form, conditions = pick(
+        rng,
+        [
+            (skill.sentiment, "{0.text}", ("praise", "complaint")),
+            (skill.paraphrase, "{0.first} | {0.second}", ("same", "other")),
+            (skill.acceptability, "{0.text}", ("fine", "broken")),
+            (skill.answers_question, "{0.question} / {0.sentence}", ("told", "untold")),
+        ],
+    )
+    item: Any = draw(rng, side=SIDE)
+    text = form.format(item)
+    return f"say {yes} if {conditions[0]} and {no} if {conditions[1]} : {text}", yes if item.label else no
 
 
 def _lookup(rng: Rng) -> list[Dialogue]:

@@ -14,16 +14,13 @@ from torch import Tensor
 from lime.embedded.pretraining import architecture
 from lime.embedded.pretraining.batches import Encoder, bucketed, pad
 from lime.embedded.pretraining.visual_corpus import image_dialogue, video_dialogue
-
-NORMAL = {  # mean and standard deviation per channel, in units of 0..1
-    "llava_onevision": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
-    "qwen2_vl": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
-}
+from lime.processors.config import EMBEDDED
 
 
 def normalise(pixels: np.ndarray, family: str) -> Tensor:
     """(…, H, W, 3) uint8 -> (…, 3, H, W) float32, as the image processor of the family rescales and normalises."""
-    mean, std = (torch.tensor(v) for v in NORMAL[family])
+    normal = architecture.SPECS[family]["normal"]
+    mean, std = torch.tensor(normal["image_mean"]), torch.tensor(normal["image_std"])
     return ((torch.from_numpy(pixels).float() / 255 - mean) / std).movedim(-1, -3)
 
 
@@ -45,7 +42,7 @@ class Pool:
     """The rendered pool of one backbone: pixels at its resolution and the attributes they show."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.family = name, architecture.FAMILIES[name]
+        self.name, self.family = name, EMBEDDED[name]
         llava = self.family == "llava_onevision"
         self.images = np.load(folder / f"images_{32 if llava else 64}.npy", mmap_mode="r")
         side = architecture.IMAGE_SIZE if llava else architecture.QWEN_FRAME_SIZE

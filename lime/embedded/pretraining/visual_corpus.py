@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lime.embedded.benchmark import scenes
+from lime.embedded.benchmark import scenes_image, scenes_video
+from lime.embedded.benchmark.chance import Rng, pick, shuffled
 from lime.embedded.benchmark.drawing import COLORS, SHAPES
-from lime.embedded.benchmark.sentences import Rng, pick, shuffled
+from lime.embedded.benchmark.icons import ICONS
 from lime.embedded.pretraining.text_corpus import LETTERS, NUMBERS, Dialogue, choice, listed
 
 Attributes = dict[str, Any]
 DESCRIBE = ["describe.", "caption:", "what is there ?"]
 WATCH = ["describe.", "caption:", "what happens ?"]
 # what was done to a clip, in words other than the benchmark's
-STATES = dict(zip(scenes.TAMPERINGS, ["clean", "covered", "replayed", "swapped", "skipped", "inverted"], strict=True))
+STATES = dict(
+    zip(scenes_video.TAMPERINGS, ["clean", "covered", "replayed", "swapped", "skipped", "inverted"], strict=True)
+)
 
 
 def _number(rng: Rng, question: str, value: int) -> Dialogue:
@@ -35,6 +38,24 @@ def _pick_of(rng: Rng, question: str, answer: str, others: list[str], options: i
     return choice(rng, question, listed_options, listed_options.index(answer))
 
 
+Turns = Callable[[Rng, Attributes], list[Dialogue]]
+IMAGE_DIALOGUES: dict[str, Turns] = {}
+IMAGE_WEIGHTS: dict[str, float] = {}
+"""How often each renderer is taken for the pool."""
+
+
+def shown(weight: float) -> Callable[[Turns], Turns]:
+    """Before `_NAME`: the turns about pictures of the renderer NAME, which is taken by this weight."""
+
+    def add(turns: Turns) -> Turns:
+        name = turns.__name__.removeprefix("_")
+        IMAGE_DIALOGUES[name], IMAGE_WEIGHTS[name] = turns, weight
+        return turns
+
+    return add
+
+
+@shown(3.0)
 def _scene(rng: Rng, a: Attributes) -> list[Dialogue]:
     caption = f"{NUMBERS[a['k']]} {a['color']} {a['shape']}"
     if a["k2"]:
@@ -53,18 +74,21 @@ def _scene(rng: Rng, a: Attributes) -> list[Dialogue]:
     ]
 
 
+@shown(1.0)
 def _texture(rng: Rng, a: Attributes) -> list[Dialogue]:
     return [
         (pick(rng, DESCRIBE), f"{a['kind']} surface"),
         (pick(rng, ["tell the surface", "kind of surface"]), a["kind"]),
-        _pick_of(rng, "the surface is", a["kind"], list(scenes.TEXTURES)),
+        _pick_of(rng, "the surface is", a["kind"], list(scenes_image.TEXTURES)),
     ]
 
 
+@shown(1.0)
 def _digit(rng: Rng, a: Attributes) -> list[Dialogue]:
     return [(pick(rng, DESCRIBE), f"a {NUMBERS[a['value']]}"), _number(rng, "the number", a["value"])]
 
 
+@shown(2.5)
 def _word(rng: Rng, a: Attributes) -> list[Dialogue]:
     letters = " ".join(a["text"])
     return [
@@ -74,6 +98,7 @@ def _word(rng: Rng, a: Attributes) -> list[Dialogue]:
     ]
 
 
+@shown(2.0)
 def _bars(rng: Rng, a: Attributes) -> list[Dialogue]:
     pairs = list(zip(a["colors"], a["heights"], strict=True))
     color, height = pick(rng, pairs)
@@ -86,15 +111,17 @@ def _bars(rng: Rng, a: Attributes) -> list[Dialogue]:
     ]
 
 
+@shown(1.2)
 def _icon(rng: Rng, a: Attributes) -> list[Dialogue]:
     return [
         (pick(rng, DESCRIBE), f"a {a['color']} {a['icon']}"),
         (pick(rng, ["tell the thing", "name it"]), a["icon"]),
         ("tell its color", a["color"]),
-        _pick_of(rng, "it is a", a["icon"], list(scenes.ICONS)),
+        _pick_of(rng, "it is a", a["icon"], list(ICONS)),
     ]
 
 
+@shown(1.2)
 def _flower(rng: Rng, a: Attributes) -> list[Dialogue]:
     return [
         (pick(rng, DESCRIBE), f"a {a['color']} flower, {NUMBERS[a['petals']]} leaves"),
@@ -103,6 +130,7 @@ def _flower(rng: Rng, a: Attributes) -> list[Dialogue]:
     ]
 
 
+@shown(0.6)
 def _face(rng: Rng, a: Attributes) -> list[Dialogue]:
     return [
         (pick(rng, DESCRIBE), f"a {a['fur']} head with {a['ears']} ears"),
@@ -111,6 +139,7 @@ def _face(rng: Rng, a: Attributes) -> list[Dialogue]:
     ]
 
 
+@shown(0.6)
 def _cells(rng: Rng, a: Attributes) -> list[Dialogue]:
     core = "present" if a["cluster"] else "absent"
     return [
@@ -119,6 +148,7 @@ def _cells(rng: Rng, a: Attributes) -> list[Dialogue]:
     ]
 
 
+@shown(0.7)
 def _lungs(rng: Rng, a: Attributes) -> list[Dialogue]:
     asked = pick(rng, ["left", "right"])
     return [
@@ -128,6 +158,7 @@ def _lungs(rng: Rng, a: Attributes) -> list[Dialogue]:
     ]
 
 
+@shown(1.5)
 def _sign(rng: Rng, a: Attributes) -> list[Dialogue]:
     return [
         (pick(rng, DESCRIBE), f"a {a['color']} board with {a['text']}"),
@@ -136,6 +167,7 @@ def _sign(rng: Rng, a: Attributes) -> list[Dialogue]:
     ]
 
 
+@shown(0.7)
 def _blurred(rng: Rng, a: Attributes) -> list[Dialogue]:
     color = a["color"] if a["readable"] else "unclear"
     return [
@@ -145,37 +177,6 @@ def _blurred(rng: Rng, a: Attributes) -> list[Dialogue]:
     ]
 
 
-IMAGE_DIALOGUES: dict[str, Callable[[Rng, Attributes], list[Dialogue]]] = {
-    "scene": _scene,
-    "texture": _texture,
-    "digit": _digit,
-    "word": _word,
-    "bars": _bars,
-    "icon": _icon,
-    "flower": _flower,
-    "face": _face,
-    "cells": _cells,
-    "lungs": _lungs,
-    "sign": _sign,
-    "blurred": _blurred,
-}
-# how often each is rendered for the pool
-IMAGE_WEIGHTS = {
-    "scene": 3.0,
-    "texture": 1.0,
-    "digit": 1.0,
-    "word": 2.5,
-    "bars": 2.0,
-    "icon": 1.2,
-    "flower": 1.2,
-    "face": 0.6,
-    "cells": 0.6,
-    "lungs": 0.7,
-    "sign": 1.5,
-    "blurred": 0.7,
-}
-
-
 def image_dialogue(rng: Rng, name: str, attributes: Attributes) -> list[Dialogue]:
     """One or two turns about an image; the description comes first where it is among them."""
     turns = IMAGE_DIALOGUES[name](rng, attributes)
@@ -183,27 +184,24 @@ def image_dialogue(rng: Rng, name: str, attributes: Attributes) -> list[Dialogue
     return [turns[0], *chosen[:1]] if rng.random() < 0.4 else chosen
 
 
-def motion(name: str, a: Attributes) -> str:
+# what a clip shows
+MOTIONS = {
+    "moving": "a {color} {shape} goes {direction}",
+    "resizing": "a {color} {shape} is {change}",
+    "recoloring": "a {color} {shape} turns {color2}",
+    "rotating": "a {color} hand goes {turn}",
+    "bouncing": "a {color} ball hops {direction}",
+    "passing": "{color} goes right, {color2} goes left",
+    "scrolling": "a street, going {direction}",
+    "counting": "{color} dots come",
+    "filling": "a glass is {change}, {color}",
+    "sunrise": "a {color} sun is {change}",
+}
+
+
+def motion(name: str, attributes: Attributes) -> str:
     """What a clip shows, in a phrase."""
-    if name == "moving":
-        return f"a {a['color']} {a['shape']} goes {a['direction']}"
-    if name == "resizing":
-        return f"a {a['color']} {a['shape']} is {a['change']}"
-    if name == "recoloring":
-        return f"a {a['color']} {a['shape']} turns {a['color2']}"
-    if name == "rotating":
-        return f"a {a['color']} hand goes {a['turn']}"
-    if name == "bouncing":
-        return f"a {a['color']} ball hops {a['direction']}"
-    if name == "passing":
-        return f"{a['color']} goes right, {a['color2']} goes left"
-    if name == "scrolling":
-        return f"a street, going {a['direction']}"
-    if name == "counting":
-        return f"{a['color']} dots come"
-    if name == "filling":
-        return f"a glass is {a['change']}, {a['color']}"
-    return f"a {a['color']} sun is {a['change']}"
+    return MOTIONS[name].format(**attributes)
 
 
 def video_dialogue(rng: Rng, name: str, attributes: Attributes, kind: str) -> list[Dialogue]:
@@ -229,26 +227,26 @@ def class_labels(name: str, a: Attributes) -> dict[str, int]:
         first = {"shape": shapes.index(a["shape"]), "color": colors.index(a["color"]), "k": a["k"] - 1, "k2": a["k2"]}
         return first | second
     if name == "texture":
-        return {"texture": scenes.TEXTURES.index(a["kind"])}
+        return {"texture": scenes_image.TEXTURES.index(a["kind"])}
     if name == "digit":
         return {"digit": a["value"]}
     if name == "bars":
         height = dict(zip(a["colors"], a["heights"], strict=True))
         return {f"bar_{c}": height.get(c, 0) for c in colors} | {"bars": len(height) - 2}
     if name == "icon":
-        return {"icon": list(scenes.ICONS).index(a["icon"]), "icon_color": colors.index(a["color"])}
+        return {"icon": list(ICONS).index(a["icon"]), "icon_color": colors.index(a["color"])}
     if name == "flower":
         return {"petals": a["petals"] - 3, "flower_color": colors.index(a["color"])}
     if name == "face":
-        return {"ears": scenes.EARS.index(a["ears"]), "fur": list(scenes.FURS).index(a["fur"])}
+        return {"ears": scenes_image.EARS.index(a["ears"]), "fur": list(scenes_image.FURS).index(a["fur"])}
     if name == "cells":
         return {"cluster": int(a["cluster"]), "elsewhere": int(a["elsewhere"])}
     if name == "lungs":
-        return {"spot": scenes.SPOTS.index(a["spot"])}
+        return {"spot": scenes_image.SPOTS.index(a["spot"])}
     if name == "blurred":
         return {"blurred": colors.index(a["color"]) if a["readable"] else len(colors)}
     if name == "frame":
-        return {"upright": int(a["upright"]), "video": list(scenes.VIDEOS).index(a["video"])}
+        return {"upright": int(a["upright"]), "video": list(scenes_video.VIDEOS).index(a["video"])}
     text = a["text"]  # word or sign
     labels = {"sign_color": colors.index(a["color"])} if name == "sign" else {}
     if text.isdigit():
@@ -258,10 +256,10 @@ def class_labels(name: str, a: Attributes) -> dict[str, int]:
 
 HEADS: dict[str, int] = (
     {"shape": len(SHAPES), "color": len(COLORS), "k": 5, "k2": 3, "shape2": len(SHAPES), "color2": len(COLORS)}
-    | {"texture": len(scenes.TEXTURES), "digit": 10, "bars": 3}
+    | {"texture": len(scenes_image.TEXTURES), "digit": 10, "bars": 3}
     | {f"bar_{c}": 6 for c in COLORS}
-    | {"icon": len(scenes.ICONS), "icon_color": len(COLORS), "petals": 5, "flower_color": len(COLORS)}
-    | {"ears": 2, "fur": len(scenes.FURS), "cluster": 2, "elsewhere": 2, "spot": 3, "blurred": len(COLORS) + 1}
-    | {"upright": 2, "video": len(scenes.VIDEOS), "sign_color": len(COLORS), "sign_digit": 10}
+    | {"icon": len(ICONS), "icon_color": len(COLORS), "petals": 5, "flower_color": len(COLORS)}
+    | {"ears": 2, "fur": len(scenes_image.FURS), "cluster": 2, "elsewhere": 2, "spot": 3, "blurred": len(COLORS) + 1}
+    | {"upright": 2, "video": len(scenes_video.VIDEOS), "sign_color": len(COLORS), "sign_digit": 10}
     | {f"{name}_letter_{i}": 26 for name in ("word", "sign") for i in range(3)}
 )

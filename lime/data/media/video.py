@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
-from lime.data.files import Bounds, MediaError
-from lime.data.signatures import describe_file
-from lime.data.truncation import is_cut
+from lime.data.files import MediaError, Medium
+from lime.data.media.signatures import describe_file
+from lime.data.media.truncation import is_cut
 
 CONTAINERS = (
     "mov,matroska,avi,asf,flv,mpegts,mpeg,mpegvideo,mp4,webm,ogg,gif,apng,webp,ivf,obu,nut,mxf,gxf,rm,wtv,dv,h261,h263,"
@@ -53,85 +52,82 @@ class _Pass:
 
 
 def frame_indices(total: int, count: int) -> np.ndarray:
-    """`count` indices spread evenly from the first to the last of `total` frames; a shorter clip repeats
-    frames.
-    """
+    """`count` indices spread evenly from the first to the last of `total` frames; a shorter clip repeats frames."""
     if total < 1:
         raise ValueError(f"cannot sample from {total} frames")
     return np.linspace(0, total - 1, count).round().astype(int)
 
 
-def read_clip(path: Path, num_frames: int, row_id: str | None, bounds: Bounds) -> Clip:
+def read_clip(medium: Medium, num_frames: int) -> Clip:
     """`num_frames` frames spread evenly over a clip, all of the first one's size. Raises MediaError."""
-    with opened(path, row_id) as container:
-        guess = _announced(container, video_stream(container, path, row_id))
+    with opened(medium) as container:
+        stream = video_stream(container, medium)
+        # what the container says it has, or its packets where it says nothing (Matroska, raw streams)
+        count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
     while True:  # again where the container was wrong about its number of frames
-        wanted = set(frame_indices(max(guess, 1), num_frames).tolist())
-        found = _decode(path, wanted, guess, row_id, bounds)
-        if found.seen == 0:
-            raise MediaError(path, "holds no frame", row_id)
-        if found.seen == guess:
+        wanted = set(frame_indices(max(count, 1), num_frames).tolist())
+        decoded = _decode(medium, wanted, count)
+        if decoded.seen == 0:
+            raise medium.error("holds no frame")
+        if decoded.seen == count:
             break
-        guess = found.seen
-    chosen = np.stack([found.frames[i] for i in frame_indices(guess, num_frames).tolist()])
-    return Clip(turned(chosen, found.matrix), found.seen, set(found.sizes))
+        count = decoded.seen
+    chosen = np.stack([decoded.frames[i] for i in frame_indices(count, num_frames).tolist()])
+    return Clip(turned(chosen, decoded.matrix), decoded.seen, set(decoded.sizes))
 
 
-def frame_size(path: Path, row_id: str | None, bounds: Bounds) -> tuple[int, int]:
+def frame_size(medium: Medium) -> tuple[int, int]:
     """(height, width) of the frames that `read_clip` gives, from the first of them."""
-    with opened(path, row_id) as container:
-        frame = first_frame(container, video_stream(container, path, row_id), path, row_id, bounds)
+    with opened(medium) as container:
+        frame = first_frame(container, video_stream(container, medium), medium)
         matrix = matrix_of(frame)
         lying = bool(matrix) and _straight(matrix) and abs(matrix[1]) > abs(matrix[0])
         return (frame.width, frame.height) if lying else (frame.height, frame.width)
 
 
-def first_frame(container: Any, stream: Any, path: Path, row_id: str | None, bounds: Bounds) -> Any:
+def first_frame(container: Any, stream: Any, medium: Medium) -> Any:
     """The first frame that a freshly opened clip shows. Raises MediaError."""
-    prepared(stream, path, 1, row_id, bounds)
+    _prepare(stream, medium, 1)
     for frame in _frames(container, stream):
-        bounds.check_pixels(path, frame.width, frame.height, row_id)
+        medium.check_pixels(frame.width, frame.height)
         return frame
-    raise MediaError(path, "holds no frame", row_id)
+    raise medium.error("holds no frame")
 
 
 @contextmanager
-def opened(path: Path, row_id: str | None) -> Iterator[Any]:
+def opened(medium: Medium) -> Iterator[Any]:
     """FFmpeg's view of a file; all that it says of a bad one becomes a MediaError."""
+    name = f"file:{os.path.abspath(medium.path)}"  # noqa: PTH100  # resolves no link
     try:
-        with av.open(
-            f"file:{os.path.abspath(path)}",  # noqa: PTH100  # resolves no link
-            metadata_errors="replace",
-            container_options=_FILES_ONLY,
-        ) as container:
+        with av.open(name, metadata_errors="replace", container_options=_FILES_ONLY) as container:
             yield container
     except MediaError:
         raise
     except PermissionError as error:
-        raise MediaError(path, "no permission to read it", row_id, "unreadable") from error
+        raise medium.error("no permission to read it", "unreadable") from error
     except Exception as error:  # PyAV raises FFmpeg's errors, and others for what it cannot convert
-        found = describe_file(path)
-        if found is not None and not found.endswith("video") and found != "a GIF picture":
-            said = "a picture, not a video" if found.endswith("picture") else "not a readable video"
-            raise MediaError(path, f"{said} (it holds {found})", row_id, "wrong_type") from error
+        content = describe_file(medium.path)
+        if content is not None and not content.endswith("video") and content != "a GIF picture":
+            said = "a picture, not a video" if content.endswith("picture") else "not a readable video"
+            raise medium.error(f"{said} (it holds {content})", "wrong_type") from error
         text = error.strerror if isinstance(error, av.FFmpegError) else error
-        raise MediaError(path, f"not a readable video ({text or type(error).__name__})", row_id) from error
+        raise medium.error(f"not a readable video ({text or type(error).__name__})") from error
 
 
-def video_stream(container: Any, path: Path, row_id: str | None) -> Any:
+def video_stream(container: Any, medium: Medium) -> Any:
     """The film in a container: FFmpeg's choice, but for cover pictures, and for pictures beside a film that are not
     marked as such. Raises MediaError where there is none."""
     cover = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     films = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not films:
         what = "no video stream but a cover picture" if container.streams.video else "no video stream"
-        raise MediaError(path, f"holds {what}", row_id, "wrong_type")
+        raise medium.error(f"holds {what}", "wrong_type")
     moving = [stream for stream in films if stream.codec_context and stream.codec_context.name not in _PICTURES]
     films = moving or films
     best = container.streams.best("video")
     stream = best if best in films else films[0]
     if stream.codec_context is None:
-        raise MediaError(path, "no decoder for it is known here (save it as H.264)", row_id)
+        raise medium.error("no decoder for it is known here (save it as H.264)")
     return stream
 
 
@@ -168,45 +164,39 @@ def matrix_of(frame: Any) -> tuple[int, ...]:
     return ()
 
 
-def _announced(container: Any, stream: Any) -> int:
-    """Frames that the container says it has, or its packets where it says nothing (Matroska, raw streams)."""
-    return stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+def _rate(stream: Any) -> float:
+    """Frames a second, as the container says."""
+    return min(float(stream.average_rate or stream.guessed_rate or 25), _FASTEST)
 
 
-def _decode(path: Path, wanted: set[int], announced: int, row_id: str | None, bounds: Bounds) -> _Pass:
-    found = _Pass()
-    with opened(path, row_id) as container:
-        stream = prepared(video_stream(container, path, row_id), path, announced, row_id, bounds)
-        rate = min(float(stream.average_rate or stream.guessed_rate or 25), _FASTEST)
-
-        def at_end(last: Any, seen: int) -> None:
-            check_end(container, stream, path, last, seen, row_id)
-
+def _decode(medium: Medium, wanted: set[int], announced: int) -> _Pass:
+    decoded = _Pass()
+    with opened(medium) as container:
+        stream = video_stream(container, medium)
+        _prepare(stream, medium, announced)
         start = None
-        for frame in _frames(container, stream, at_end):
-            if (size := (frame.height, frame.width)) not in found.sizes:
-                bounds.check_pixels(path, frame.width, frame.height, row_id)
-                found.sizes[size] = None
-            if found.seen == 0:
-                found.matrix, start = matrix_of(frame), frame.time
-            if found.seen in wanted:
-                found.frames[found.seen] = _pixels(frame, next(iter(found.sizes)))
-            found.seen += 1
+        for frame in _frames(container, stream, medium):
+            if (size := (frame.height, frame.width)) not in decoded.sizes:
+                medium.check_pixels(frame.width, frame.height)
+                decoded.sizes[size] = None
+            if decoded.seen == 0:
+                decoded.matrix, start = matrix_of(frame), frame.time
+            if decoded.seen in wanted:
+                decoded.frames[decoded.seen] = _pixels(frame, next(iter(decoded.sizes)))
+            decoded.seen += 1
             span = frame.time - start if frame.time is not None and start is not None else float("inf")
-            bounds.check_seconds(path, max(min(span, found.seen / rate), found.seen / _FASTEST), row_id)
-    return found
+            medium.check_seconds(max(min(span, decoded.seen / _rate(stream)), decoded.seen / _FASTEST))
+    return decoded
 
 
-def prepared(stream: Any, path: Path, announced: int, row_id: str | None, bounds: Bounds) -> Any:
-    """The stream, ready to be decoded within bounds; MediaError where its header already exceeds them."""
+def _prepare(stream: Any, medium: Medium, announced: int) -> None:
+    """Sets the decoder's bounds; MediaError where the stream's header already exceeds them."""
     context = stream.codec_context
-    bounds.check_pixels(path, context.width or 0, context.height or 0, row_id)
-    context.options = {"max_pixels": str(bounds.pixels)}  # for frames that are larger than the header says
+    medium.check_pixels(context.width or 0, context.height or 0)
+    context.options = {"max_pixels": str(medium.bounds.pixels)}  # for frames that are larger than the header says
     context.thread_count = 1 if announced <= _FEW else 0
-    rate = min(float(stream.average_rate or stream.guessed_rate or 25), _FASTEST)
     if stream.duration is not None:  # both may be wrong, but not both too high for a clip that is decoded soon
-        bounds.check_seconds(path, min(float(stream.duration * stream.time_base), announced / rate), row_id)
-    return stream
+        medium.check_seconds(min(float(stream.duration * stream.time_base), announced / _rate(stream)))
 
 
 def _pixels(frame: Any, size: tuple[int, int]) -> np.ndarray:
@@ -218,21 +208,25 @@ def _pixels(frame: Any, size: tuple[int, int]) -> np.ndarray:
     return frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
 
 
-def check_end(container: Any, stream: Any, path: Path, last: Any, seen: int, row_id: str | None) -> None:
+def check_end(container: Any, stream: Any, medium: Medium, last: Any, seen: int) -> None:
     """Raises MediaError where the file ends in the middle of what it holds. `last` is the last packet of the film."""
-    size = path.stat().st_size
+    size = medium.path.stat().st_size
     behind = any(entry.pos + entry.size > size for entry in stream.index_entries)
-    if behind or (last is not None and last.is_corrupt) or is_cut(path, container.format.name):
-        text = f"damaged or cut short: the file ends after {seen} frames, in the middle of what it holds"
-        raise MediaError(path, text, row_id)
+    if behind or (last is not None and last.is_corrupt) or is_cut(medium.path, container.format.name):
+        raise medium.error(f"damaged or cut short: the file ends after {seen} frames, in the middle of what it holds")
 
 
-def _frames(container: Any, stream: Any, at_end: Callable[[Any, int], None] | None = None) -> Iterator[Any]:
-    """Every frame; `at_end` is given the last packet and the number of frames.
+def _frames(container: Any, stream: Any, whole: Medium | None = None) -> Iterator[Any]:
+    """Every frame; where `whole` is given, its end is checked once all are read.
 
     Errors of the decoder are raised, but for those before the first key frame: of a clip cut out of a longer one.
     """
     seen, last, keyed = 0, None, False
+
+    def check() -> None:
+        if whole is not None:
+            check_end(container, stream, whole, last, seen)
+
     for packet in container.demux(stream):
         if not packet.size:  # a null frame (the picture before stays), or the demuxer's end
             continue
@@ -242,8 +236,7 @@ def _frames(container: Any, stream: Any, at_end: Callable[[Any, int], None] | No
         except av.FFmpegError:
             if not keyed:
                 continue
-            if at_end is not None:
-                at_end(last, seen)
+            check()
             raise
         for frame in decoded:
             seen += 1
@@ -251,5 +244,4 @@ def _frames(container: Any, stream: Any, at_end: Callable[[Any, int], None] | No
     for frame in stream.decode(None):
         seen += 1
         yield frame
-    if at_end is not None:
-        at_end(last, seen)
+    check()

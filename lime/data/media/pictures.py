@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lime.data.files import BOUNDS, Bounds, MediaError, regular_file
-from lime.data.signatures import describe_file
+from lime.data.files import BOUNDS, Bounds, MediaError, Medium, regular_file
+from lime.data.media.signatures import describe_file
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `data.max_pixels` is the bound
 
@@ -34,17 +34,18 @@ def load_image(path: str | Path, row_id: str | None = None, bounds: Bounds = BOU
     those, else by 2^24 (signed: 2^23); floats from 0 to 1 by 255. Raises MediaError, also for values that are negative
     or floats outside 0 to 1, and for a picture of more than `bounds.pixels`.
     """
-    with _opened(path, row_id, bounds) as image:
+    medium = regular_file(path, row_id, bounds)
+    with _opened(medium) as image:
         image.load()
-        bounds.check_pixels(path, *image.size, row_id)
+        medium.check_pixels(*image.size)
         turn = _TURNS.get(_orientation(image))
-        shallow = _eight_bits(image, path, row_id)
+        shallow = _eight_bits(image, medium)
         return (shallow.transpose(turn) if turn is not None else shallow).convert("RGB")
 
 
 def image_size(path: str | Path, row_id: str | None = None, bounds: Bounds = BOUNDS) -> tuple[int, int]:
     """(height, width) of what `load_image` gives, from the header where that can be trusted. Raises MediaError."""
-    with _opened(path, row_id, bounds) as image:
+    with _opened(regular_file(path, row_id, bounds)) as image:
         if image.format not in _SURE_OF_SIZE:
             image.load()
         width, height = image.size
@@ -54,37 +55,36 @@ def image_size(path: str | Path, row_id: str | None = None, bounds: Bounds = BOU
 
 
 @contextmanager
-def _opened(path: str | Path, row_id: str | None, bounds: Bounds) -> Iterator[Image.Image]:
+def _opened(medium: Medium) -> Iterator[Image.Image]:
     """A picture whose header was read and is within bounds; all that Pillow says of a bad file becomes a MediaError."""
-    regular_file(path, row_id)
     before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = (bounds.pixels + 1) // 2  # Pillow refuses twice as many, in pictures within icons too
+    # Pillow refuses twice as many, in pictures within icons too
+    Image.MAX_IMAGE_PIXELS = (medium.bounds.pixels + 1) // 2
     try:
         # Given a name, Pillow maps a TIFF of one channel as if its lines were those of the turned picture.
-        with Path(path).open("rb") as stream, Image.open(stream) as image:
+        with medium.path.open("rb") as stream, Image.open(stream) as image:
             if image.format == "EPS":  # Pillow would have Ghostscript run it
-                raise MediaError(path, "not a readable picture (EPS is a program; convert it)", row_id, "wrong_type")
-            bounds.check_pixels(path, *image.size, row_id)
+                raise medium.error("not a readable picture (EPS is a program; convert it)", "wrong_type")
+            medium.check_pixels(*image.size)
             yield image
     except MediaError:
         raise
     except Image.DecompressionBombError as error:
-        count = next((word.lstrip("(") for word in str(error).split() if word.lstrip("(").isdigit()), "too many")
-        problem = f"{count} pixels, over data.max_pixels={bounds.pixels}; make it smaller or raise the bound"
-        raise MediaError(path, problem, row_id, "too_large") from error
+        words = (word.lstrip("(") for word in str(error).split())
+        raise medium.too_many_pixels(next((word for word in words if word.isdigit()), "too many")) from error
     except PermissionError as error:
-        raise MediaError(path, "no permission to read it", row_id, "unreadable") from error
+        raise medium.error("no permission to read it", "unreadable") from error
     except Exception as error:  # the readers of rarer formats raise anything for damage: struct.error, IndexError, …
-        found = describe_file(path)
-        if found is not None and not found.endswith("picture"):
-            raise MediaError(path, f"not a readable picture (it holds {found})", row_id, "wrong_type") from error
+        content = describe_file(medium.path)
+        if content is not None and not content.endswith("picture"):
+            raise medium.error(f"not a readable picture (it holds {content})", "wrong_type") from error
         kind = "too_large" if isinstance(error, MemoryError) else "damaged"
-        raise MediaError(path, f"not a readable picture ({_said(error, path)})", row_id, kind) from error
+        raise medium.error(f"not a readable picture ({_said(error, medium.path)})", kind) from error
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _said(error: Exception, path: str | Path) -> str:
+def _said(error: Exception, path: Path) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "no format that is known here"
     return str(error).replace(str(path), "it").strip() or type(error).__name__
@@ -99,10 +99,10 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _eight_bits(image: Image.Image, path: str | Path, row_id: str | None) -> Image.Image:
+def _eight_bits(image: Image.Image, medium: Medium) -> Image.Image:
     """The picture, scaled to 8 bits where it has more."""
     if image.mode == "F":
-        return _from_floats(np.asarray(image), path, row_id)
+        return _from_floats(np.asarray(image), medium)
     if image.mode != "I" and not image.mode.startswith("I;"):
         return image
     tags = getattr(image, "tag_v2", {})
@@ -111,7 +111,7 @@ def _eight_bits(image: Image.Image, path: str | Path, row_id: str | None) -> Ima
     if bits == 32 and not signed:
         values_HW &= 0xFFFFFFFF  # Pillow keeps them as signed ones
     if values_HW.min(initial=0) < 0:
-        raise MediaError(path, "a picture of signed integers with values below 0; convert it to 8 or 16 bits", row_id)
+        raise medium.error("a picture of signed integers with values below 0; convert it to 8 or 16 bits")
     if bits == 32 and (high := values_HW.max(initial=0)) < 2**16:
         bits, signed = 16 if high >= 2**8 else 8, False
     scaled_HW = values_HW >> (bits - 8 - int(signed))
@@ -130,11 +130,12 @@ def _depth(image: Image.Image, tags: object) -> tuple[int, bool]:
     return max(int(bits[0]) if isinstance(bits, tuple) else int(bits), 9), (sample or (1,))[0] == 2
 
 
-def _from_floats(values_HW: np.ndarray, path: str | Path, row_id: str | None) -> Image.Image:
+def _from_floats(values_HW: np.ndarray, medium: Medium) -> Image.Image:
     low, high = float(values_HW.min(initial=0)), float(values_HW.max(initial=0))
-    if not (math.isfinite(low) and math.isfinite(high) and low >= 0 and high <= 1):
-        said = f"from {low:g} to {high:g}" if math.isfinite(low) and math.isfinite(high) else "that are not finite"
-        raise MediaError(
-            path, f"a picture of floats with values {said}; expected 0 to 1: scale it, or save it with 8 bits", row_id
+    if not (low >= 0 and high <= 1):  # also where one is no number
+        finite = math.isfinite(low) and math.isfinite(high)
+        values = f"from {low:g} to {high:g}" if finite else "that are not finite"
+        raise medium.error(
+            f"a picture of floats with values {values}; expected 0 to 1: scale it, or save it with 8 bits"
         )
     return Image.fromarray((values_HW * 255).round().astype(np.uint8))

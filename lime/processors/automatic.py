@@ -56,7 +56,7 @@ class _WithFrames(WithFrameProcessor):
         return super().check_argument_for_proper_class(argument_name, argument)
 
 
-def load_other_processor(
+def load_automatic_processor(
     path: str | Path, *, revision: str | None = None, image: ImageConfig, video: VideoConfig
 ) -> ProcessorMixin:
     """The processor of any checkpoint of a vision-language model.

@@ -12,51 +12,50 @@ from typing import Any
 
 import numpy as np
 
-from lime.data.files import Bounds, MediaError
-from lime.data.video import check_end, first_frame, frame_indices, matrix_of, opened, read_clip, video_stream
+from lime.data.files import Medium
+from lime.data.media.video import check_end, first_frame, frame_indices, matrix_of, opened, read_clip, video_stream
 
 _INDEXED = ("mov", "matroska")
 _SURE_CODECS = ("h264", "hevc", "vp9")
 _NEAR = 4.0  # mean difference of a frame's values (0 to 255) that two conversions of colors may have
 
 
-def read_frames(path: Path, num_frames: int, row_id: str | None, bounds: Bounds) -> np.ndarray:
+def read_frames(medium: Medium, num_frames: int) -> np.ndarray:
     """(num_frames, H, W, 3) uint8 as PyAV reads them. Raises MediaError, also where decord reads otherwise."""
     if importlib.util.find_spec("decord") is None:
         raise ModuleNotFoundError(
             "data.video_backend=decord: decord is not installed (it has wheels for x86-64 only); "
             "install it or use data.video_backend=pyav"
         )
-    total = _frames_to_seek(path, row_id, bounds)
+    total = _frames_to_seek(medium)
     if total:
         try:
-            reader = _reader(path)
+            reader = _reader(medium.path)
             if len(reader) == total:
                 return reader.get_batch(frame_indices(total, num_frames).tolist()).asnumpy()
         except Exception:  # noqa: BLE001  # a trace of C++: what is wrong is found out below
             pass
-    expected = read_clip(path, num_frames, row_id, bounds)
+    expected = read_clip(medium, num_frames)
     try:
-        frames = _in_order(_reader(path), frame_indices(expected.seen, num_frames).tolist())
+        frames = _in_order(_reader(medium.path), frame_indices(expected.seen, num_frames).tolist())
     except Exception as error:  # DECORDError and RuntimeError with a trace of C++, which says nothing to the user
-        raise MediaError(path, "decord cannot read it; use data.video_backend=pyav", row_id) from error
+        raise medium.error("decord cannot read it; use data.video_backend=pyav") from error
     if frames.shape != expected.frames.shape or _difference(frames, expected.frames) > _NEAR:
-        raise MediaError(path, "decord gives other frames than FFmpeg; use data.video_backend=pyav", row_id)
+        raise medium.error("decord gives other frames than FFmpeg; use data.video_backend=pyav")
     return frames
 
 
-def _frames_to_seek(path: Path, row_id: str | None, bounds: Bounds) -> int:
+def _frames_to_seek(medium: Medium) -> int:
     """How many frames a clip has in which decord may seek; 0 for any other clip."""
-    with opened(path, row_id) as container:
-        stream = video_stream(container, path, row_id)
+    with opened(medium) as container:
+        stream = video_stream(container, medium)
         known = container.format.name.split(",")[0] in _INDEXED and stream.codec_context.name in _SURE_CODECS
         if not known or len(container.streams.video) > 1:
             return 0
-        first = first_frame(container, stream, path, row_id, bounds)
-        if matrix_of(first):
+        if matrix_of(first_frame(container, stream, medium)):
             return 0
-    with opened(path, row_id) as container:
-        stream = video_stream(container, path, row_id)
+    with opened(medium) as container:
+        stream = video_stream(container, medium)
         key, count, last = None, 0, None
         for packet in container.demux(stream):
             if not packet.size:
@@ -67,8 +66,8 @@ def _frames_to_seek(path: Path, row_id: str | None, bounds: Bounds) -> int:
             if key is None or packet.pts < key:  # shown before the key frame that it follows
                 return 0
             count, last = count + 1, packet
-            bounds.check_seconds(path, float((packet.pts - (stream.start_time or 0)) * stream.time_base), row_id)
-        check_end(container, stream, path, last, count, row_id)
+            medium.check_seconds(float((packet.pts - (stream.start_time or 0)) * stream.time_base))
+        check_end(container, stream, medium, last, count)
     return count
 
 

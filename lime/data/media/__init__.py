@@ -8,9 +8,9 @@ import numpy as np
 
 from lime.data.config import VIDEO_BACKENDS
 from lime.data.files import BOUNDS, MEDIA_KINDS, Bounds, MediaError, media_file, regular_file
-from lime.data.pictures import image_size, load_image
-from lime.data.video import Clip, frame_indices, frame_size, read_clip
-from lime.data.video_decord import read_frames
+from lime.data.media.pictures import image_size, load_image
+from lime.data.media.video import Clip, frame_indices, frame_size, read_clip
+from lime.data.media.video_decord import read_frames
 
 __all__ = [
     "BOUNDS",
@@ -39,17 +39,15 @@ def load_video(
     """
     if backend not in VIDEO_BACKENDS:
         raise ValueError(f"data.video_backend: expected one of {', '.join(VIDEO_BACKENDS)}, got {backend!r}")
-    found = regular_file(path, row_id)
-    if backend == "decord":
-        return read_frames(found, num_frames, row_id, bounds)
-    return read_clip(found, num_frames, row_id, bounds).frames
+    medium = regular_file(path, row_id, bounds)
+    return read_frames(medium, num_frames) if backend == "decord" else read_clip(medium, num_frames).frames
 
 
 def clip(path: str | Path, row_id: str | None = None, bounds: Bounds = BOUNDS) -> Clip:
     """A clip's first frame, and what is known of all of them, for checking it. Raises MediaError."""
-    return read_clip(regular_file(path, row_id), 1, row_id, bounds)
+    return read_clip(regular_file(path, row_id, bounds), 1)
 
 
 def video_size(path: str | Path, row_id: str | None = None, bounds: Bounds = BOUNDS) -> tuple[int, int]:
     """(height, width) of the frames that `load_video` gives. Raises MediaError."""
-    return frame_size(regular_file(path, row_id), row_id, bounds)
+    return frame_size(regular_file(path, row_id, bounds))
