@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from lime.models.architectures import ARCHITECTURES, CHECKPOINTS
+from lime.models.architectures import ARCHITECTURES
+from lime.processors.config import CHECKPOINTS, EMBEDDED
 from lime.system.atomic import replacing_folder
 from lime.system.ownership import check_replaceable
 
@@ -22,8 +23,6 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.ji
 KIND = "checkpoint of random weights"
 _SIDE = 384
 _TILES = 6
-
-EMBEDDED_OF = {"llava_onevision": "tiny_llava_onevision", "qwen2_vl": "tiny_qwen2vl"}
 
 
 def write_random_checkpoint(
@@ -53,7 +52,7 @@ def write_random_checkpoint(
     check_replaceable(folder, KIND, overwrite=overwrite)
     architecture = ARCHITECTURES[name]
     family, options = architecture.family, architecture.config()
-    embedded = CHECKPOINTS / EMBEDDED_OF[family]
+    embedded = CHECKPOINTS / next(name for name, own in EMBEDDED.items() if own == family)
     tokenizer = AutoTokenizer.from_pretrained(embedded)
     text, vision = options["text_config"], options["vision_config"]
     if layers is not None:

@@ -23,14 +23,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.utils import PushToHubMixin
 
 from lime.processors.config import FAMILIES, ImageConfig, VideoConfig
-from lime.processors.families import CheckpointFiles, FrameProcessor, WithFrameProcessor, _image_processor
+from lime.processors.families import CheckpointFiles, FrameProcessor, WithFrameProcessor, image_processor_of
 
 log = logging.getLogger(__name__)
 
 SEEN_AS_QWEN2_VL = ("qwen2_5_vl",)
 """Model types whose prompts and visual inputs are laid out as Qwen2-VL's."""
-
-_NOT_OPTIONS = ("image_processor", "video_processor", "processor_class", "chat_template", "auto_map", "tokenizer")
 
 
 class FramesAsImages(PushToHubMixin):
@@ -77,27 +75,19 @@ def load_automatic_processor(
     attributes = base.get_attributes()
     if "image_processor" not in attributes:
         raise ValueError(f"model.path: {path}: {base.__name__} takes no images; a vision-language model is needed")
-    top = files.json("processor_config.json")
-    still = top.get("image_processor") or files.json("preprocessor_config.json")
-    if not still:
-        raise FileNotFoundError(
-            f"model.path: {path} has neither preprocessor_config.json nor an image_processor in "
-            "processor_config.json; fetch the whole checkpoint, processor files included"
-        )
+    still, moving = files.visual_configs()
     tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision)
-    template = files.chat_template(top) or tokenizer.chat_template
+    template = files.chat_template() or tokenizer.chat_template
     if not template:
         raise FileNotFoundError(
             f"model.path: {path} has no chat template; model=hf needs a model that was trained on conversations"
         )
-    options = {key: value for key, value in top.items() if key not in _NOT_OPTIONS}
     frames: FrameProcessor | FramesAsImages
     images: Any
     if model_type in SEEN_AS_QWEN2_VL:
-        moving = top.get("video_processor") or files.json("video_preprocessor_config.json") or still
-        images = _image_processor(Qwen2VLImageProcessorPil, still, image.min_pixels, image.max_pixels)
+        images = image_processor_of(Qwen2VLImageProcessorPil, still, image.min_pixels, image.max_pixels)
         frames = FrameProcessor(
-            _image_processor(Qwen2VLImageProcessorPil, moving, None, video.max_pixels), video.num_frames
+            image_processor_of(Qwen2VLImageProcessorPil, moving, None, video.max_pixels), video.num_frames
         )
     else:
         images = AutoImageProcessor.from_pretrained(str(path), revision=revision, backend="pil")
@@ -106,8 +96,9 @@ def load_automatic_processor(
         log.warning("%s: videos are shown as %d images each, one per frame", model_type, video.num_frames)
     cls: Any = type(base.__name__, (_WithFrames, base), {"__doc__": base.__doc__})
     parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": frames}
+    parts = {key: part for key, part in parts.items() if key in attributes}
     try:
-        processor = cls(**{key: parts[key] for key in attributes if key in parts}, chat_template=template, **options)
+        processor = cls(**parts, chat_template=template, **files.options())
     except ImportError as error:
         raise ValueError(f"model.path: the processor of a {model_type} model lacks a library: {error}") from error
     processor.video_processor = frames

@@ -18,6 +18,9 @@ OTHER = "hf"
 EMBEDDED: dict[str, str] = {"tiny_llava_onevision": "llava_onevision", "tiny_qwen2vl": "qwen2_vl"}
 """Backbones that come with the package, and their families."""
 
+CHECKPOINTS = Path(__file__).parents[1] / "embedded" / "checkpoints"
+"""Folder of the embedded backbones."""
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
@@ -201,6 +204,4 @@ class ModelConfig:
     @property
     def location(self) -> str:
         """The folder or hub name to load from."""
-        if self.path is not None:
-            return self.path
-        return str(Path(__file__).parents[1] / "embedded" / "checkpoints" / self.name)
+        return self.path if self.path is not None else str(CHECKPOINTS / self.name)

@@ -152,6 +152,7 @@ PROCESSORS: dict[str, tuple[type[ProcessorMixin], type[ImageProcessor]]] = {
     "qwen2_vl": (Qwen2VLPilProcessor, Qwen2VLImageProcessorPil),
 }
 assert set(PROCESSORS) == set(FAMILIES)
+_NOT_OPTIONS = ("image_processor", "video_processor", "processor_class", "chat_template", "auto_map", "tokenizer")
 
 
 def load_processor(
@@ -172,36 +173,27 @@ def load_processor(
         raise ValueError(f"model.family: expected one of {', '.join(PROCESSORS)}, got {family!r}")
     image, video = image or ImageConfig(), video or VideoConfig()
     files = CheckpointFiles(str(path), revision)
-    top = files.json("processor_config.json")
-    still = top.get("image_processor") or files.json("preprocessor_config.json")
-    if not still:
-        raise FileNotFoundError(
-            f"model.path: {path} has neither preprocessor_config.json nor an image_processor in "
-            "processor_config.json; fetch the whole checkpoint, processor files included"
-        )
-    moving = top.get("video_processor") or files.json("video_preprocessor_config.json") or still
+    still, moving = files.visual_configs()
     processor_class, image_class = PROCESSORS[family]
-    image_processor = _image_processor(image_class, still, image.min_pixels, image.max_pixels, image.max_tokens)
+    image_processor = image_processor_of(image_class, still, image.min_pixels, image.max_pixels, image.max_tokens)
     per_step = None
     if video.max_tokens is not None and issubclass(image_class, Qwen2VLImageProcessorPil):
         steps = math.ceil(video.num_frames / (moving.get("temporal_patch_size") or 2))
         per_step = video.max_tokens // steps
         if per_step < 1:
             raise ValueError(f"model.video.max_tokens: {video.max_tokens} leave none for each of {steps} frame pairs")
-    frame_processor = _image_processor(image_class, moving, None, video.max_pixels, per_step)
+    frame_processor = image_processor_of(image_class, moving, None, video.max_pixels, per_step)
     if isinstance(image_processor, LlavaOnevisionImageProcessorPil) and image.max_tiles is not None:
         image_processor.image_grid_pinpoints = _within_tiles(image_processor, image.max_tiles)
     tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision)
-    template = files.chat_template(top) or tokenizer.chat_template
+    template = files.chat_template() or tokenizer.chat_template
     if not template:
         raise FileNotFoundError(
             f"model.path: {path} has no chat template (chat_template.jinja, chat_template.json, or in the "
             "tokenizer); it is part of the checkpoint: fetch it"
         )
-    nested = ("image_processor", "video_processor", "processor_class", "chat_template", "auto_map", "tokenizer")
-    options = {key: value for key, value in top.items() if key not in nested}
     frames = FrameProcessor(frame_processor, video.num_frames)
-    processor = processor_class(image_processor, tokenizer, frames, chat_template=template, **options)
+    processor = processor_class(image_processor, tokenizer, frames, chat_template=template, **files.options())
     if isinstance(image_processor, LlavaOnevisionImageProcessorPil):
         _check_tokens(processor, image.max_tokens, video)
     return processor
@@ -232,7 +224,7 @@ def _check_tokens(processor: Any, image_tokens: int | None, video: VideoConfig) 
             )
 
 
-def _image_processor(
+def image_processor_of(
     cls: type[ImageProcessor],
     content: dict[str, Any],
     min_pixels: int | None,
@@ -272,15 +264,17 @@ class CheckpointFiles:
 
     def __init__(self, path: str, revision: str | None) -> None:
         self.path, self.revision = path, revision
+        self.processor = self.json("processor_config.json")
 
     def find(self, name: str) -> Path | None:
         if Path(self.path).is_dir():
             local = Path(self.path) / name
             return local if local.is_file() else None
-        found = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=False)
-        return Path(found) if found else None
+        cached = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=False)
+        return Path(cached) if cached else None
 
     def json(self, name: str) -> dict[str, Any]:
+        """The content of a file, {} where it is absent. ValueError where it is no JSON object."""
         path = self.find(name)
         if path is None:
             return {}
@@ -292,11 +286,24 @@ class CheckpointFiles:
             raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
         return content
 
-    def chat_template(self, processor_config: dict[str, Any]) -> str | None:
+    def visual_configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What configures the image and the video processor. FileNotFoundError where there is none for images."""
+        still = self.processor.get("image_processor") or self.json("preprocessor_config.json")
+        if not still:
+            raise FileNotFoundError(
+                f"model.path: {self.path} has neither preprocessor_config.json nor an image_processor in "
+                "processor_config.json; fetch the whole checkpoint, processor files included"
+            )
+        moving = self.processor.get("video_processor") or self.json("video_preprocessor_config.json")
+        return still, moving or still
+
+    def options(self) -> dict[str, Any]:
+        """The processor's own options, without its parts."""
+        return {key: value for key, value in self.processor.items() if key not in _NOT_OPTIONS}
+
+    def chat_template(self) -> str | None:
         raw = self.find("chat_template.jinja")
         if raw is not None:
             return raw.read_text(encoding="utf-8")
-        template = self.json("chat_template.json").get("chat_template") or processor_config.get("chat_template")
-        if isinstance(template, dict):
-            template = template.get("default")
-        return template
+        template = self.json("chat_template.json").get("chat_template") or self.processor.get("chat_template")
+        return template.get("default") if isinstance(template, dict) else template
