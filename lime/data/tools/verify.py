@@ -6,7 +6,9 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from lime.data.files import BOUNDS, MEDIA_KINDS, Bounds
 from lime.data.layout import SplitFiles, find_splits, is_blank, is_utf8
 from lime.data.rows import COLUMNS, MANIFEST, TRAIN
 from lime.data.tasks import MODALITIES, TASKS
-from lime.data.tools.media_check import Checked, Problem, check_chunk
+from lime.data.tools.media_check import NOTE, Problem, check_chunk
 from lime.data.tools.output import table
 from lime.data.tools.root_check import Expected
 from lime.system import interrupts
@@ -25,7 +27,6 @@ ROW_KINDS = (
     "unreadable_split", "missing_column", "missing_value", "not_utf8", "unknown_source_type", "empty_question",
     "empty_answer", "no_media_path", "duplicate", "bad_manifest", "other_rows", "answer_not_allowed",
 )  # fmt: skip
-NOTE = "note"
 KINDS = (*ROW_KINDS, *MEDIA_KINDS)
 """Kinds of faults. `outside_root` is both a path that leaves the root and a link that does."""
 
@@ -141,57 +142,47 @@ def verify(root: str | Path, workers: int | None = None, progress: bool = False,
         for index, media, kind in _check_rows(root, files[name], report, expected):
             users[media, kind].append((name, index))
     report.media = len(users)
-    for (media, _), rows, (kind, text) in _check_files(
-        root, users, workers or _cores(), progress, bounds, report.speed
-    ):
-        found = report.faults if kind != NOTE else report.notes
-        found += [Fault(kind, split, row, media, text) for split, row in rows]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for file, (kind, text) in _check_files(root, list(users), workers or cores, progress, bounds, report.speed):
+        target = report.faults if kind != NOTE else report.notes
+        target += [Fault(kind, split, row, file[0], text) for split, row in users[file]]
     order = {name: i for i, name in enumerate(report.rows)}
-    for found in (report.faults, report.notes):
-        found.sort(key=lambda one: (order.get(one.split, -1), -1 if one.row is None else one.row))
+    for faults in (report.faults, report.notes):
+        faults.sort(key=lambda one: (order.get(one.split, -1), -1 if one.row is None else one.row))
     return report
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_rows(root: Path, files: SplitFiles, report: Report, expected: Expected) -> Iterator[tuple[int, str, str]]:
     """Adds the faults of a split's rows; (index, media path, kind) of every row with a medium to open."""
-    file = str(files.place.relative_to(root))
+    table = str(files.place.relative_to(root))
+
+    def add(kind: str, problem: str, row: int | None = None, file: str = table) -> None:
+        report.faults.append(Fault(kind, files.split, row, file, problem))
+
     try:
         lacking = [name for name in COLUMNS if name not in files.column_names()]
         if lacking:
-            problem = f"no column {', '.join(lacking)}; expected {', '.join(COLUMNS)}"
-            report.faults.append(Fault("missing_column", files.split, None, file, problem))
-            return
+            return add("missing_column", f"no column {', '.join(lacking)}; expected {', '.join(COLUMNS)}")
         columns = files.raw_columns(COLUMNS)
     except (OSError, ValueError) as error:
-        problem = f"cannot be read ({str(error).splitlines()[0]})"
-        report.faults.append(Fault("unreadable_split", files.split, None, file, problem))
-        return
+        return add("unreadable_split", f"cannot be read ({str(error).splitlines()[0]})")
     report.rows[files.split] = len(columns["answer"])
-    if other := expected.rows_problem(files.split, len(columns["answer"]), columns):
-        report.faults.append(Fault("other_rows", files.split, None, file, other))
+    if differs := expected.rows_problem(files.split, len(columns["answer"]), columns):
+        add("other_rows", differs)
     seen: dict[tuple[Any, ...], int] = {}
     for index, values in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True)):
-        first = seen.setdefault(_hashable(values), index)
-        media = _shown(values[1]) if values[1] else file
+        first = seen.setdefault(tuple(v if isinstance(v, bytes | str | None) else repr(v) for v in values), index)
+        media = _shown(values[1]) if values[1] else table
         if first != index:
-            problem = f"the same row as {files.split}/{first}"
-            report.faults.append(Fault("duplicate", files.split, index, media, problem))
+            add("duplicate", f"the same row as {files.split}/{first}", index, media)
             continue
         problems, usable = _row_problems(values)
         if not problems and (never := expected.answer_problem(files.split, _shown(values[3]))):
             problems.append(("answer_not_allowed", never))
-        report.faults += [Fault(kind, files.split, index, media, text) for kind, text in problems]
+        for kind, text in problems:
+            add(kind, text, index, media)
         if usable:
             yield index, media, values[0].decode()
-
-
-def _hashable(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`values`, nested ones as text."""
-    return tuple(v if isinstance(v, bytes | str | None) else repr(v) for v in values)
 
 
 def _row_problems(values: tuple[Any, ...]) -> tuple[list[Problem], bool]:
@@ -215,31 +206,28 @@ def _leaves(path: str) -> bool:
 def _named_problems(values: tuple[Any, ...]) -> tuple[list[Problem], bool]:
     problems: list[Problem] = []
     for name, value in zip(COLUMNS, values, strict=True):
-        if value is None and name != "media_path":
-            problems.append(("missing_value", f"its {name} is null"))
-        elif value is not None and not isinstance(value, bytes):
+        if value is None:
+            problems += [("missing_value", f"its {name} is null")] if name != "media_path" else []
+        elif not isinstance(value, bytes):
             problems.append(("missing_value", f"its {name} is {str(value)[:80]!r}; expected text"))
-        elif value is not None and not is_utf8(value):
+        elif not is_utf8(value):
             problems.append(("not_utf8", f"its {name} is not UTF-8 text ({value[:40]!r})"))
-    said, media, question, answer = (value if isinstance(value, bytes) else None for value in values)
+    source, media, question, answer = (value if isinstance(value, bytes) else None for value in values)
     for name, text in (("question", question), ("answer", answer)):
         if text is not None and is_blank(text.decode(errors="replace")):
             problems.append((f"empty_{name}", f"its {name} is {'blank' if text.strip() else 'empty'}"))
-    kind = said.decode(errors="replace") if said is not None else None
-    if kind is not None and is_utf8(said or b"") and kind not in MODALITIES:
-        problems.append(
-            ("unknown_source_type", f"its source_type is {kind!r}; expected one of {', '.join(MODALITIES)}")
-        )
+    kind = source.decode(errors="replace") if source is not None else None
+    if source is not None and is_utf8(source) and kind not in MODALITIES:
+        expected = ", ".join(MODALITIES)
+        problems.append(("unknown_source_type", f"its source_type is {kind!r}; expected one of {expected}"))
     if kind not in ("image", "video"):
         return problems, False
-    if is_blank((media or b"").decode(errors="replace")):
-        problems.append(("no_media_path", f"a row of kind {kind} without a media_path"))
-        return problems, False
-    assert media is not None
+    if media is None or is_blank(media.decode(errors="replace")):
+        return [*problems, ("no_media_path", f"a row of kind {kind} without a media_path")], False
     path = _shown(media)
     if _leaves(path):
-        problems.append(("outside_root", f"its media_path {path!r} leaves the data root; expected one relative to it"))
-        return problems, False
+        outside = f"its media_path {path!r} leaves the data root; expected one relative to it"
+        return [*problems, ("outside_root", outside)], False
     return problems, is_utf8(media)
 
 
@@ -248,38 +236,18 @@ def _shown(value: object) -> str:
 
 
 def _check_files(
-    root: Path,
-    users: dict[tuple[str, str], list[tuple[str, int]]],
-    workers: int,
-    progress: bool,
-    bounds: Bounds,
-    speed: Speed,
-) -> Iterator[tuple[tuple[str, str], list[tuple[str, int]], Problem]]:
-    """Every file with a problem or a note, the rows that name it, and the problem."""
-    work = list(users)
-    done = tqdm(total=len(work), desc="media", unit="file", disable=not progress)
+    root: Path, work: list[tuple[str, str]], workers: int, progress: bool, bounds: Bounds, speed: Speed
+) -> Iterator[tuple[tuple[str, str], Problem]]:
+    """Every file with a problem or a note, and the problem."""
+    chunks = [work[start : start + _CHUNK] for start in range(0, len(work), _CHUNK)]
     speed.processes = workers if len(work) >= _SERIAL else 1
     started = time.perf_counter()
-    for (start, size), checked in _checked(str(root), work, speed.processes, bounds):
-        done.update(size)
-        speed.decoding += checked.decoding
-        speed.seconds = time.perf_counter() - started
-        for offset, problem in [*checked.problems, *((offset, (NOTE, note)) for offset, note in checked.notes)]:
-            key = work[start + offset]
-            yield key, users[key], problem
-    done.close()
-
-
-Span = tuple[int, int]
-
-
-def _checked(root: str, work: list[tuple[str, str]], workers: int, bounds: Bounds) -> Iterator[tuple[Span, Checked]]:
-    chunks = [(start, work[start : start + _CHUNK]) for start in range(0, len(work), _CHUNK)]
-    if workers == 1:
-        for start, part in chunks:
-            yield (start, len(part)), check_chunk(root, part, bounds)
-        return
-    with interrupts.process_pool(workers) as pool:
-        results = pool.map(check_chunk, [root] * len(chunks), [part for _, part in chunks], [bounds] * len(chunks))
-        for (start, part), found in zip(chunks, results, strict=True):
-            yield (start, len(part)), found
+    with ExitStack() as stack:
+        done = stack.enter_context(tqdm(total=len(work), desc="media", unit="file", disable=not progress))
+        run = stack.enter_context(interrupts.process_pool(workers)).map if speed.processes > 1 else map
+        results = run(check_chunk, repeat(str(root)), chunks, repeat(bounds))
+        for chunk, (problems, decoding) in zip(chunks, results, strict=True):
+            done.update(len(chunk))
+            speed.decoding += decoding
+            speed.seconds = time.perf_counter() - started
+            yield from ((file, problem) for file, problem in zip(chunk, problems, strict=True) if problem is not None)

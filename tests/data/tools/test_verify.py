@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lime.data.media.signatures import describe
 from lime.data.rows import MMTDataset
-from lime.data.tools.media_check import describe
 from lime.data.tools.verify import Fault, verify
 from tests.data import tiny
 
