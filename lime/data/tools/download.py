@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import DryRunFileInfo
@@ -89,24 +90,21 @@ def instructions(root: Path, sources: Sequence[Source], error: Exception) -> str
 
 
 def _plan(root: Path, source: Source, revision: str | None) -> list[DryRunFileInfo]:
-    found = huggingface_hub.snapshot_download(
-        source.repository,
-        repo_type="dataset",
-        revision=revision,
-        local_dir=root,
-        allow_patterns=list(source.patterns),
-        dry_run=True,
-    )
-    assert not isinstance(found, str)
-    if not found:
+    plan = _snapshot(root, source, revision, dry_run=True)
+    if not plan:
         raise ValueError(
             f"{source.repository}: no file matches {', '.join(source.patterns)}; its layout changed: look at "
             f"https://huggingface.co/datasets/{source.repository}/tree/main"
         )
-    return found
+    return plan
 
 
-def _snapshot(root: Path, source: Source, revision: str | None) -> None:
-    huggingface_hub.snapshot_download(
-        source.repository, repo_type="dataset", revision=revision, local_dir=root, allow_patterns=list(source.patterns)
+def _snapshot(root: Path, source: Source, revision: str | None, dry_run: bool = False) -> Any:
+    return huggingface_hub.snapshot_download(
+        source.repository,
+        repo_type="dataset",
+        revision=revision,
+        local_dir=root,
+        allow_patterns=source.patterns,
+        dry_run=dry_run,
     )

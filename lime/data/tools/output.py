@@ -1,15 +1,9 @@
-"""Plain tables and JSON for the terminal and for files."""
+"""Plain tables for the terminal."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
-
-
-def dump(content: Any) -> str:
-    """Indented JSON with a final line end."""
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -17,8 +17,7 @@ from lime.data.fingerprint import CHECKSUMS, write_checksums
 from lime.data.layout import find_splits
 from lime.data.rows import MANIFEST, MMTDataset, read_manifest
 from lime.data.tools.archives import ArchiveError, extract, is_archive, list_members
-from lime.data.tools.output import dump
-from lime.system.atomic import locked, move, remove, write_text
+from lime.system.atomic import locked, move, remove, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def prepare(root: str | Path) -> Prepared:
         unpacked += _unpack_all(root, _Places(named))
         remove(root / _STAGING)
         manifest = _manifest(root, dataset, named)
-        write_text(root / MANIFEST, dump({**read_manifest(root), "prepared": manifest}))
+        write_json(root / MANIFEST, {**read_manifest(root), "prepared": manifest}, indent=1)
     return Prepared(unpacked, manifest)
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from lime.data.tools.sample import write_sample
-from lime.data.tools.sources import IMAGES, ROWS, VIDEOS
+from lime.data.tools.sources import SOURCES
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "data.py"
+ROWS, IMAGES, VIDEOS = (SOURCES[name] for name in ("rows", "images", "videos"))
 COMMITS = {ROWS.repository: "89abcdef" * 5, VIDEOS.repository: "01234567" * 5}
 BIG = "images/images.zip"
 HALF = 22_000_000  # the hub's client writes 10 MiB at a time
