@@ -1,11 +1,10 @@
-"""From a data root to loaders: training and validation rows, test rows per split, and what was left out
-and why.
-"""
+"""From a data root to loaders: training and validation rows, test rows per split, and what was left out and why."""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +51,7 @@ class MMTDataModule(LightningDataModule):
     `left_out` the rows that could not be used. `setup` prepares the training and validation rows;
     `test_rows(split)` gives the usable rows of a test split.
 
-    `alike`: training batches are of one modality each, and of the same one in all processes at a step.
+    `one_modality`: training batches are of one modality each, and of the same one in all processes at a step.
 
     Training batches hold rows of like length (visual tokens counted) in a seeded order; its state is part of
     the checkpoint, so a resumed run sees exactly the rows that an uninterrupted one would. Validation rows
@@ -80,7 +79,7 @@ class MMTDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.dataset = MMTDataset(data.root)
         self.collator = make_collator(data, processor, family)
-        self.alike = False
+        self.one_modality = False
         self.left_out = LeftOut()
         self.train_rows: list[Row] = []
         self.val_rows: list[Row] = []
@@ -105,8 +104,8 @@ class MMTDataModule(LightningDataModule):
         """The usable rows of a test split. DataError for a split that is not there."""
         if split not in self._test_rows:
             if split not in self.dataset.tests:
-                found = ", ".join(self.dataset.tests) or "none"
-                raise DataError(f"{self.dataset.root}: no test split {split!r}; present: {found}")
+                present = ", ".join(self.dataset.tests) or "none"
+                raise DataError(f"{self.dataset.root}: no test split {split!r}; present: {present}")
             rows = self.dataset.tests[split].sample(self.config.rows_per_split)
             self._test_rows[split] = self._usable(split, rows)[0]
         return self._test_rows[split]
@@ -117,7 +116,7 @@ class MMTDataModule(LightningDataModule):
         rank, replicas = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, replicas = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        kinds = [row.source_type for row in self.train_rows] if self.alike else None
+        kinds = [row.source_type for row in self.train_rows] if self.one_modality else None
         sampler = LengthBucketSampler(
             self.train_lengths, self.batch_size, self.seed, rank=rank, replicas=replicas, kinds=kinds
         )
@@ -144,9 +143,7 @@ class MMTDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training order stands (part of a Lightning checkpoint)."""
-        if self._loader is None:
-            return {}
-        return {"train_loader": self._loader.state_dict()}
+        return {} if self._loader is None else {"train_loader": self._loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the training order of a checkpoint."""
@@ -200,12 +197,13 @@ class MMTDataModule(LightningDataModule):
 
     def _with_media(self, part: str, rows: list[Row]) -> list[Row]:
         if self.config.on_missing_media == "error":
-            problems = [self._absent(row) for row in rows]
+            problems = [_media_error(self._find, row) for row in rows]
         else:
             with ThreadPoolExecutor() as pool:
-                problems = list(pool.map(self._unreadable, rows))
+                problems = list(pool.map(functools.partial(_media_error, self.collator.media), rows))
             if isinstance(self.collator, ProcessorCollator):  # has its processor see a picture only when it counts
-                problems = [problem or self._refused(row) for problem, row in zip(problems, rows, strict=True)]
+                see = self.collator.visual_tokens
+                problems = [problem or _media_error(see, row) for problem, row in zip(problems, rows, strict=True)]
         bad = {row.id: problem for row, problem in zip(rows, problems, strict=True) if problem is not None}
         if bad and self.config.on_missing_media == "error":
             first = next(iter(bad.values()))
@@ -220,30 +218,21 @@ class MMTDataModule(LightningDataModule):
             log.warning("left out: %s", problem)
         return [row for row in rows if row.id not in bad]
 
-    def _absent(self, row: Row) -> MediaError | None:
-        try:
-            if row.source_type != "text":
-                media_file(self.dataset.root, row.media_path, row.id)
-        except MediaError as error:
-            return error
-        return None
-
-    def _unreadable(self, row: Row) -> MediaError | None:
-        try:
-            self.collator.media(row)
-        except MediaError as error:
-            return error
-        return None
-
-    def _refused(self, row: Row) -> MediaError | None:
-        try:
-            self.collator.visual_tokens(row)
-        except MediaError as error:
-            return error
-        return None
+    def _find(self, row: Row) -> None:
+        if row.source_type != "text":
+            media_file(self.dataset.root, row.media_path, row.id)
 
     def _note(self, part: str, reason: str, where: dict[str, list[str]], ids: list[str], total: int) -> None:
         where[part] = ids
         if ids:
             shown = ", ".join(ids[:_SHOWN]) + (", …" if len(ids) > _SHOWN else "")
             log.warning("%s: %d of %d rows left out (%s): %s", part, len(ids), total, reason, shown)
+
+
+def _media_error(read: Callable[[Row], object], row: Row) -> MediaError | None:
+    """What `read` says of a row's media, where they cannot be used."""
+    try:
+        read(row)
+    except MediaError as error:
+        return error
+    return None

@@ -92,9 +92,7 @@ class Rows(Sequence[Row]):
 
 
 def content_hash(row: Row) -> int:
-    """A 64-bit hash of what the row asks (question and media), so that equal questions always fall on one
-    side.
-    """
+    """A 64-bit hash of what the row asks (question and media), so that equal questions always fall on one side."""
     data = f"{row.media_path}\0{row.question}".encode()
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
@@ -138,8 +136,7 @@ class MMTDataset:
     def train(self) -> Rows:
         """The training rows; DataError where the root has none."""
         if self._train is None:
-            found = ", ".join(self.tests)
-            raise DataError(f"{self.root}: no 'train' split (found {found}): it can only be evaluated")
+            raise DataError(f"{self.root}: no 'train' split (found {', '.join(self.tests)}): it can only be evaluated")
         return self._train
 
     def allowed_answers(self, split: str) -> list[str] | None:
@@ -154,23 +151,25 @@ class MMTDataset:
     def rows_fingerprint(self) -> str:
         """SHA-256 over all rows present: texts and media paths."""
         total = hashlib.sha256()
-        for rows in self._splits():
+        for rows in self.splits.values():
             total.update(rows.digest().encode())
         return total.hexdigest()
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over all that can change a number: rows, media (see `lime.data.fingerprint`), declared answers."""
-        media = media_fingerprint(self.root, (row.media_path for rows in self._splits() for row in rows if _seen(row)))
+        media = media_fingerprint(self.root, self.media_paths())
         answers = json.dumps(self.manifest.get("allowed_answers", {}), sort_keys=True)
         return hashlib.sha256(f"{self.rows_fingerprint} {media} {answers}".encode()).hexdigest()
 
-    def _splits(self) -> list[Rows]:
-        return [*([self._train] if self._train is not None else []), *self.tests.values()]
+    @property
+    def splits(self) -> dict[str, Rows]:
+        """All rows present by split, the training rows first."""
+        return {**({TRAIN: self._train} if self._train is not None else {}), **self.tests}
 
-
-def _seen(row: Row) -> bool:
-    return row.source_type != "text"
+    def media_paths(self) -> list[str]:
+        """The media that rows name, each once, in order."""
+        return sorted({row.media_path for rows in self.splits.values() for row in rows if row.source_type != "text"})
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -192,34 +191,33 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 def _read(root: Path, files: SplitFiles) -> Rows:
     """One split as columns of strings, every row checked."""
-    found = files.column_names()
-    lacking = [name for name in COLUMNS if name not in found]
+    present = files.column_names()
+    lacking = [name for name in COLUMNS if name not in present]
     if lacking:
         raise DataError(
             f"{root}: split '{files.split}' lacks column {', '.join(map(repr, lacking))}; "
-            f"found {', '.join(map(repr, found)) or 'no column'}, expected {', '.join(map(repr, COLUMNS))}"
+            f"found {', '.join(map(repr, present)) or 'no column'}, expected {', '.join(map(repr, COLUMNS))}"
         )
     columns = files.columns(COLUMNS)
     columns["media_path"] = [value if value is not None else "" for value in columns["media_path"]]
-    for index, (kind, media, question, answer) in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True)):
-        problem = _problem(kind, media, question, answer)
-        if problem:
+    for index, values in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True)):
+        if problem := _problem(*values):
             raise DataError(f"{root}: row {files.split}/{index}: {problem}")
     return Rows(files.split, columns)
 
 
-def _problem(kind: object, media: object, question: object, answer: object) -> str | None:
-    for name, value in (("source_type", kind), ("media_path", media), ("question", question), ("answer", answer)):
+def _problem(*values: Any) -> str | None:
+    for name, value in zip(COLUMNS, values, strict=True):
         if not isinstance(value, str):
             return f"{name} is {value!r}; expected text"
+    kind, media, question, answer = values
     if kind not in MODALITIES:
         return f"source_type is {kind!r}; expected one of {', '.join(MODALITIES)}"
-    if is_blank(str(answer)):
-        return "its answer is empty or blank; every row needs one (correct or remove the row)"
-    if is_blank(str(question)):
-        return "its question is empty or blank; every row needs one (correct or remove the row)"
-    path = Path(str(media))
-    if kind != "text" and is_blank(str(media)):
+    for name, text in (("answer", answer), ("question", question)):
+        if is_blank(text):
+            return f"its {name} is empty or blank; every row needs one (correct or remove the row)"
+    path = Path(media)
+    if kind != "text" and is_blank(media):
         return f"a {kind} row without a media_path"
     if media and (path.is_absolute() or ".." in path.parts):
         return f"media_path {media!r} leaves the data root; expected a path relative to it"

@@ -47,7 +47,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         self.kinds = np.asarray(kinds if kinds is not None else ["any"] * len(lengths))
         if len(self.kinds) != len(self.lengths):
             raise ValueError(f"kinds: expected one for each of {len(self.lengths)} rows, got {len(self.kinds)}")
-        self.alike = kinds is not None
+        self.by_kind = kinds is not None
         self.batch_size, self.seed, self.window = batch_size, seed, window
         self.rank, self.replicas = rank, replicas
         self.epoch = 0
@@ -62,33 +62,33 @@ class LengthBucketSampler(Sampler[list[int]]):
         """All batches of an epoch on this replica."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.lengths))
-        if self.alike:
-            return self._alike(rng, order)
+        if self.by_kind:
+            return self._batches_by_kind(rng, order)
         mixed = self._buckets(order)
         mixed = [mixed[i] for i in rng.permutation(len(mixed))]
         while len(mixed) % self.replicas:
             mixed += mixed[: self.replicas - len(mixed) % self.replicas]
         return mixed[self.rank :: self.replicas]
 
-    def _alike(self, rng: np.random.Generator, order: np.ndarray) -> list[list[int]]:
+    def _batches_by_kind(self, rng: np.random.Generator, order: np.ndarray) -> list[list[int]]:
         """This replica's batches, where those of one step are of one kind."""
         steps: list[list[list[int]]] = []
         for kind in np.unique(self.kinds):
-            made = self._buckets(order[self.kinds[order] == kind])
-            made = [made[i] for i in rng.permutation(len(made))]
-            for start in range(0, len(made), self.replicas):
-                step = made[start : start + self.replicas]
-                steps.append([*step, *(made[i % len(made)] for i in range(self.replicas - len(step)))])
+            own = self._buckets(order[self.kinds[order] == kind])
+            own = [own[i] for i in rng.permutation(len(own))]
+            for start in range(0, len(own), self.replicas):
+                step = own[start : start + self.replicas]
+                steps.append([*step, *(own[i % len(own)] for i in range(self.replicas - len(step)))])
         return [steps[i][self.rank] for i in rng.permutation(len(steps))]
 
     def _buckets(self, order: np.ndarray) -> list[list[int]]:
         """Batches of like length of the rows in `order`."""
-        made: list[list[int]] = []
+        buckets: list[list[int]] = []
         for start in range(0, len(order), self.window * self.batch_size):
             part = order[start : start + self.window * self.batch_size]
             part = part[np.argsort(self.lengths[part], kind="stable")]
-            made += [part[i : i + self.batch_size].tolist() for i in range(0, len(part), self.batch_size)]
-        return made
+            buckets += [part[i : i + self.batch_size].tolist() for i in range(0, len(part), self.batch_size)]
+        return buckets
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches(self.epoch)[self.start :])
@@ -148,13 +148,11 @@ class ResumableLoader(DataLoader[Any]):
             "batch_size": self.buckets.batch_size,
             "seed": self.buckets.seed,
             "replicas": self.buckets.replicas,
-            "alike": self.buckets.alike,
+            "alike": self.buckets.by_kind,  # its name in checkpoints
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`. ValueError where rows, batch size, seed or replicas differ: the order
-        would too.
-        """
+        """Goes on from `state`. ValueError where rows, batch size, seed or replicas differ: the order would too."""
         own = self.state_dict()
         for key in ("rows", "batch_size", "seed", "replicas", "alike"):
             if state[key] != own[key]:

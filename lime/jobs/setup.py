@@ -109,7 +109,7 @@ def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: 
         processor=backbone.processor,
         family=backbone.family,
     )
-    module.alike = processes.world_size() > 1 or backbone.family == OTHER
+    module.one_modality = processes.world_size() > 1 or backbone.family == OTHER
     return module
 
 

@@ -56,8 +56,7 @@ def prepare(root: str | Path) -> Prepared:
         if not _has_rows(root):  # then they are in an archive
             unpacked = _unpack_all(root, _Places([]))
         dataset = MMTDataset(root)
-        splits = _splits(dataset).values()
-        named = sorted({row.media_path for rows in splits for row in rows if row.source_type != "text"})
+        named = dataset.media_paths()
         unpacked += _unpack_all(root, _Places(named))
         remove(root / _STAGING)
         manifest = _manifest(root, dataset, named)
@@ -169,22 +168,15 @@ def _stay_inside(root: Path, archive: Path, place: Path) -> None:
         raise ArchiveError(archive, f"its place {place} leads out of {root} through a link; remove the link")
 
 
-def _splits(dataset: MMTDataset) -> dict[str, Any]:
-    train = {"train": dataset.train} if dataset.has_train else {}
-    return {**train, **dataset.tests}
-
-
 def _manifest(root: Path, dataset: MMTDataset, named: Sequence[str]) -> dict[str, Any]:
     present = [path for path in named if _is_usable(root, path)]
     if (root / CHECKSUMS).exists() and "prepared" not in read_manifest(root):
         raise FileExistsError(f"{root / CHECKSUMS} is there already, and was not written by this command; move it away")
     checksum = write_checksums(root, present)
-    splits = {
-        name: {"rows": len(rows), **Counter(row.source_type for row in rows)} for name, rows in _splits(dataset).items()
-    }
+    splits = dataset.splits.items()
     return {
-        "splits": splits,
-        "digests": {name: rows.digest() for name, rows in _splits(dataset).items()},
+        "splits": {n: {"rows": len(rows), **Counter(row.source_type for row in rows)} for n, rows in splits},
+        "digests": {name: rows.digest() for name, rows in splits},
         "absent": dataset.absent,
         "rows_fingerprint": dataset.rows_fingerprint,
         "media": {

@@ -130,7 +130,7 @@ def _autocast(device: torch.device, precision: str) -> Any:
 
 def sampler(data: MMTDataModule) -> LengthBucketSampler:
     """The order of a run's first epoch in this process."""
-    kinds = [row.source_type for row in data.train_rows] if data.alike else None
+    kinds = [row.source_type for row in data.train_rows] if data.one_modality else None
     return LengthBucketSampler(
         data.train_lengths,
         data.batch_size,
