@@ -13,8 +13,8 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from lime.data.fingerprint import EMBEDDED_DATA as NAME
 from lime.data.media.encoding import write_image, write_video
-from lime.data.rows import COLUMNS, Rows
+from lime.data.rows import COLUMNS, MANIFEST, Rows
 from lime.embedded.benchmark.items import MiniTask, Part
 from lime.embedded.benchmark.tasks import MINI_TASKS
 from lime.embedded.benchmark.tasks_video import FPS
@@ -34,9 +35,7 @@ from lime.system.ownership import MARKER, kind_of, mark
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-NAME = "mmt47_mini"
 FOLDER = "MMT_47"
-MANIFEST = "manifest.json"
 _DOMAIN = 0x4D4D5434  # sets these random streams apart from those of any other user of the renderers
 _TRIES = 2_000
 _OWN = re.compile(
@@ -75,7 +74,7 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Rows:
     rows: list[TableRow]
     checksum: str
 
@@ -122,19 +121,13 @@ def _told(root: Path) -> Iterator[None]:
     """What the machine refuses while `root` is written is told with the key that names it."""
     try:
         yield
-    except FileExistsError as error:
-        if error.errno is None:  # ours
-            raise
-        raise OSError(_refusal(root, error)) from error
     except OSError as error:
-        raise OSError(_refusal(root, error)) from error
-
-
-def _refusal(root: Path, error: OSError) -> str:
-    return (
-        f"data.root: the embedded benchmark cannot be written to {root} ({error.filename or root}: "
-        f"{error.strerror or error}); take a folder that can be written and has room: data.root=FOLDER"
-    )
+        if isinstance(error, FileExistsError) and error.errno is None:  # ours
+            raise
+        raise OSError(
+            f"data.root: the embedded benchmark cannot be written to {root} ({error.filename or root}: "
+            f"{error.strerror or error}); take a folder that can be written and has room: data.root=FOLDER"
+        ) from error
 
 
 def _beside(root: Path, suffix: str) -> Path:
@@ -198,23 +191,28 @@ def _build(root: Path, settings: Settings, workers: int) -> None:
             (root / "media" / task.name).mkdir(parents=True)
     root.mkdir(exist_ok=True)
     mark(root, NAME)
-    results = tqdm(_run(jobs, workers), "embedded benchmark", len(jobs), disable=None, unit="part")
-    made = {(job.split, job.part): result for job, result in zip(jobs, results, strict=True)}
+    with interrupts.process_pool(workers) if workers > 1 else nullcontext() as pool:
+        results = (pool.map if pool is not None else map)(_make, jobs)
+        shown = tqdm(results, "embedded benchmark", len(jobs), disable=None, unit="part")
+        parts = {(job.split, job.part): result for job, result in zip(jobs, shown, strict=True)}
 
-    train = [row for split in MINI_TASKS for row in made[split, "train"].rows]
+    train = [row for split in MINI_TASKS for row in parts[split, "train"].rows]
     order = np.random.default_rng([_DOMAIN, settings.seed]).permutation(len(train))
     tables = {"train": [train[i] for i in order]}
-    tables |= {split: made[split, "test"].rows for split in MINI_TASKS}
+    tables |= {split: parts[split, "test"].rows for split in MINI_TASKS}
     _save(root / FOLDER, tables)
     total = hashlib.sha256(json.dumps(tables, sort_keys=True).encode())
-    for split, part in sorted(made):
-        total.update(made[split, part].checksum.encode())
+    for split, part in sorted(parts):
+        total.update(parts[split, part].checksum.encode())
     manifest = {
         "name": NAME,
         "format": FORMAT,
         **asdict(settings),
         "rows": {split: len(rows) for split, rows in tables.items()},
-        "digests": {split: _digest(split, rows) for split, rows in tables.items()},
+        "digests": {
+            split: Rows(split, {name: [row[name] for row in rows] for name in COLUMNS}).digest()
+            for split, rows in tables.items()
+        },
         "media": sum(1 for rows in tables.values() for row in rows if row["media_path"]),
         "allowed_answers": {split: list(task.answers) for split, task in MINI_TASKS.items()},
         "checksum": total.hexdigest(),
@@ -222,19 +220,7 @@ def _build(root: Path, settings: Settings, workers: int) -> None:
     write_json(root / MANIFEST, manifest, indent=1)
 
 
-def _digest(split: str, rows: list[dict[str, str]]) -> str:
-    return Rows(split, {name: [row[name] for row in rows] for name in COLUMNS}).digest()
-
-
-def _run(jobs: list[_Job], workers: int) -> Iterator[_Made]:
-    if workers == 1:
-        yield from map(_make, jobs)
-        return
-    with interrupts.process_pool(workers) as pool:
-        yield from pool.map(_make, jobs)
-
-
-def _make(job: _Job) -> _Made:
+def _make(job: _Job) -> _Rows:
     """All rows of one part of one task, in random order, with their media written."""
     task = MINI_TASKS[job.split]
     stream = [_DOMAIN, job.seed, zlib.crc32(job.split.encode()), ("train", "test").index(job.part)]
@@ -254,7 +240,7 @@ def _make(job: _Job) -> _Made:
                 write_image(job.root / media_path, item.media)
             total.update((job.root / media_path).read_bytes())
         rows.append(dict(zip(COLUMNS, (task.source_type, media_path, item.question, answer), strict=True)))
-    return _Made(rows, total.hexdigest())
+    return _Rows(rows, total.hexdigest())
 
 
 def _new_item(rng: np.random.Generator, task: MiniTask, answer: str, part: Part, seen: set[str]) -> Any:
@@ -307,12 +293,8 @@ def _complete(root: Path, settings: Settings) -> bool:
     wanted = {"name": NAME, "format": FORMAT, **asdict(settings)}
     if any(manifest.get(key) != value for key, value in wanted.items()):
         return False
-    present = _count(root.glob("media/*/*.*"))
+    present = sum(1 for _ in root.glob("media/*/*.*"))
     if present != manifest["media"] or not (root / FOLDER / "dataset_dict.json").is_file():
         log.warning("%s lacks files (%d of %d media): generated again", root, present, manifest["media"])
         return False
     return True
-
-
-def _count(things: Iterable[Any]) -> int:
-    return sum(1 for _ in things)

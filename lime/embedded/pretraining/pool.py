@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lime.embedded.benchmark import scenes_image, scenes_video
+from lime.embedded.benchmark.chance import pick
 from lime.embedded.pretraining.architecture import FRAMES, IMAGE_SIZE, QWEN_FRAME_SIZE
 from lime.embedded.pretraining.visual_corpus import IMAGE_WEIGHTS
 from lime.system import interrupts
@@ -18,6 +19,14 @@ from lime.system.atomic import write_json
 
 logger = logging.getLogger(__name__)
 CHUNK = 1000
+VIDEO_CHUNK = CHUNK // 4
+VIDEO_NAMES = list(scenes_video.VIDEOS)
+
+
+def attributes_of(rendered: dict[str, Any]) -> dict[str, Any]:
+    """A renderer's attributes as plain values. An icon's own name is "icon": "name" is the renderer's."""
+    renamed = {("icon" if key == "name" else key): value for key, value in rendered.items()}
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in renamed.items()}
 
 
 def shrink(frames: np.ndarray, side: int) -> np.ndarray:
@@ -30,14 +39,14 @@ def sample(frames: np.ndarray, count: int = FRAMES) -> np.ndarray:
     return frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
 
 
-def _images(seed: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def render_images(seed: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
     rng = np.random.default_rng([seed, 1])
     names = list(IMAGE_WEIGHTS)
     weights = np.array(list(IMAGE_WEIGHTS.values()))
     pixels, items = np.empty((CHUNK, 64, 64, 3), np.uint8), []
     for i in range(CHUNK):
         if rng.random() < 0.08:  # a frame of a clip, upright or turned, for the vision stage alone
-            video = names_of_videos[int(rng.integers(len(names_of_videos)))]
+            video = pick(rng, VIDEO_NAMES)
             clip, _ = scenes_video.VIDEOS[video](rng, frames=2)
             upright = bool(rng.random() < 0.5)
             frame = clip[int(rng.integers(2))]
@@ -46,32 +55,23 @@ def _images(seed: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
             continue
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
         pixels[i], attributes = scenes_image.IMAGES[name](rng)
-        items.append({"name": name, **_plain(attributes)})
+        items.append({"name": name, **attributes_of(attributes)})
     return pixels, items
 
 
-names_of_videos = list(scenes_video.VIDEOS)
-
-
-def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    # "name" is the renderer's; an icon's own name is kept apart
-    renamed = {("icon" if k == "name" else k): v for k, v in attributes.items()}
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in renamed.items()}
-
-
-def _videos(seed: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+def render_videos(seed: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     rng = np.random.default_rng([seed, 2])
-    small = np.empty((CHUNK // 4, FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    large = np.empty((CHUNK // 4, FRAMES, QWEN_FRAME_SIZE, QWEN_FRAME_SIZE, 3), np.uint8)
+    small = np.empty((VIDEO_CHUNK, FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    large = np.empty((VIDEO_CHUNK, FRAMES, QWEN_FRAME_SIZE, QWEN_FRAME_SIZE, 3), np.uint8)
     items: list[dict[str, Any]] = []
     previous = scenes_video.moving(rng)[0]
-    for i in range(CHUNK // 4):
-        name = names_of_videos[int(rng.integers(len(names_of_videos)))]
+    for i in range(VIDEO_CHUNK):
+        name = pick(rng, VIDEO_NAMES)
         clip, attributes = scenes_video.VIDEOS[name](rng)
-        kind = scenes_video.TAMPERINGS[int(rng.integers(len(scenes_video.TAMPERINGS)))]
+        kind = pick(rng, scenes_video.TAMPERINGS)
         frames = sample(scenes_video.tamper(clip, previous, kind, rng))
         small[i], large[i] = shrink(frames, IMAGE_SIZE), shrink(frames, QWEN_FRAME_SIZE)
-        items.append({"name": name, "kind": kind, **_plain(attributes)})
+        items.append({"name": name, "kind": kind, **attributes_of(attributes)})
         previous = clip
     return small, large, items
 
@@ -82,27 +82,23 @@ def build_pool(folder: Path, *, images: int, videos: int, seed: int, workers: in
         return
     folder.mkdir(parents=True, exist_ok=True)
     items: dict[str, list[dict[str, Any]]] = {"images": [], "videos": []}
+
+    def array(kind: str, count: int, *shape: int) -> np.ndarray:
+        file = folder / f"{kind}_{shape[-1]}.npy"
+        return np.lib.format.open_memmap(file, "w+", np.uint8, (count, *shape, shape[-1], 3))
+
     with ProcessPoolExecutor(workers, initializer=interrupts.worker_process) as executor:
         count = images // CHUNK
-        native = np.lib.format.open_memmap(folder / "images_64.npy", "w+", np.uint8, (count * CHUNK, 64, 64, 3))
-        small = np.lib.format.open_memmap(
-            folder / f"images_{IMAGE_SIZE}.npy", "w+", np.uint8, (count * CHUNK, IMAGE_SIZE, IMAGE_SIZE, 3)
-        )
-        for n, (pixels, chunk) in enumerate(executor.map(_images, [seed * 100_000 + i for i in range(count)])):
-            native[n * CHUNK : (n + 1) * CHUNK] = pixels
-            small[n * CHUNK : (n + 1) * CHUNK] = shrink(pixels, IMAGE_SIZE)
+        native, small = array("images", count * CHUNK, 64), array("images", count * CHUNK, IMAGE_SIZE)
+        for n, (pixels, chunk) in enumerate(executor.map(render_images, [seed * 100_000 + i for i in range(count)])):
+            part = slice(n * CHUNK, (n + 1) * CHUNK)
+            native[part], small[part] = pixels, shrink(pixels, IMAGE_SIZE)
             items["images"] += chunk
-        part = CHUNK // 4
-        count = videos // part
-        files = [
-            np.lib.format.open_memmap(
-                folder / f"videos_{side}.npy", "w+", np.uint8, (count * part, FRAMES, side, side, 3)
-            )
-            for side in (IMAGE_SIZE, QWEN_FRAME_SIZE)
-        ]
-        for n, (first, second, chunk) in enumerate(executor.map(_videos, [seed * 100_000 + i for i in range(count)])):
-            files[0][n * part : (n + 1) * part] = first
-            files[1][n * part : (n + 1) * part] = second
+        count = videos // VIDEO_CHUNK
+        clips = [array("videos", count * VIDEO_CHUNK, FRAMES, side) for side in (IMAGE_SIZE, QWEN_FRAME_SIZE)]
+        for n, (*sizes, chunk) in enumerate(executor.map(render_videos, [seed * 100_000 + i for i in range(count)])):
+            for frames, pixels in zip(clips, sizes, strict=True):
+                frames[n * VIDEO_CHUNK : (n + 1) * VIDEO_CHUNK] = pixels
             items["videos"] += chunk
     write_json(folder / "items.json", items, indent=None)
     logger.info("pool: %d images, %d clips in %s", len(items["images"]), len(items["videos"]), folder)

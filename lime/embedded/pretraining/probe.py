@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from lime.embedded.benchmark import scenes_image, scenes_video
+from lime.embedded.benchmark.chance import pick
 from lime.embedded.pretraining import architecture
 from lime.embedded.pretraining.batches import Encoder
-from lime.embedded.pretraining.pool import sample, shrink
+from lime.embedded.pretraining.pool import VIDEO_NAMES, attributes_of, sample, shrink
 from lime.embedded.pretraining.text_corpus import SKILLS, text_dialogue
 from lime.embedded.pretraining.visual_batches import normalise, patches
 from lime.embedded.pretraining.visual_corpus import IMAGE_DIALOGUES, STATES, motion
@@ -48,19 +49,17 @@ def items(count: int) -> list[ProbeItem]:
     for name, ask in IMAGE_DIALOGUES.items():
         for i in range(count):
             pixels, attributes = scenes_image.IMAGES[name](rng)
-            attributes = {("icon" if k == "name" else k): v for k, v in attributes.items()}
-            turns = ask(rng, attributes)
+            turns = ask(rng, attributes_of(attributes))
             places = ASKED.get(name, tuple(range(1, len(turns))))
             place = places[i % len(places)]
             label = f"scene, {SCENE_TURNS[place]}" if name == "scene" else name
             out.append(ProbeItem(f"image: {label}", *turns[place], pixels[None]))
-    names = list(scenes_video.VIDEOS)
     previous = scenes_video.moving(rng)[0]
     for i in range(2 * count):
-        name = names[i % len(names)]
+        name = VIDEO_NAMES[i % len(VIDEO_NAMES)]
         clip, attributes = scenes_video.VIDEOS[name](rng)
         if i % 2:
-            kind = scenes_video.TAMPERINGS[int(rng.integers(len(scenes_video.TAMPERINGS)))]
+            kind = pick(rng, scenes_video.TAMPERINGS)
             frames = sample(scenes_video.tamper(clip, previous, kind, rng))
             out.append(ProbeItem("video: state", "state of the clip", STATES[kind], frames))
         else:
