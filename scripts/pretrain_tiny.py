@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Qwen2Tokenizer
 
 from lime.config.scripts import run_script
+from lime.data.collate import IGNORED
 from lime.embedded.benchmark.sentences import READABLE
 from lime.embedded.pretraining import architecture, probe, text_corpus
 from lime.embedded.pretraining.batches import Encoder, induction_batches, text_batches
@@ -65,11 +66,16 @@ def record(work: Path, key: str, stage: Stage) -> None:
     write_json(work / f"{key}.json", asdict(stage))
 
 
-def text_stage(work: Path, minutes: float, batch_size: int, seed: int) -> Path:
+def save_weights(module: torch.nn.Module, target: Path) -> None:
+    with replacing(target) as temporary:
+        save_file({name: value.detach().contiguous() for name, value in module.state_dict().items()}, temporary)
+
+
+def text_stage(work: Path, minutes: float, batch_size: int, seed: int) -> None:
     """The language model alone, on text. Its weights fit both backbones."""
     target = work / "text.safetensors"
     if target.exists():
-        return target
+        return
     tokenizer = get_tokenizer(work)
     model = architecture.build("tiny_llava_onevision", tokenizer, seed)
     model.set_attn_implementation(ATTENTION)
@@ -93,10 +99,8 @@ def text_stage(work: Path, minutes: float, batch_size: int, seed: int) -> Path:
         lambda batch: answer_loss(wrapped, {"input_ids": batch[0]}, batch[1]),
         minutes=minutes,
     )
-    with replacing(target) as temporary:
-        save_file({n: p.detach().contiguous() for n, p in language.state_dict().items()}, temporary)
+    save_weights(language, target)
     record(work, "text", stage)
-    return target
 
 
 class Heads(torch.nn.Module):
@@ -118,11 +122,11 @@ class Heads(torch.nn.Module):
         return self.heads(features.reshape(len(pixels), -1))
 
 
-def vision_stage(work: Path, name: str, minutes: float, batch_size: int, seed: int) -> Path:
+def vision_stage(work: Path, name: str, minutes: float, batch_size: int, seed: int) -> None:
     """The vision tower alone, by classification with heads that are thrown away."""
     target = work / f"{name}.vision.safetensors"
     if target.exists():
-        return target
+        return
     family = EMBEDDED[name]
     pool = Pool(name, work / "pool")
     model = architecture.build(name, get_tokenizer(work), seed)
@@ -131,7 +135,7 @@ def vision_stage(work: Path, name: str, minutes: float, batch_size: int, seed: i
     if family == "qwen2_vl":
         patches_by_matrix_product(heads.tower)
     names = list(HEADS)
-    classes = torch.full((len(pool.image_items), len(names)), -100)
+    classes = torch.full((len(pool.image_items), len(names)), IGNORED)
     for row, item in enumerate(pool.image_items):
         for head, value in class_labels(item["name"], item).items():
             classes[row, names.index(head)] = value
@@ -149,44 +153,35 @@ def vision_stage(work: Path, name: str, minutes: float, batch_size: int, seed: i
         for column, scores in enumerate(logits):
             truth = batch[1][:, column]
             if (truth >= 0).any():
-                terms.append(torch.nn.functional.cross_entropy(scores, truth, ignore_index=-100))
+                terms.append(torch.nn.functional.cross_entropy(scores, truth, ignore_index=IGNORED))
         return torch.stack(terms).sum()
 
     stage = train("vision", heads, batches(), loss, minutes=minutes, peak=1.5e-3, decay_from=0.3, clip=2.0, every=150)
-    with replacing(target) as temporary:
-        save_file({n: p.detach().contiguous() for n, p in heads.tower.state_dict().items()}, temporary)
+    save_weights(heads.tower, target)
     record(work, f"{name}.vision", stage)
-    return target
 
 
 PATTERN = ["text", "image", "video", "text", "image", "text", "video", "image", "text"]
 PATTERN_EXTENDED = ["text", "image", "image", "video", "text", "image"]
 
 
-def joint_stage(work: Path, name: str, minutes: float, batch_size: int, seed: int) -> Path:
+def joint_stage(work: Path, name: str, minutes: float, batch_size: int, seed: int) -> None:
     """Language model, projector and vision tower together on text, images and clips."""
-    target = work / name
-    if (target / "model.safetensors").exists():
-        return target
+    if (work / name / "model.safetensors").exists():
+        return
     model = architecture.build(name, get_tokenizer(work), seed)
     _tower(model).load_state_dict(load_file(work / f"{name}.vision.safetensors"))
     model.model.language_model.load_state_dict(load_file(work / "text.safetensors"))
-    stage = _train_jointly("joint", work, name, model, PATTERN, minutes, batch_size, seed, peak=1.5e-3, decay_from=0.25)
-    record(work, f"{name}.joint", stage)
-    return target
+    _train_jointly("joint", work, name, model, PATTERN, minutes, batch_size, seed, peak=1.5e-3, decay_from=0.25)
 
 
-def extend_stage(work: Path, name: str, minutes: float, batch_size: int, seed: int) -> Path:
+def extend_stage(work: Path, name: str, minutes: float, batch_size: int, seed: int) -> None:
     """More of the joint stage from where it ended, with more images; the checkpoint is replaced."""
     if (work / f"{name}.extend.json").exists():
-        return work / name
+        return
     model = AutoModelForImageTextToText.from_pretrained(work / name, dtype=torch.float32)
     pattern = PATTERN_EXTENDED
-    stage = _train_jointly(
-        "extend", work, name, model, pattern, minutes, batch_size, seed + 7, peak=1e-3, decay_from=0.1
-    )
-    record(work, f"{name}.extend", stage)
-    return work / name
+    _train_jointly("extend", work, name, model, pattern, minutes, batch_size, seed + 7, peak=1e-3, decay_from=0.1)
 
 
 def _tower(model: Any) -> Any:
@@ -205,8 +200,8 @@ def _train_jointly(
     *,
     peak: float,
     decay_from: float,
-) -> Stage:
-    """Train on all modalities and save the checkpoint with its processor."""
+) -> None:
+    """Train on all modalities, and save the checkpoint with its processor and the stage's record."""
     tokenizer = get_tokenizer(work)
     model.set_attn_implementation(ATTENTION)
     if EMBEDDED[name] == "qwen2_vl":
@@ -233,7 +228,7 @@ def _train_jointly(
     with replacing_folder(work / name, "checkpoint", overwrite=True) as temporary:
         model.save_pretrained(temporary)
         architecture.save_processor(name, tokenizer, temporary)
-    return stage
+    record(work, f"{name}.{stage_name}", stage)
 
 
 def card_stage(work: Path, name: str, threads: int, count: int = 200) -> None:

@@ -17,6 +17,7 @@ import lime.tuner
 from lime.config.groups import CONF
 from lime.config.reuse import is_own_run, read_run, with_run_config
 from lime.config.schema import EvalConfig
+from lime.data.collate import IGNORED
 from lime.data.collators import make_collator
 from lime.data.rows import Row
 from lime.distributed.devices import device_of
@@ -28,8 +29,6 @@ from lime.runs.adapter import adapter_folder, check_backbone, check_recorded
 from lime.tuner.model import routing_state
 from lime.tuner.routing.call import ScopeCall
 from lime.tuner.routing.recorder import Recorder
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
+from lime.data.collate import IGNORED
 from lime.embedded.pretraining.architecture import render
 from lime.embedded.pretraining.text_corpus import text_dialogue
 
-Encoded = tuple[list[int], list[int]]  # token ids, labels (-100 where nothing is learned)
+Encoded = tuple[list[int], list[int]]  # token ids, labels (IGNORED where nothing is learned)
 
 
 class Encoder:
@@ -27,7 +28,7 @@ class Encoder:
         for text, learned in render(self.name, turns, kind):
             piece = self.tokenizer(text, add_special_tokens=False).input_ids
             ids += piece
-            labels += piece if learned else [-100] * len(piece)
+            labels += piece if learned else [IGNORED] * len(piece)
         return ids, labels
 
 
@@ -35,7 +36,7 @@ def pad(rows: list[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:
     """Right-padded (B, T) token ids and labels. The mask is not needed: attention is causal and padding comes last."""
     length = max(len(ids) for ids, _ in rows)
     tokens = torch.full((len(rows), length), pad_id)
-    labels = torch.full((len(rows), length), -100)
+    labels = torch.full((len(rows), length), IGNORED)
     for row, (ids, marks) in enumerate(rows):
         tokens[row, : len(ids)] = torch.tensor(ids)
         labels[row, : len(ids)] = torch.tensor(marks)
@@ -71,5 +72,5 @@ def induction_batches(vocabulary: int, batch_size: int, seed: int) -> Iterator[t
     while True:
         length = int(rng.integers(8, 33))
         first = torch.from_numpy(rng.integers(0, vocabulary, (batch_size, length)))
-        hidden = torch.full_like(first, -100)
+        hidden = torch.full_like(first, IGNORED)
         yield "induction", (torch.cat([first, first], 1), torch.cat([hidden, first], 1))

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from lime.data.collate import IGNORED
+
 logger = logging.getLogger(__name__)
 ATTENTION = "sdpa_float32"
 
@@ -150,5 +152,5 @@ def train(
 def answer_loss(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Mean cross-entropy over the answer tokens; logits are computed at those positions only."""
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
-    picked = labels[:, 1:] != -100
+    picked = labels[:, 1:] != IGNORED
     return F.cross_entropy(model.lm_head(hidden[:, :-1][picked]).float(), labels[:, 1:][picked])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
+from lime.data.collate import IGNORED
 from lime.embedded.benchmark import scenes_image, scenes_video
 from lime.embedded.benchmark.chance import pick
 from lime.embedded.pretraining import architecture
@@ -91,7 +92,7 @@ def answer(name: str, model: Any, tokenizer: Qwen2Tokenizer, probe: list[ProbeIt
     for at, item in enumerate(probe):
         kind = None if item.frames is None else "video" if len(item.frames) > 1 else "image"
         ids, labels = encoder([(item.question, item.answer)], kind)
-        prompt = ids[: next(i for i, label in enumerate(labels) if label != -100)]
+        prompt = ids[: next(i for i, label in enumerate(labels) if label != IGNORED)]
         groups[(0 if item.frames is None else len(item.frames), len(prompt))].append((at, prompt))
     out = [""] * len(probe)
     for (frames, _), members in groups.items():
