@@ -1,6 +1,4 @@
-"""Finding the splits of a data root: DatasetDict folders (`save_to_disk`) and parquet shards as the hub
-lays them out.
-"""
+"""Finding the splits of a data root: DatasetDict folders (`save_to_disk`) and parquet shards as the hub has them."""
 
 from __future__ import annotations
 
@@ -30,8 +28,12 @@ class SplitFiles:
     _opened: Any = field(default=None, repr=False, compare=False)
 
     def column_names(self) -> list[str]:
-        """The columns this split has."""
-        return list(self._table_schema())
+        """The columns this split has: for parquet, those that all its shards have."""
+        if self.folder is not None:
+            with _reading(self.folder):
+                return list(self._arrow().column_names)
+        schemas = [_names_of(shard) for shard in self.shards]
+        return [name for name in schemas[0] if all(name in names for names in schemas)]
 
     def columns(self, names: tuple[str, ...]) -> dict[str, list[Any]]:
         """These columns as lists of Python values. ValueError naming the first row whose text is not UTF-8."""
@@ -48,7 +50,10 @@ class SplitFiles:
         if self.folder is not None:
             with _reading(self.folder):
                 return _as_text(self._arrow().select_columns(list(names)).with_format("arrow")[:])
-        tables = [_columns_of(shard, names) for shard in self.shards]
+        tables = []
+        for shard in self.shards:
+            with _reading(shard):
+                tables.append(_as_text(pq.read_table(shard, columns=list(names))))
         for shard, table in zip(self.shards, tables, strict=True):
             for name in names:
                 first, kind = tables[0].schema.field(name).type, table.schema.field(name).type
@@ -75,16 +80,6 @@ class SplitFiles:
         """The folder or the first shard."""
         return self.folder if self.folder is not None else self.shards[0]
 
-    def _table_schema(self) -> list[str]:
-        if self.folder is not None:
-            with _reading(self.folder):
-                return list(self._arrow().column_names)
-        shared = _names_of(self.shards[0])
-        for shard in self.shards[1:]:
-            names = set(_names_of(shard))
-            shared = [name for name in shared if name in names]
-        return shared
-
     def _arrow(self) -> Any:
         if self._opened is None:
             from datasets import Dataset
@@ -107,13 +102,8 @@ def _reading(place: Path) -> Iterator[None]:
     except (PermissionError, _RefusedError):
         raise  # says all
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
-        raise ValueError(f"{place}: damaged or incomplete ({said}); fetch it again") from error
-
-
-def _columns_of(shard: Path, names: tuple[str, ...]) -> pa.Table:
-    with _reading(shard):
-        return _as_text(pq.read_table(shard, columns=list(names)))
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
+        raise ValueError(f"{place}: damaged or incomplete ({reason}); fetch it again") from error
 
 
 def _as_text(table: pa.Table) -> pa.Table:
@@ -173,8 +163,8 @@ def find_splits(root: Path) -> dict[str, SplitFiles]:
     for child in sorted(path for path in root.iterdir() if path.is_dir()):
         places += [child, child / "data"]
     for place in places:
-        if place.is_dir() and (found := _arrow_splits(place) or _parquet_splits(place)):
-            return found
+        if place.is_dir() and (splits := _arrow_splits(place) or _parquet_splits(place)):
+            return splits
     raise FileNotFoundError(
         f"data.root: {root} holds no split: neither Arrow folders (<split>/state.json) nor parquet files "
         "(data/<split>-00000-of-00001.parquet), at the root or one level below. It holds: "
@@ -191,30 +181,25 @@ def _arrow_splits(place: Path) -> dict[str, SplitFiles]:
 
 
 def _parquet_splits(place: Path) -> dict[str, SplitFiles]:
-    found: dict[str, SplitFiles] = {}
+    splits: dict[str, SplitFiles] = {}
     announced: dict[str, int] = {}
     parts: dict[tuple[str, int], Path] = {}
     for path in sorted(place.glob("*.parquet")):
         match = _SHARD.match(path.name)
         if match is None:
             continue  # a file called .parquet
-        split, part = match["split"], int(match["part"] or 0)
-        if (other := parts.setdefault((split, part), path)) != path:
-            _twice(place, split, other, path)
-        found.setdefault(split, SplitFiles(split)).shards.append(path)
-        total = int(match["parts"] or 1)
-        if announced.setdefault(split, total) != total:
-            raise ValueError(
-                f"{place}: split '{split}' has shards of {announced[split]} and of {total}: two sets; remove one"
-            )
-    for split, files in found.items():
+        split, part, total = match["split"], int(match["part"] or 0), int(match["parts"] or 1)
+        if (first := parts.setdefault((split, part), path)) != path:
+            _twice(place, split, first, path)
+        splits.setdefault(split, SplitFiles(split)).shards.append(path)
+        if (before := announced.setdefault(split, total)) != total:
+            raise ValueError(f"{place}: split '{split}' has shards of {before} and of {total}: two sets; remove one")
+    for split, files in splits.items():
         if len(files.shards) != announced[split]:
-            raise FileNotFoundError(
-                f"{place}: split '{split}' has {len(files.shards)} of {announced[split]} parquet shards; "
-                "fetch the others"
-            )
+            count = f"{len(files.shards)} of {announced[split]}"
+            raise FileNotFoundError(f"{place}: split '{split}' has {count} parquet shards; fetch the others")
         _check_copies(place, split, files.shards)
-    return found
+    return splits
 
 
 _CONTINUES = b"\xff\xff\xff\xff"  # before each message of an Arrow stream, and before the zero that ends it
@@ -234,8 +219,9 @@ def _check_arrow(folder: Path, split: str) -> None:
             end = stream.read()
         whole = end == _CONTINUES + bytes(4) if modern else end[-4:] == bytes(4) or end[-6:] == b"ARROW1"
         if not whole:
-            text = f"{folder}: damaged or incomplete ({path.name} was cut: its end mark is lacking)"
-            raise _RefusedError(f"{text}; fetch it again")
+            raise _RefusedError(
+                f"{folder}: damaged or incomplete ({path.name} was cut: its end mark is lacking); fetch it again"
+            )
     _check_copies(folder, split, paths)
 
 
@@ -247,9 +233,11 @@ def _check_copies(place: Path, split: str, shards: Sequence[Path]) -> None:
         if sizes.count(size) > 1:
             with path.open("rb") as stream:
                 key = (size, hashlib.file_digest(stream, "sha256").hexdigest())
-            if (other := seen.setdefault(key, path)) != path:
-                _twice(place, split, other, path)
+            if (first := seen.setdefault(key, path)) != path:
+                _twice(place, split, first, path)
 
 
-def _twice(place: Path, split: str, one: Path, other: Path) -> None:
-    raise _RefusedError(f"{place}: split '{split}': a shard is there twice ({one.name} and {other.name}); remove one")
+def _twice(place: Path, split: str, first: Path, second: Path) -> None:
+    raise _RefusedError(
+        f"{place}: split '{split}': a shard is there twice ({first.name} and {second.name}); remove one"
+    )
