@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tarfile import TarInfo
 from typing import IO, Any, Protocol
 
 RATIO = 100  # bytes that a byte of an archive may become: media hardly shrink, texts tenfold
@@ -52,33 +53,27 @@ class _Reader(Protocol):
     def close(self) -> None: ...
 
 
-class _Zip:
+class _Zip(zipfile.ZipFile):
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, zipfile.ZipFile(path)
+        super().__init__(path)
+        self.path = path
 
     def members(self) -> list[Member]:
-        found = []
-        for info in self.file.infolist():
+        members = []
+        for info in self.infolist():
             if info.flag_bits & 1:
                 raise ArchiveError(self.path, "is encrypted", info.filename)
             mode = info.external_attr >> 16
-            kind = "folder" if info.is_dir() else "file"
-            target = ""
+            kind, target = "folder" if info.is_dir() else "file", ""
             if stat.S_ISLNK(mode) and info.file_size <= _LONGEST_LINK:
-                kind, target = "link", self.file.read(info).decode("utf-8", "surrogateescape")
+                kind, target = "link", self.read(info).decode("utf-8", "surrogateescape")
             elif stat.S_IFMT(mode) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 kind = "other"
             _bound(self.path, info.file_size, info.compress_size, 1, info.filename)
             # Python's reader turns the name's backslashes and cuts it at NUL; what the archive says counts.
-            found.append(Member(info.orig_filename, kind, info.file_size, target))
-        _bound(self.path, sum(member.size for member in found), self.path.stat().st_size, len(found))
-        return found
-
-    def open(self, name: str) -> IO[bytes]:
-        return self.file.open(name)
-
-    def close(self) -> None:
-        self.file.close()
+            members.append(Member(info.orig_filename, kind, info.file_size, target))
+        _bound(self.path, sum(member.size for member in members), self.path.stat().st_size, len(members))
+        return members
 
 
 class _Gzip(gzip.GzipFile):
@@ -106,33 +101,25 @@ class _Tar:
             self.stream: Any = opened.enter_context(_Gzip(path) if packed else path.open("rb"))
             self.file = tarfile.open(fileobj=self.stream)  # noqa: SIM115
             opened.pop_all()  # closed by close()
-        self._infos: dict[str, tarfile.TarInfo] = {}
+        self._infos: dict[str, TarInfo] = {}
 
     def members(self) -> list[Member]:
-        found: list[Member] = []
+        members: list[Member] = []
         total, packed = 0, self.path.stat().st_size
+        kinds = {"folder": TarInfo.isdir, "link": TarInfo.issym, "hardlink": TarInfo.islnk, "file": TarInfo.isreg}
         for info in self.file:
             total += info.size  # said before its bytes are read: a bomb is not unpacked to be counted
-            _bound(self.path, total, packed, len(found))
-            kind = "other"
-            if info.isdir():
-                kind = "folder"
-            elif info.issym() or info.islnk():
-                kind = "link" if info.issym() else "hardlink"
-            elif info.isreg():
-                kind = "file"
+            _bound(self.path, total, packed, len(members))
+            kind = next((kind for kind, holds in kinds.items() if holds(info)), "other")
             self._infos[info.name] = info
-            found.append(Member(info.name, kind, info.size, info.linkname))
-        self._check_end()
-        return found
-
-    def _check_end(self) -> None:
-        """Python's reader takes a damaged header for the end, and does not read on to the checksum of gzip."""
+            members.append(Member(info.name, kind, info.size, info.linkname))
+        # Python's reader takes a damaged header for the end, and does not read on to the checksum of gzip.
         self.stream.seek(self.file.offset)
         if self.stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("a damaged header, or its end is missing")
         while self.stream.read(_COPY):
             pass
+        return members
 
     def open(self, name: str) -> IO[bytes]:
         stream = self.file.extractfile(self._infos[name])
@@ -152,8 +139,8 @@ _DAMAGE = (
 def _bound(archive: Path, unpacked: int, packed: int, members: int, member: str | None = None) -> None:
     """ArchiveError where so many bytes come of so few, or an archive has too many members."""
     if unpacked > max(SMALL, RATIO * packed):
-        said = f"{unpacked / 1e6:,.0f} MB packed into {packed / 1e6:,.2f} MB, more than {RATIO} to 1"
-        raise ArchiveError(archive, f"{said}; refused, nothing was unpacked", member)
+        ratio = f"{unpacked / 1e6:,.0f} MB packed into {packed / 1e6:,.2f} MB, more than {RATIO} to 1"
+        raise ArchiveError(archive, f"{ratio}; refused, nothing was unpacked", member)
     if members > MEMBERS:
         raise ArchiveError(archive, f"more than {MEMBERS:,} members; refused, nothing was unpacked")
 
@@ -240,7 +227,7 @@ def _check(archive: Path, member: Member) -> None:
         problem = "is a device, a pipe or a socket; an archive of media holds files and folders"
     elif not member.name.strip("/") or "\0" in member.name:
         problem = "has no usable name"
-    elif not _encodable(member.name):
+    elif member.name != member.name.encode(errors="ignore").decode():
         problem = "has a name that is not UTF-8"
     elif _outside(member.name):
         problem = "leads out of the folder it is unpacked in"
@@ -265,11 +252,3 @@ def _leaves(name: str) -> bool:
     """Whether `name`, its '..' resolved, lies above the top."""
     normal = os.path.normpath(name)
     return normal == ".." or normal.startswith(("../", "/"))
-
-
-def _encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
