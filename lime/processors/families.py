@@ -42,8 +42,7 @@ def normalise(values: np.ndarray, processor: ImageProcessor, channel_axis: int) 
 
 
 class FrameProcessor(PushToHubMixin):
-    """Videos as runs of frames through a PIL image processor. `num_frames` is how many a clip is sampled
-    to.
+    """Videos as runs of frames through a PIL image processor. `num_frames` is how many a clip is sampled to.
 
     A video is (T, H, W, 3) uint8 or a list of such frames. LLaVA-OneVision: `pixel_values_videos` (N, T, 3,
     S, S). Qwen2-VL: `pixel_values_videos` (sum of patches, 3 * temporal * patch^2) and `video_grid_thw` (N,
@@ -85,9 +84,7 @@ class FrameProcessor(PushToHubMixin):
         return np.stack([processor.resize(f, size, resample) for f in frames])
 
     def patchify(self, frames: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """(T, C, h, w) frames to (patches, C * temporal * patch^2) and the grid [t, h, w] (Qwen2-VL's
-        order).
-        """
+        """(T, C, h, w) frames to (patches, C * temporal * patch^2) and the grid [t, h, w] (Qwen2-VL's order)."""
         processor = self.image_processor
         p, m, tp = processor.patch_size, processor.merge_size, processor.temporal_patch_size
         if missing := -len(frames) % tp:

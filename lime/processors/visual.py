@@ -1,5 +1,4 @@
-"""Images and clips as a batch's visual inputs, for either family, without decoding or resizing anything
-twice.
+"""Images and clips as a batch's visual inputs, for either family, without decoding or resizing anything twice.
 
 A picture is resized and cut once and kept as uint8 (a quarter of the memory of float32); scaling and
 normalising happen when a batch is put together, with the same result as the family's own processor.
@@ -48,23 +47,22 @@ class VisualEncoder:
         self.videos: FrameProcessor = processor.video_processor
         self.patched = isinstance(self.images, Qwen2VLImageProcessorPil)
         self.num_frames = self.videos.num_frames
-        self._counts: dict[tuple[str, int, int], int] = {}
+        self._counts: dict[tuple[Any, ...], int] = {}
 
     def image_tokens(self, height: int, width: int) -> int:
         """Placeholders that an image of this size takes."""
-        key = ("image", height, width)
-        if key not in self._counts:
-            counts = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
-            self._counts[key] = int(counts.num_image_tokens[0])
-        return self._counts[key]
+        return self._tokens("image", height, width)
 
     def video_tokens(self, height: int, width: int) -> int:
         """Placeholders that a clip of `num_frames` frames of this size takes."""
-        key = ("video", height, width)
-        if key not in self._counts:
-            sizes = [(self.num_frames, height, width)]
-            self._counts[key] = int(self.processor._get_num_multimodal_tokens(video_sizes=sizes).num_video_tokens[0])
-        return self._counts[key]
+        return self._tokens("video", height, width)
+
+    def _tokens(self, kind: str, *size: int) -> int:
+        if (kind, *size) not in self._counts:
+            sizes = [size] if kind == "image" else [(self.num_frames, *size)]
+            counts = self.processor._get_num_multimodal_tokens(**{f"{kind}_sizes": sizes})
+            self._counts[kind, *size] = int(getattr(counts, f"num_{kind}_tokens")[0])
+        return self._counts[kind, *size]
 
     def encode_image(self, image: Image.Image) -> Visual:
         """An RGB picture, resized and cut."""

@@ -12,6 +12,7 @@ from lime.config.identity import config_hash
 from lime.data import tasks
 from lime.data.rows import MMTDataset
 from lime.data.tasks import CATEGORIES, TASKS, TaskTable, known_split_names, mmt47, read_table, split_names
+from lime.data.tools.verify import verify
 from lime.embedded.benchmark import builder, generate
 from lime.embedded.benchmark.items import Item, MiniTasks, Part
 from lime.evaluation.config import EvaluationConfig
@@ -83,6 +84,7 @@ def test_a_task_is_one_row_and_its_generator(tmp_path: Path, monkeypatch: pytest
     assert more.splits("toy") == more.splits("toys") == ["text_test_toy"]
     data = MMTDataset(tmp_path / "root", more)
     assert sorted(row.answer for row in data.tests["text_test_toy"]) == data.allowed_answers("text_test_toy")[::-1]
+    assert verify(tmp_path / "root", workers=1, table=more).ok
     (tmp_path / "root" / "manifest.json").unlink()
     assert MMTDataset(tmp_path / "root", more).allowed_answers("text_test_toy") == ["yes", "no"]
     assert "text_test_toy" in MMTDataset(tmp_path / "root").unknown, "MMT-47's own table is as it was"

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from lime.data.rows import COLUMNS, DataError, Rows, read_manifest
-from lime.data.tasks import TASKS
+from lime.data.tasks import Task
 from lime.evaluation.scoring import matches
 
 _SHOWN = 5
 
 
 class Expected:
-    """What the manifest says of the rows. `problem`: what is wrong with the manifest itself, "" for nothing."""
+    """What the manifest and the tasks say of the rows. `problem`: what is wrong with the manifest, "" for nothing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tasks: Mapping[str, Task]) -> None:
+        self._tasks = tasks
         self.problem = ""
         content: dict[str, Any] = {}
         try:
@@ -50,7 +51,7 @@ class Expected:
 
     def answer_problem(self, split: str, answer: str) -> str | None:
         """Why an answer of a test split can never be right, or None."""
-        task = TASKS.get(split)
+        task = self._tasks.get(split)
         if task is None:
             return None
         allowed = [str(one) for one in self._allowed.get(split) or task.labels or ()]

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from lime.data.files import BOUNDS, MEDIA_KINDS, Bounds
 from lime.data.layout import SplitFiles, find_splits, is_blank, is_utf8
 from lime.data.rows import COLUMNS, MANIFEST, TRAIN
-from lime.data.tasks import MODALITIES, TASKS
+from lime.data.tasks import MODALITIES, TaskTable, mmt47
 from lime.data.tools.media_check import NOTE, Problem, check_chunk
 from lime.data.tools.output import table
 from lime.data.tools.root_check import Expected
@@ -113,7 +113,13 @@ class Report:
         return table(["split", "rows", *groups, "other"], lines)
 
 
-def verify(root: str | Path, workers: int | None = None, progress: bool = False, bounds: Bounds = BOUNDS) -> Report:
+def verify(
+    root: str | Path,
+    workers: int | None = None,
+    progress: bool = False,
+    bounds: Bounds = BOUNDS,
+    table: TaskTable | None = None,
+) -> Report:
     """Checks every row of every split, and decodes every file that a row names, each once.
 
     Args:
@@ -121,16 +127,18 @@ def verify(root: str | Path, workers: int | None = None, progress: bool = False,
         workers: processes that decode; None for as many as this process may use cores.
         progress: show a bar.
         bounds: what one file may cost, as in training.
+        table: the tasks, MMT-47's unless given.
 
     Raises FileNotFoundError where there is no split at all, or a shard of one is absent, ValueError where one is there
     twice. Everything else is a fault in the report.
     """
     root = Path(root)
     files = find_splits(root)
-    names = [name for name in (TRAIN, *TASKS) if name in files]
-    report = Report(str(root), unknown=sorted(set(files) - set(names)), absent=[n for n in TASKS if n not in files])
+    tasks = (table or mmt47()).tasks
+    names = [name for name in (TRAIN, *tasks) if name in files]
+    report = Report(str(root), unknown=sorted(set(files) - set(names)), absent=[n for n in tasks if n not in files])
     users: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
-    expected = Expected(root)
+    expected = Expected(root, tasks)
     if expected.problem:
         report.faults.append(Fault("bad_manifest", "", None, MANIFEST, expected.problem))
     for name in expected.absent(list(files)):
