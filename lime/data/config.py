@@ -10,6 +10,7 @@ from lime.data.files import BOUNDS, Bounds
 DATASETS = ("mmt47_mini", "mmt47")
 VIDEO_BACKENDS = ("pyav", "decord")
 ON_BAD_ROW = {"on_missing_media": ("error", "skip"), "on_overlong": ("error", "drop")}
+_COUNTS = ("train_per_task", "test_per_task", "workers")
 
 
 @dataclass
@@ -93,39 +94,32 @@ class DataConfig:
 
     def errors(self) -> list[str]:
         """Everything wrong with this configuration, one sentence each, beginning with the full key."""
-        found: list[str] = []
-        if self.name not in DATASETS:
-            found.append(f"data.name: expected one of {', '.join(DATASETS)}, got {self.name!r}")
+        problems: list[str] = []
+        for key, choices in {"name": DATASETS, **ON_BAD_ROW, "video_backend": VIDEO_BACKENDS}.items():
+            if getattr(self, key) not in choices:
+                problems.append(f"data.{key}: expected one of {', '.join(choices)}, got {getattr(self, key)!r}")
         if not self.root:
-            found.append("data.root: expected the folder that holds (for mmt47_mini: will hold) the data, got nothing")
-        for key, allowed in ON_BAD_ROW.items():
-            if getattr(self, key) not in allowed:
-                found.append(f"data.{key}: expected one of {', '.join(allowed)}, got {getattr(self, key)!r}")
-        if self.video_backend not in VIDEO_BACKENDS:
-            found.append(f"data.video_backend: expected one of {', '.join(VIDEO_BACKENDS)}, got {self.video_backend!r}")
+            text = "expected the folder that holds (for mmt47_mini: will hold) the data, got nothing"
+            problems.append(f"data.root: {text}")
         if not 0.0 <= self.validation_fraction < 1.0:
-            found.append(f"data.validation_fraction: expected a number in [0, 1), got {self.validation_fraction}")
-        if self.max_length < 8:
-            found.append(f"data.max_length: expected at least 8 tokens, got {self.max_length}")
-        if self.max_pixels < 1:
-            found.append(f"data.max_pixels: expected at least 1, got {self.max_pixels}")
+            problems.append(f"data.validation_fraction: expected a number in [0, 1), got {self.validation_fraction}")
         if not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
-            found.append(f"data.max_seconds: expected a number above 0, got {self.max_seconds}")
-        for key in ("num_workers", "cache_mb"):
-            if getattr(self, key) < 0:
-                found.append(f"data.{key}: expected 0 or more, got {getattr(self, key)}")
-        if self.prefetch < 1:
-            found.append(f"data.prefetch: expected at least 1, got {self.prefetch}")
+            problems.append(f"data.max_seconds: expected a number above 0, got {self.max_seconds}")
+        for key, value, least, text in (
+            ("max_length", self.max_length, 8, "at least 8 tokens"),
+            ("max_pixels", self.max_pixels, 1, "at least 1"),
+            ("num_workers", self.num_workers, 0, "0 or more"),
+            ("cache_mb", self.cache_mb, 0, "0 or more"),
+            ("prefetch", self.prefetch, 1, "at least 1"),
+            ("rows_per_split", self.rows_per_split, 1, "at least 1 or null"),
+            ("train_rows", self.train_rows, 1, "at least 1 or null"),
+            *((f"mini.{key}", getattr(self.mini, key), 1, "at least 1") for key in _COUNTS),
+        ):
+            if value is not None and value < least:
+                problems.append(f"data.{key}: expected {text}, got {value}")
         if self.frame_cache.size_mb < 1:
-            found.append(
+            problems.append(
                 f"data.frame_cache.size_mb: expected at least 1, got {self.frame_cache.size_mb}; "
                 "data.frame_cache.dir=null turns the cache off"
             )
-        for key in ("rows_per_split", "train_rows"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                found.append(f"data.{key}: expected at least 1 or null, got {value}")
-        for key in ("train_per_task", "test_per_task", "workers"):
-            if getattr(self.mini, key) < 1:
-                found.append(f"data.mini.{key}: expected at least 1, got {getattr(self.mini, key)}")
-        return found
+        return problems

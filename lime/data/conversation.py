@@ -170,13 +170,13 @@ class Conversation:
                 problems.append(error)
                 if isinstance(error, _Unfit) and not error.try_another:
                     break
-        said = _said(next((error for error in problems if isinstance(error, _Unfit)), problems[0]))
+        reason = _said(next((error for error in problems if isinstance(error, _Unfit)), problems[0]))
         if self.system_prompt is not None and self._works_without_system(kind):
             raise ValueError(
-                f"data.system_prompt: the chat template of this model has no system turn ({said}); leave it null"
+                f"data.system_prompt: the chat template of this model has no system turn ({reason}); leave it null"
             )
         raise ValueError(
-            f"the chat template of this model cannot be used for {kind} questions: {said}; "
+            f"the chat template of this model cannot be used for {kind} questions: {reason}; "
             "correct the template (chat_template.jinja) or take another checkpoint"
         )
 
@@ -191,19 +191,23 @@ class Conversation:
         return True
 
     def _frame_in_form(self, kind: str) -> tuple[str, str]:
-        before, found, after = self._render(self.messages(kind, _QUESTION), True).partition(_QUESTION)
+        before, question, after = self._render(self.messages(kind, _QUESTION), True).partition(_QUESTION)
         probe = f"  {_QUESTION}\n"
         shown = self._render(self.messages(kind, probe), True)
         for left, right in ((False, False), (True, True), (True, False), (False, True)):
-            kept = probe.lstrip() if left else probe
-            if found and _QUESTION not in after and shown == before + (kept.rstrip() if right else kept) + after:
+            trimmed = probe.lstrip() if left else probe
+            if (
+                question
+                and _QUESTION not in after
+                and shown == before + (trimmed.rstrip() if right else trimmed) + after
+            ):
                 self._trims[kind] = (left, right)
                 break
         else:
             raise _Unfit(
                 f"it changes the text of a {kind} question or shows it more than once; expected it to be inserted "
                 "once, as it is",
-                try_another=not found and "type" in shown,  # the content printed as Python or JSON writes it
+                try_another=not question and "type" in shown,  # the content printed as Python or JSON writes it
             )
         if self.media(kind) and (before, after) == self.frames["text"]:
             raise _Unfit(f"it has no place for the {self.media(kind)[0]} of a question", try_another=True)
@@ -233,9 +237,9 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(token) for token in ordered) or r"(?!)")
 
 
-def _broken(found: re.Match[str]) -> str:
+def _broken(match: re.Match[str]) -> str:
     """A token with a zero-width space in it, or that alone for a token of one character."""
-    token = found[0]
+    token = match[0]
     return token[0] + _ZERO_WIDTH_SPACE + token[1:] if len(token) > 1 else _ZERO_WIDTH_SPACE
 
 

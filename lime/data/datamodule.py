@@ -192,8 +192,8 @@ class MMTDataModule(LightningDataModule):
             text = overlong_message(worst, too_long[worst], limit)
             raise OverlongError(f"{len(too_long)} rows of {part} are too long. The longest: {text}")
         self._note(part, "overlong", self.left_out.overlong, list(too_long), len(rows))
-        kept = [(row, n) for row, n in zip(present, lengths, strict=True) if n <= limit]
-        return [row for row, _ in kept], [n for _, n in kept]
+        usable = [(row, n) for row, n in zip(present, lengths, strict=True) if n <= limit]
+        return [row for row, _ in usable], [n for _, n in usable]
 
     def _with_media(self, part: str, rows: list[Row]) -> list[Row]:
         if self.config.on_missing_media == "error":

@@ -19,8 +19,8 @@ def checkpoint_fingerprint(folder: Path) -> str:
 
 def processing_fingerprint(folder: Path) -> str:
     """SHA-256 over the other files that decide an answer: tokenizer, processor, chat template, generation settings."""
-    found = {path for pattern in _PROCESSING for path in folder.glob(pattern) if path.is_file()}
-    return _digest(sorted(path for path in found if path.name != "config.json" and ".index." not in path.name))
+    files = {path for pattern in _PROCESSING for path in folder.glob(pattern) if path.is_file()}
+    return _digest(sorted(path for path in files if path.name != "config.json" and ".index." not in path.name))
 
 
 def _digest(paths: Iterable[Path]) -> str:

@@ -108,13 +108,13 @@ def _config_file(config: ModelConfig) -> Path:
     ):
         raise FileNotFoundError(f"model.path: {location} is not a folder. {_how(config)}")
     try:
-        found = cached_file(location, "config.json", revision=config.revision)
+        cached = cached_file(location, "config.json", revision=config.revision)
     except OSError as error:
         raise FileNotFoundError(
             f"model.path: {location} is neither a local folder nor reachable on the hub or in its cache. {_how(config)}"
         ) from error
-    assert found is not None
-    return Path(found)
+    assert cached is not None
+    return Path(cached)
 
 
 def _how(config: ModelConfig) -> str:
@@ -148,23 +148,23 @@ def _instead(config: ModelConfig) -> str:
 def _family_of(config: ModelConfig, config_file: Path) -> str:
     """The family to load as; a checkpoint of ours under model=hf is loaded as what it is."""
     try:
-        found = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+        model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
     except json.JSONDecodeError as error:
         raise ValueError(f"{config_file}: not valid JSON ({error}); fetch the file again") from error
-    if found == config.family:
+    if model_type == config.family:
         return config.family
     if config.family == OTHER:
-        return found if found in FAMILIES else OTHER
-    if is_text_only(str(found)):
-        raise ValueError(f"model.path: {config.location} {text_only(str(found))}")
+        return model_type if model_type in FAMILIES else OTHER
+    if is_text_only(str(model_type)):
+        raise ValueError(f"model.path: {config.location} {text_only(str(model_type))}")
     advice = (
-        f"set model.family={found}"
-        if found in FAMILIES
+        f"set model.family={model_type}"
+        if model_type in FAMILIES
         else f"supported are {', '.join(FAMILIES)}, and other vision-language models by model=hf "
         f"model.path={config.location}"
     )
     raise ValueError(
-        f"model.path: {config.location} holds a {found!r} model, but model.family is {config.family!r}; {advice}"
+        f"model.path: {config.location} holds a {model_type!r} model, but model.family is {config.family!r}; {advice}"
     )
 
 

@@ -128,8 +128,10 @@ def complete_tokens(processor: Any, config: Any) -> None:
             continue
         token = getattr(processor, f"{kind}_token", None)
         known = token in processor.tokenizer.get_vocab() if isinstance(token, str) else False
-        found = processor.tokenizer.convert_tokens_to_ids(token) if known else getattr(config, f"{kind}_token_id", None)
-        setattr(processor, f"{kind}_token_id", -1 if found is None else int(found))
+        token_id = (
+            processor.tokenizer.convert_tokens_to_ids(token) if known else getattr(config, f"{kind}_token_id", None)
+        )
+        setattr(processor, f"{kind}_token_id", -1 if token_id is None else int(token_id))
 
 
 def check_images(processor: Any, prompt: str) -> None:
@@ -150,17 +152,17 @@ def _class_named(name: Any) -> Any:
 
 def _limit(images: Any, image: ImageConfig, video: VideoConfig) -> None:
     """Apply the budgets that an unknown image processor has; the others are errors."""
-    said = f"has no effect on {type(images).__name__}; leave it null"
+    advice = f"has no effect on {type(images).__name__}; leave it null"
     if image.max_tiles is not None:
         if image.max_tiles != 1 or not hasattr(images, "do_image_splitting"):
-            raise ValueError(f"model.image.max_tiles: {image.max_tiles} {said} (or 1, where images are split)")
+            raise ValueError(f"model.image.max_tiles: {image.max_tiles} {advice} (or 1, where images are split)")
         images.do_image_splitting = False
     if image.min_pixels is not None:
-        raise ValueError(f"model.image.min_pixels: {said}")
+        raise ValueError(f"model.image.min_pixels: {advice}")
     if image.max_pixels is not None:
         size = dict(images.size or {})
         if "longest_edge" not in size:
-            raise ValueError(f"model.image.max_pixels: {said}")
+            raise ValueError(f"model.image.max_pixels: {advice}")
         images.size = {**size, "longest_edge": min(size["longest_edge"], math.isqrt(image.max_pixels))}
     if video.max_pixels is not None:
-        raise ValueError(f"model.video.max_pixels: {said}")
+        raise ValueError(f"model.video.max_pixels: {advice}")

@@ -129,36 +129,30 @@ class ModelConfig:
 
     def errors(self) -> list[str]:
         """Everything wrong with this configuration, one sentence each, beginning with the full key."""
-        found: list[str] = []
-        if self.family not in (*FAMILIES, OTHER):
-            found.append(f"model.family: expected one of {', '.join((*FAMILIES, OTHER))}, got {self.family!r}")
+        problems: list[str] = []
+        for key, choices in (("family", (*FAMILIES, OTHER)), ("dtype", DTYPES), ("attn_implementation", ATTENTION)):
+            if getattr(self, key) not in choices:
+                problems.append(f"model.{key}: expected one of {', '.join(choices)}, got {getattr(self, key)!r}")
         if self.path is None and self.name not in EMBEDDED:
-            found.append(
+            problems.append(
                 f"model.path: needed for {self.name!r}: a local folder or a hub name "
                 f"(only {', '.join(EMBEDDED)} come with the package)"
             )
         if self.path is None and EMBEDDED.get(self.name, self.family) != self.family:
-            found.append(f"model.family: {self.name} is of family {EMBEDDED[self.name]}, got {self.family!r}")
+            problems.append(f"model.family: {self.name} is of family {EMBEDDED[self.name]}, got {self.family!r}")
         if self.path is None and self.revision is not None:
-            found.append("model.revision: has no effect on an embedded backbone; leave it null")
-        if self.dtype not in DTYPES:
-            found.append(f"model.dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.attn_implementation not in ATTENTION:
-            found.append(
-                f"model.attn_implementation: expected one of {', '.join(ATTENTION)}, got {self.attn_implementation!r}"
-            )
+            problems.append("model.revision: has no effect on an embedded backbone; leave it null")
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
-            found.append(
-                f"model.quantization: expected one of {', '.join(QUANTIZATIONS)} or null, got {self.quantization!r}"
-            )
+            known = ", ".join(QUANTIZATIONS)
+            problems.append(f"model.quantization: expected one of {known} or null, got {self.quantization!r}")
         if self.budget not in BUDGETS:
-            found.append(f"model.budget: expected one of {', '.join(BUDGETS)}, got {self.budget!r}")
+            problems.append(f"model.budget: expected one of {', '.join(BUDGETS)}, got {self.budget!r}")
         if self.budget == "published" and self.family == OTHER:
-            found.append(
+            problems.append(
                 f"model.budget: the published runs know {', '.join(PUBLISHED)} only; leave it at checkpoint and set "
                 "model.image.* and model.video.*"
             )
-        return found + self._budget_errors()
+        return problems + self._budget_errors()
 
     def visual(self) -> tuple[ImageConfig, VideoConfig]:
         """Image and video budget with those of `budget` where nothing else is set."""
@@ -171,35 +165,23 @@ class ModelConfig:
         return image, video
 
     def _budget_errors(self) -> list[str]:
-        found: list[str] = []
         image, video = self.image, self.video
-        counts = {
-            "model.image.max_tiles": image.max_tiles,
-            "model.image.min_pixels": image.min_pixels,
-            "model.image.max_pixels": image.max_pixels,
-            "model.video.num_frames": video.num_frames,
-            "model.video.max_pixels": video.max_pixels,
-            "model.image.max_tokens": image.max_tokens,
-            "model.video.max_tokens": video.max_tokens,
-        }
-        found += [
+        counts = {f"model.image.{key}": value for key, value in vars(image).items()}
+        counts |= {f"model.video.{key}": value for key, value in vars(video).items()}
+        problems = [
             f"{key}: expected at least 1, got {value}"
             for key, value in counts.items()
             if value is not None and value < 1
         ]
         if image.min_pixels and image.max_pixels and image.min_pixels > image.max_pixels:
-            found.append(f"model.image.min_pixels: {image.min_pixels} is above max_pixels {image.max_pixels}")
+            problems.append(f"model.image.min_pixels: {image.min_pixels} is above max_pixels {image.max_pixels}")
         without_effect = {
             "llava_onevision": ("model.image.min_pixels", "model.image.max_pixels", "model.video.max_pixels"),
             "qwen2_vl": ("model.image.max_tiles",),
             OTHER: ("model.image.max_tokens", "model.video.max_tokens"),
         }.get(self.family, ())
-        found += [
-            f"{key}: has no effect on family {self.family}; leave it null"
-            for key in without_effect
-            if counts[key] is not None
-        ]
-        return found
+        text = f"has no effect on family {self.family}; leave it null"
+        return problems + [f"{key}: {text}" for key in without_effect if counts[key] is not None]
 
     @property
     def location(self) -> str:

@@ -247,13 +247,13 @@ def image_processor_of(
 
 def _within_tiles(processor: LlavaOnevisionImageProcessorPil, max_tiles: int) -> list[list[int]]:
     side = processor.size["height"] if "height" in processor.size else processor.size["shortest_edge"]
-    kept = [p for p in processor.image_grid_pinpoints if (p[0] // side) * (p[1] // side) <= max_tiles]
-    if not kept:
+    pinpoints = [p for p in processor.image_grid_pinpoints if (p[0] // side) * (p[1] // side) <= max_tiles]
+    if not pinpoints:
         raise ValueError(
             f"model.image.max_tiles: {max_tiles} keeps none of the checkpoint's grid pinpoints "
             f"{processor.image_grid_pinpoints} (a tile is {side} pixels wide)"
         )
-    return kept
+    return pinpoints
 
 
 class CheckpointFiles:

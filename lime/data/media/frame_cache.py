@@ -128,7 +128,7 @@ class FrameCache:
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of every entry; unfinished writes of dead processes are removed."""
-        found: list[tuple[float, int, Path]] = []
+        entries: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
             entry = _ENTRY.fullmatch(path.name) is not None
             if not entry and PART.fullmatch(path.name) is None:  # not of this cache
@@ -138,10 +138,10 @@ class FrameCache:
             except FileNotFoundError:
                 continue
             if entry:
-                found.append((state.st_mtime, state.st_size, path))
+                entries.append((state.st_mtime, state.st_size, path))
             elif time.time() - state.st_mtime > _STALE:
                 path.unlink(missing_ok=True)
-        return found
+        return entries
 
     def _read_total(self) -> int | None:
         try:
@@ -182,9 +182,9 @@ def _unpack(data: bytes) -> tuple[np.ndarray, dict[str, Any]] | None:
         return None
     head, _, body = data[len(_MAGIC) :].partition(b"\n")
     try:
-        said = json.loads(head)
-        if zlib.crc32(body) != said["crc32"]:
+        header = json.loads(head)
+        if zlib.crc32(body) != header["crc32"]:
             return None
-        return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(said["shape"]), said["notes"]
+        return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(header["shape"]), header["notes"]
     except (ValueError, KeyError, TypeError):  # not JSON, or another content
         return None

@@ -75,9 +75,9 @@ def _asf(stream: BinaryIO, size: int) -> bool:
     at = head.find(_ASF_PROPERTIES)
     if not head.startswith(_ASF_HEAD) or at < 0:
         return False
-    said = struct.unpack_from("<Q", head, at + 40)[0]
+    announced = struct.unpack_from("<Q", head, at + 40)[0]
     flags = struct.unpack_from("<I", head, at + 88)[0]
-    return not flags & _BROADCAST and size < said
+    return not flags & _BROADCAST and size < announced
 
 
 def _gif(stream: BinaryIO, size: int) -> bool:

@@ -29,7 +29,7 @@ _PICTURES = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")  # codecs of covers; 
 _FILES_ONLY = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 _FEW = 64  # frames that one thread decodes as fast as several
 _FASTEST = 240.0  # frames a second; more are counted as if they were so many
-_STRAIGHT = 0.05  # of a turn's main entries: what the others may be
+_STRAIGHT = 0.05  # of a turn's main entries: what the cross entries may be
 
 
 @dataclass
@@ -108,8 +108,8 @@ def opened(medium: Medium) -> Iterator[Any]:
     except Exception as error:  # PyAV raises FFmpeg's errors, and others for what it cannot convert
         content = describe_file(medium.path)
         if content is not None and not content.endswith("video") and content != "a GIF picture":
-            said = "a picture, not a video" if content.endswith("picture") else "not a readable video"
-            raise medium.error(f"{said} (it holds {content})", "wrong_type") from error
+            problem = "a picture, not a video" if content.endswith("picture") else "not a readable video"
+            raise medium.error(f"{problem} (it holds {content})", "wrong_type") from error
         text = error.strerror if isinstance(error, av.FFmpegError) else error
         raise medium.error(f"not a readable video ({text or type(error).__name__})") from error
 
@@ -151,8 +151,8 @@ def turned(frames_NHWC: np.ndarray, matrix: tuple[int, ...]) -> np.ndarray:
 
 def _straight(matrix: tuple[int, ...]) -> bool:
     a, b, c, d = (abs(value) for value in matrix)
-    main, other = (min(a, d), max(b, c)) if a > b else (min(b, c), max(a, d))
-    return main > 0 and other <= _STRAIGHT * main
+    main, cross = (min(a, d), max(b, c)) if a > b else (min(b, c), max(a, d))
+    return main > 0 and cross <= _STRAIGHT * main
 
 
 def matrix_of(frame: Any) -> tuple[int, ...]:

@@ -80,12 +80,12 @@ def _reader(path: Path) -> Any:
 
 def _in_order(reader: Any, indices: list[int]) -> np.ndarray:
     """These frames, by reading every one up to the last."""
-    wanted, kept = set(indices), {}
+    wanted, frames = set(indices), {}
     for number in range(max(indices) + 1):
         frame = reader.next()
         if number in wanted:
-            kept[number] = _packed(frame.asnumpy())
-    return np.stack([kept[number] for number in indices])
+            frames[number] = _packed(frame.asnumpy())
+    return np.stack([frames[number] for number in indices])
 
 
 def _packed(frame_HWC: np.ndarray) -> np.ndarray:

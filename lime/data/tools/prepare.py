@@ -66,8 +66,8 @@ def prepare(root: str | Path) -> Prepared:
 
 def archives(root: Path) -> list[Path]:
     """Every archive below `root`, hidden folders left out, in order of their paths."""
-    found = (path for path in root.rglob("*") if path.is_file() and is_archive(path))
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    paths = (path for path in root.rglob("*") if path.is_file() and is_archive(path))
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 class _Places:

@@ -30,20 +30,20 @@ class Expected:
             self.problem = "prepared and rows: expected objects; delete the file or make it again"
             prepared, counted = {}, {}
         splits = prepared.get("splits", {})
-        said = {name: entry.get("rows") for name, entry in splits.items()} if _nested(splits) else {}
-        self._rows: dict[str, Any] = {**counted, **said}
+        listed = {name: entry.get("rows") for name, entry in splits.items()} if _nested(splits) else {}
+        self._rows: dict[str, Any] = {**counted, **listed}
         self._digests: Mapping[str, Any] = prepared.get("digests") or content.get("digests") or {}
         self._allowed: Mapping[str, Sequence[Any]] = content.get("allowed_answers", {}) if not self.problem else {}
 
-    def absent(self, found: Sequence[str]) -> list[str]:
+    def absent(self, present: Sequence[str]) -> list[str]:
         """Splits of the manifest that are not there."""
-        return sorted(set(self._rows) - set(found))
+        return sorted(set(self._rows) - set(present))
 
     def rows_problem(self, split: str, count: int, columns: Mapping[str, list[Any]]) -> str | None:
         """How the rows of a split differ from what the manifest says, or None."""
-        said = self._rows.get(split)
-        if isinstance(said, int) and said != count:
-            return f"{count} rows, the manifest says {said}: cut or replaced; fetch or prepare it again"
+        announced = self._rows.get(split)
+        if isinstance(announced, int) and announced != count:
+            return f"{count} rows, the manifest says {announced}: cut or replaced; fetch or prepare it again"
         digest = self._digests.get(split)
         if isinstance(digest, str) and digest != _digest(split, columns):
             return "other rows than those the manifest was written for; fetch the split or prepare the root again"

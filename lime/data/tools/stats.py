@@ -88,13 +88,13 @@ def statistics(dataset: MMTDataset, collator: Counter) -> Statistics:
 
 def _lengths(rows: Iterable[Row], collator: Counter) -> tuple[np.ndarray, int]:
     """(rows, 3): tokens of a row, of these visual, of these of the answer; and how many rows could not be read."""
-    found, unread = [], 0
+    counted, unread = [], 0
     for row in rows:
         try:
-            found.append(collator.parts(row))
+            counted.append(collator.parts(row))
         except MediaError:
             unread += 1
-    return np.array(found, dtype=np.int64).reshape(-1, 3), unread
+    return np.array(counted, dtype=np.int64).reshape(-1, 3), unread
 
 
 def _summary(part: str, kind: str, values: np.ndarray, unread: int, limit: int) -> Lengths:

@@ -89,10 +89,10 @@ class Report:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """{split: {kind: faults}}, only where there are any."""
-        found: dict[str, Counter[str]] = defaultdict(Counter)
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
         for fault in self.faults:
-            found[fault.split][fault.kind] += 1
-        return {split: dict(kinds) for split, kinds in found.items()}
+            counts[fault.split][fault.kind] += 1
+        return {split: dict(kinds) for split, kinds in counts.items()}
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "ok": self.ok, "counts": self.counts()}
@@ -106,8 +106,8 @@ class Report:
         lines: list[list[Any]] = []
         for split, rows in self.rows.items():
             own = counts.get(split, {})
-            found = [sum(own.get(kind, 0) for kind in kinds) for kinds in groups.values()]
-            lines.append([split, rows, *found, sum(n for kind, n in own.items() if kind not in grouped)])
+            sums = [sum(own.get(kind, 0) for kind in kinds) for kinds in groups.values()]
+            lines.append([split, rows, *sums, sum(n for kind, n in own.items() if kind not in grouped)])
         if len(lines) > 1:
             lines.append(["all", *(sum(line[i] for line in lines) for i in range(1, len(lines[0])))])
         return table(["split", "rows", *groups, "other"], lines)

@@ -53,8 +53,8 @@ def _add(name: str) -> None:
     def draw(rng: np.random.Generator, answer: str, part: Part) -> Item:
         kind = TAMPERINGS[LETTERS.index(answer)]
         frames = render(rng, name)
-        other = render(rng, name) if kind == "substitution" else frames
-        return Item(QUESTION, tamper(frames, other, kind, rng, FPS))
+        source = render(rng, name) if kind == "substitution" else frames
+        return Item(QUESTION, tamper(frames, source, kind, rng, FPS))
 
 
 VIDEO_TASKS = MiniTasks("video")

@@ -67,8 +67,8 @@ def choice_turns(
     first, answer = choice(rng, question, options, correct)
     turns = [(first, answer)]
     if rng.random() < extra:
-        other = answer == options[correct]  # asked next is the form that was not given
-        turns.append(("its letter ?", LETTERS[correct]) if other else ("in words ?", options[correct]))
+        in_words = answer == options[correct]  # asked next is the form that was not given
+        turns.append(("its letter ?", LETTERS[correct]) if in_words else ("in words ?", options[correct]))
         for at in shuffled(rng, range(len(options)))[:2]:
             turns.append((f"letter of {options[at]} ?", LETTERS[at]))
     return turns
