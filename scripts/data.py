@@ -81,14 +81,15 @@ def _download(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> int:
     """Unpack what was fetched and write the manifest."""
-    from lime.data.tools.output import table
+    from lime.data.tasks import MODALITIES
     from lime.data.tools.prepare import prepare
+    from lime.system.tables import plain_table
 
     done = prepare(options.folder)
     print(f"{len(done.unpacked)} archives unpacked")
     splits, media = done.manifest["splits"], done.manifest["media"]
-    kinds = ("text", "image", "video")
-    print(table(["split", "rows", *kinds], [[n, s["rows"], *(s.get(k, 0) for k in kinds)] for n, s in splits.items()]))
+    rows = [[name, split["rows"], *(split.get(kind, 0) for kind in MODALITIES)] for name, split in splits.items()]
+    print(plain_table(["split", "rows", *MODALITIES], rows))
     if done.manifest["absent"]:
         print(f"absent: {', '.join(done.manifest['absent'])}")
     print(f"{media['present']:,} of {media['named']:,} media files there, {media['bytes'] / 1e9:.2f} GB")
@@ -159,10 +160,10 @@ def _check_json(options: argparse.Namespace) -> None:
 def _tasks(options: argparse.Namespace) -> int:
     """List categories, tasks and splits; evaluation.splits takes any of these names."""
     from lime.data.tasks import CATEGORIES, TASKS
-    from lime.data.tools.output import table
+    from lime.system.tables import plain_table
 
     rows = [[task.category, task.name, split, task.published_rows] for split, task in TASKS.items()]
-    print(table(["category", "task", "split", "published rows"], rows))
+    print(plain_table(["category", "task", "split", "published rows"], rows))
     print(f"for instance: evaluation.splits={rows[-1][0]} or evaluation.splits=[{rows[0][1]},{next(iter(CATEGORIES))}]")
     return 0
 

@@ -23,14 +23,14 @@ class MediaError(RuntimeError):
 
     def __init__(self, path: str | Path, problem: str, row_id: str | None = None, kind: str = "damaged") -> None:
         row = f" (row {row_id})" if row_id else ""
-        super().__init__(_one_line(f"{path}{row}: {problem}"))
+        super().__init__(one_line(f"{path}{row}: {problem}"))
         self.path, self.problem, self.row_id, self.kind = str(path), problem, row_id, kind
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.problem, self.row_id, self.kind)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Without control characters, which names of files may hold."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 

@@ -30,6 +30,15 @@ def terminal_table(headings: Sequence[str], first_width: int | None = None) -> T
     return table
 
 
+def plain_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns in line: the first to the left, the others to the right; integers with separators."""
+    cells = [list(headings)]
+    cells += [[f"{value:,}" if isinstance(value, int) else str(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = (0,)) -> str:
     """A table in Markdown. Cells are Markdown already (`lime.system.printing.markdown`); `left` are the columns of
     words."""

@@ -11,7 +11,7 @@ import numpy as np
 from lime.data.media import MediaError
 from lime.data.rows import TRAIN, MMTDataset, Row
 from lime.data.tasks import MODALITIES
-from lime.data.tools.output import table
+from lime.system.tables import plain_table
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Statistics:
             [one.part, one.rows, one.tokens, one.visual, one.answer, one.p50, one.p99, one.longest, one.too_long]
             for one in [*self.tasks, *self.modalities]
         ]
-        text = table(head, lines)
+        text = plain_table(head, lines)
         unread = sum(one.unread for one in self.tasks)
         return text + (f"\n{unread:,} rows left out: their media cannot be read (see verify)" if unread else "")
 

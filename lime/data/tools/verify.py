@@ -14,14 +14,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from lime.data.files import BOUNDS, MEDIA_KINDS, Bounds
+from lime.data.files import BOUNDS, MEDIA_KINDS, Bounds, one_line
 from lime.data.layout import SplitFiles, find_splits, is_blank, is_utf8
 from lime.data.rows import COLUMNS, MANIFEST, TRAIN
 from lime.data.tasks import MODALITIES, TaskTable, mmt47
 from lime.data.tools.media_check import NOTE, Problem, check_chunk
-from lime.data.tools.output import table
 from lime.data.tools.root_check import Expected
 from lime.system import interrupts
+from lime.system.tables import plain_table
 
 ROW_KINDS = (
     "unreadable_split", "missing_column", "missing_value", "not_utf8", "unknown_source_type", "empty_question",
@@ -49,8 +49,7 @@ class Fault:
 
     def __str__(self) -> str:
         place = f"split {self.split}: " if self.row is None else f"row {self.split}/{self.row}: "
-        text = f"{self.kind}: {place if self.split else ''}{self.file}: {self.problem}"
-        return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+        return one_line(f"{self.kind}: {place if self.split else ''}{self.file}: {self.problem}")
 
 
 @dataclass
@@ -110,7 +109,7 @@ class Report:
             lines.append([split, rows, *sums, sum(n for kind, n in own.items() if kind not in grouped)])
         if len(lines) > 1:
             lines.append(["all", *(sum(line[i] for line in lines) for i in range(1, len(lines[0])))])
-        return table(["split", "rows", *groups, "other"], lines)
+        return plain_table(["split", "rows", *groups, "other"], lines)
 
 
 def verify(
