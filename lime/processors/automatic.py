@@ -20,38 +20,20 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.utils import PushToHubMixin
 
 from lime.processors.config import FAMILIES, ImageConfig, VideoConfig
-from lime.processors.families import CheckpointFiles, FrameProcessor, WithFrameProcessor, image_processor_of
+from lime.processors.families import (
+    CheckpointFiles,
+    FrameProcessor,
+    FramesAsImages,
+    WithFrameProcessor,
+    image_processor_of,
+)
 
 log = logging.getLogger(__name__)
 
 SEEN_AS_QWEN2_VL = ("qwen2_5_vl",)
 """Model types whose prompts and visual inputs are laid out as Qwen2-VL's."""
-
-
-class FramesAsImages(PushToHubMixin):
-    """Stands where a processor has its video processor: `num_frames` frames of a clip are shown as images."""
-
-    _auto_class = None
-    model_input_names: tuple[str, ...] = ()
-    fps = 1
-
-    def __init__(self, num_frames: int) -> None:
-        self.num_frames = num_frames
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"num_frames": self.num_frames, "as_images": True}
-
-
-class _WithFrames(WithFrameProcessor):
-    """Lets a transformers processor hold `FramesAsImages` where it expects its own video processor."""
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and isinstance(argument, FramesAsImages):
-            return FramesAsImages
-        return super().check_argument_for_proper_class(argument_name, argument)
 
 
 def load_automatic_processor(
@@ -94,7 +76,7 @@ def load_automatic_processor(
         _limit(images, image, video)
         frames = FramesAsImages(video.num_frames)
         log.warning("%s: videos are shown as %d images each, one per frame", model_type, video.num_frames)
-    cls: Any = type(base.__name__, (_WithFrames, base), {"__doc__": base.__doc__})
+    cls: Any = type(base.__name__, (WithFrameProcessor, base), {"__doc__": base.__doc__})
     parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": frames}
     parts = {key: part for key, part in parts.items() if key in attributes}
     try:

@@ -127,12 +127,26 @@ class FrameProcessor(PushToHubMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
 
+class FramesAsImages(PushToHubMixin):
+    """Stands where a processor has its video processor: `num_frames` frames of a clip are shown as images."""
+
+    _auto_class = None
+    model_input_names: tuple[str, ...] = ()
+    fps = 1
+
+    def __init__(self, num_frames: int) -> None:
+        self.num_frames = num_frames
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"num_frames": self.num_frames, "as_images": True}
+
+
 class WithFrameProcessor:
-    """Lets a transformers processor hold a FrameProcessor where it expects its own video processor."""
+    """Lets a transformers processor hold one of these two where it expects its own video processor."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and isinstance(argument, FrameProcessor):
-            return FrameProcessor
+        if argument_name == "video_processor" and isinstance(argument, FrameProcessor | FramesAsImages):
+            return type(argument)
         return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
 
 

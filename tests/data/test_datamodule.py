@@ -40,7 +40,10 @@ def make(processor, root):
 
 
 def ids(loader):
-    return [[row.id for row in batch["rows"]] for batch in loader]
+    taken = [[row.id for row in batch["rows"]] for batch in loader]
+    if loader.num_workers:  # its processes stay for another epoch, and would keep this one from ending
+        loader._iterator._shutdown_workers()
+    return taken
 
 
 # Sampler
