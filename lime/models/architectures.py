@@ -31,11 +31,7 @@ class Architecture:
         if self.family == "qwen2_vl":
             vision["hidden_size"] = self.text["hidden_size"]
         text = {**_CONTENT["text"], **self.text, **family["text"]}
-        return {
-            "text_config": text,
-            "vision_config": vision,
-            "tie_word_embeddings": self.text["tie_word_embeddings"],
-        }
+        return {"text_config": text, "vision_config": vision, "tie_word_embeddings": self.text["tie_word_embeddings"]}
 
 
 ARCHITECTURES = {name: Architecture(**values) for name, values in _CONTENT["backbones"].items()}

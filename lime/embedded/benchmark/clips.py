@@ -7,19 +7,29 @@ import string
 
 import numpy as np
 
-from lime.embedded.benchmark.chance import pick, pick_other
-from lime.embedded.benchmark.drawing import COLOR_NAMES, FONTS, SHAPES, mix, shade
+from lime.embedded.benchmark.chance import Rng, pick, pick_other
+from lime.embedded.benchmark.drawing import COLOR_NAMES, FONTS, RGB, SHAPES, mix, shade
 from lime.embedded.benchmark.icons import ICONS
 from lime.embedded.benchmark.scenes_video import FLOOR, Pen, backdrop, film
 
 _GREY = (200, 200, 200)
 
 
-def stacking(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
+def _two_colors(rng: Rng) -> tuple[RGB, RGB]:
+    first = pick(rng, COLOR_NAMES)
+    return shade(rng, first, 12), shade(rng, pick_other(rng, COLOR_NAMES, first), 12)
+
+
+def _side(rng: Rng) -> int:
+    """1 (right) or -1 (left)."""
+    return 1 if rng.random() < 0.5 else -1
+
+
+def stacking(rng: Rng, frames: int = 24) -> np.ndarray:
     """A tower grows block by block, each pushed in from the side."""
     count, half = 6, rng.uniform(10, 14)
     fills = [shade(rng, pick(rng, COLOR_NAMES), 12) for _ in range(count)]
-    x, side, high = rng.uniform(26, 38), 1 if rng.random() < 0.5 else -1, 8.6
+    x, side, high = rng.uniform(26, 38), _side(rng), 8.6
 
     def draw(pen: Pen, u: float) -> None:
         done = u * count
@@ -31,11 +41,10 @@ def stacking(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     return film(rng, frames, backdrop(rng), draw)
 
 
-def driving(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
+def driving(rng: Rng, frames: int = 24) -> np.ndarray:
     """A car drives along the road towards a house at the edge."""
-    first = pick(rng, COLOR_NAMES)
-    car, home = shade(rng, first, 12), shade(rng, pick_other(rng, COLOR_NAMES, first), 12)
-    ahead = 1 if rng.random() < 0.5 else -1
+    car, home = _two_colors(rng)
+    ahead = _side(rng)
 
     def draw(pen: Pen, u: float) -> None:
         ICONS["house"](pen, 32 + ahead * 20, FLOOR - 14, 14, home)
@@ -44,13 +53,10 @@ def driving(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     return film(rng, frames, backdrop(rng, floor=(40, 40, 46)), draw)
 
 
-def opening(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
+def opening(rng: Rng, frames: int = 24) -> np.ndarray:
     """A pair of curtains opens before a lit stage, or closes."""
-    first = pick(rng, COLOR_NAMES)
-    cloth, stage = (
-        shade(rng, first, 12),
-        mix(shade(rng, pick_other(rng, COLOR_NAMES, first), 12), (255, 255, 255), 0.3),
-    )
+    cloth, light = _two_colors(rng)
+    stage = mix(light, (255, 255, 255), 0.3)
     closing, shape = rng.random() < 0.5, pick(rng, SHAPES)
 
     def draw(pen: Pen, u: float) -> None:
@@ -64,7 +70,7 @@ def opening(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     return film(rng, frames, backdrop(rng), draw)
 
 
-def sprouting(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
+def sprouting(rng: Rng, frames: int = 24) -> np.ndarray:
     """A plant grows out of its pot and opens its flower."""
     petal, pot = shade(rng, pick(rng, COLOR_NAMES), 12), shade(rng, (185, 95, 50), 14)
     x, high, green = rng.uniform(24, 40), rng.uniform(32, 36), shade(rng, (60, 170, 60), 14)
@@ -85,7 +91,7 @@ def sprouting(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     return film(rng, frames, backdrop(rng), draw)
 
 
-def wiping(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
+def wiping(rng: Rng, frames: int = 24) -> np.ndarray:
     """One scene gives way to another: a boundary sweeps across the picture."""
     old, new = backdrop(rng), backdrop(rng)
     first = pick(rng, COLOR_NAMES)
@@ -104,10 +110,10 @@ def wiping(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     return film(rng, frames, old, draw)
 
 
-def fleet(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
+def fleet(rng: Rng, frames: int = 24) -> np.ndarray:
     """Two to four objects of one kind cross the picture together, one above the other."""
     count, shape, fill = int(rng.integers(2, 5)), pick(rng, SHAPES), shade(rng, pick(rng, COLOR_NAMES), 12)
-    dx, slant, r = 1 if rng.random() < 0.5 else -1, rng.uniform(-5, 5), rng.uniform(6, 7)
+    dx, slant, r = _side(rng), rng.uniform(-5, 5), rng.uniform(6, 7)
 
     def draw(pen: Pen, u: float) -> None:
         for i in range(count):
@@ -116,7 +122,7 @@ def fleet(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     return film(rng, frames, backdrop(rng, horizon=54), draw)
 
 
-def writing(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
+def writing(rng: Rng, frames: int = 24) -> np.ndarray:
     """Six letters appear on a board one after another, in two lines."""
     letters = [string.ascii_uppercase[i] for i in rng.permutation(26)[:6]]
     ink, board, face = (shade(rng, pick(rng, COLOR_NAMES), 12), shade(rng, (18, 48, 36), 12), int(rng.integers(FONTS)))
@@ -134,7 +140,7 @@ def writing(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     return film(rng, frames, backdrop(rng, horizon=56), draw)
 
 
-def advancing(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
+def advancing(rng: Rng, frames: int = 24) -> np.ndarray:
     """Walking up a road towards a house that grows, or backing away from it."""
     wall, away = shade(rng, pick(rng, COLOR_NAMES), 12), rng.random() < 0.5
     horizon = rng.uniform(28, 32)
@@ -152,11 +158,10 @@ def advancing(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
     return film(rng, frames, backdrop(rng, horizon=horizon), draw)
 
 
-def colliding(rng: np.random.Generator, frames: int = 24) -> np.ndarray:
+def colliding(rng: Rng, frames: int = 24) -> np.ndarray:
     """A ball rolls into another one and stops; the other rolls on."""
-    first = pick(rng, COLOR_NAMES)
-    fill, fill2 = shade(rng, first, 12), shade(rng, pick_other(rng, COLOR_NAMES, first), 12)
-    dx, r = 1 if rng.random() < 0.5 else -1, rng.uniform(8, 9.5)
+    fill, fill2 = _two_colors(rng)
+    dx, r = _side(rng), rng.uniform(8, 9.5)
     reach, touch = 32 - r, r
 
     def draw(pen: Pen, u: float) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lime.embedded.benchmark.chance import Rng
+
 SIZE = 64
 SCALE = 2
 
@@ -47,14 +49,14 @@ _FONT_FILES = (
 FONTS = len(_FONT_FILES)
 
 
-def shade(rng: np.random.Generator, color: str | RGB, spread: int = 18) -> RGB:
+def shade(rng: Rng, color: str | RGB, spread: int = 18) -> RGB:
     """The named colour (or RGB triple), each channel moved by at most `spread`."""
     base = COLORS[color] if isinstance(color, str) else color
     r, g, b = (min(255, max(0, c + int(d))) for c, d in zip(base, rng.integers(-spread, spread + 1, 3), strict=True))
     return r, g, b
 
 
-def dark(rng: np.random.Generator, low: int = 0, high: int = 70) -> RGB:
+def dark(rng: Rng, low: int = 0, high: int = 70) -> RGB:
     """A random dark colour, for backgrounds."""
     r, g, b = rng.integers(low, high, 3).tolist()
     return r, g, b
@@ -152,7 +154,7 @@ class Pen:
 _RAMP = np.linspace(-1.0, 1.0, SIZE, dtype=np.float32)
 
 
-def develop(rng: np.random.Generator, pixels: np.ndarray, noise: float = 6.0, light: float = 10.0) -> np.ndarray:
+def develop(rng: Rng, pixels: np.ndarray, noise: float = 6.0, light: float = 10.0) -> np.ndarray:
     """The picture under slightly uneven light and with sensor noise: (64, 64, 3) -> (64, 64, 3) uint8."""
     across, down = rng.uniform(-light, light, 2)
     field = (across * _RAMP[None, :] + down * _RAMP[:, None])[..., None].astype(np.float32)

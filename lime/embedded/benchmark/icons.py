@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lime.embedded.benchmark.chance import pick
+from lime.embedded.benchmark.chance import Rng, pick
 from lime.embedded.benchmark.drawing import COLOR_NAMES, RGB, Pen, dark, develop, mix, shade
 
 BLACK: RGB = (12, 12, 12)
@@ -126,9 +126,7 @@ ICONS: dict[str, Draw] = {
 }
 
 
-def icon(
-    rng: np.random.Generator, *, name: str | None = None, color: str | None = None
-) -> tuple[np.ndarray, dict[str, Any]]:
+def icon(rng: Rng, *, name: str | None = None, color: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
     """One large pictogram out of `ICONS` in one colour: ((64, 64, 3) uint8, {name, color})."""
     name, color = name or pick(rng, tuple(ICONS)), color or pick(rng, COLOR_NAMES)
     if name not in ICONS:

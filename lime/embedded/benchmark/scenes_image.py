@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from lime.embedded.benchmark.chance import pick, pick_other
+from lime.embedded.benchmark.chance import Rng, pick, pick_other
 from lime.embedded.benchmark.drawing import (
     COLOR_NAMES,
     COLORS,
@@ -61,7 +61,7 @@ _Y, _X = np.mgrid[:SIZE, :SIZE]
 
 
 def scene(
-    rng: np.random.Generator,
+    rng: Rng,
     *,
     k: int | None = None,
     shape: str | None = None,
@@ -89,7 +89,7 @@ def scene(
     return develop(rng, pen.pixels()), attributes
 
 
-def texture(rng: np.random.Generator, *, kind: str | None = None) -> Rendered:
+def texture(rng: Rng, *, kind: str | None = None) -> Rendered:
     """A surface of two colours in one of the eight `TEXTURES`."""
     kind = kind or pick(rng, TEXTURES)
     first = pick(rng, COLOR_NAMES)
@@ -122,7 +122,7 @@ def texture(rng: np.random.Generator, *, kind: str | None = None) -> Rendered:
     return develop(rng, pixels, light=6), {"kind": kind}
 
 
-def _written(rng: np.random.Generator, text: str, low: float, high: float, tilt: float) -> np.ndarray:
+def _written(rng: Rng, text: str, low: float, high: float, tilt: float) -> np.ndarray:
     background, ink = dark(rng), mix(shade(rng, pick(rng, COLOR_NAMES)), (255, 255, 255), 0.3)
     pen = Pen(background)
     x, y = 32 + rng.uniform(-4, 4), 32 + rng.uniform(-5, 5)
@@ -132,21 +132,19 @@ def _written(rng: np.random.Generator, text: str, low: float, high: float, tilt:
     return develop(rng, pen.pixels())
 
 
-def digit(rng: np.random.Generator, *, value: int | None = None) -> Rendered:
+def digit(rng: Rng, *, value: int | None = None) -> Rendered:
     """One digit, 0..9, in varied faces, sizes, colours and tilts."""
     value = int(rng.integers(10)) if value is None else value
     return _written(rng, str(value), 36, 54, 12), {"value": value}
 
 
-def word(rng: np.random.Generator, *, text: str | None = None) -> Rendered:
+def word(rng: Rng, *, text: str | None = None) -> Rendered:
     """A word as given; three random capitals by default."""
     text = text or "".join(pick(rng, string.ascii_uppercase) for _ in range(3))
     return _written(rng, text, 25, 31, 4), {"text": text}
 
 
-def bars(
-    rng: np.random.Generator, *, colors: Sequence[str] | None = None, heights: Sequence[int] | None = None
-) -> Rendered:
+def bars(rng: Rng, *, colors: Sequence[str] | None = None, heights: Sequence[int] | None = None) -> Rendered:
     """A chart of two to four bars of different colours, heights 1..5 over a grid of unit lines."""
     n = len(colors) if colors is not None else len(heights) if heights is not None else int(rng.integers(2, 5))
     colors = list(colors) if colors is not None else [COLOR_NAMES[i] for i in rng.permutation(len(COLOR_NAMES))[:n]]
@@ -178,7 +176,7 @@ def _petals(pen: Pen, x: float, y: float, r: float, petals: int, turn: float, fi
     pen.circle(x, y, 0.27 * r, heart)
 
 
-def flower(rng: np.random.Generator, *, petals: int | None = None, color: str | None = None) -> Rendered:
+def flower(rng: Rng, *, petals: int | None = None, color: str | None = None) -> Rendered:
     """A flower seen from above: 3..7 petals of one colour around a dark centre."""
     petals = int(rng.integers(3, 8)) if petals is None else petals
     color = color or pick(rng, COLOR_NAMES)
@@ -188,7 +186,7 @@ def flower(rng: np.random.Generator, *, petals: int | None = None, color: str | 
     return develop(rng, pen.pixels()), {"petals": petals, "color": color}
 
 
-def face(rng: np.random.Generator, *, ears: str | None = None, fur: str | None = None) -> Rendered:
+def face(rng: Rng, *, ears: str | None = None, fur: str | None = None) -> Rendered:
     """The head of a pet: pointed or floppy ears, one of four fur colours."""
     ears, fur = ears or pick(rng, EARS), fur or pick(rng, tuple(FURS))
     if ears not in EARS or fur not in FURS:
@@ -217,7 +215,7 @@ def face(rng: np.random.Generator, *, ears: str | None = None, fur: str | None =
     return develop(rng, pen.pixels()), {"ears": ears, "fur": fur}
 
 
-def cells(rng: np.random.Generator, *, cluster: bool | None = None, elsewhere: bool | None = None) -> Rendered:
+def cells(rng: Rng, *, cluster: bool | None = None, elsewhere: bool | None = None) -> Rendered:
     """Stained tissue; `cluster`: a group of dark cells in the centre, `elsewhere`: one near a corner."""
     cluster = bool(rng.random() < 0.5) if cluster is None else cluster
     elsewhere = bool(rng.random() < 0.3) if elsewhere is None else elsewhere
@@ -233,7 +231,7 @@ def cells(rng: np.random.Generator, *, cluster: bool | None = None, elsewhere: b
     return develop(rng, pen.pixels()), {"cluster": cluster, "elsewhere": elsewhere}
 
 
-def lungs(rng: np.random.Generator, *, spot: str | None = None) -> Rendered:
+def lungs(rng: Rng, *, spot: str | None = None) -> Rendered:
     """A chest radiograph in grey: a bright spot in the lung on the left or right of the picture, or none."""
     spot = spot or pick(rng, SPOTS)
     if spot not in SPOTS:
@@ -260,9 +258,7 @@ def lungs(rng: np.random.Generator, *, spot: str | None = None) -> Rendered:
     return develop(rng, pen.pixels()), {"spot": spot}
 
 
-def sign(
-    rng: np.random.Generator, *, text: str | None = None, color: str | None = None, form: str | None = None
-) -> Rendered:
+def sign(rng: Rng, *, text: str | None = None, color: str | None = None, form: str | None = None) -> Rendered:
     """A street sign of one colour on a post, with a word (three capitals by default) or a digit on it."""
     color, form = color or pick(rng, COLOR_NAMES), form or pick(rng, ("board", "round", "octagon"))
     if text is None:
@@ -290,7 +286,7 @@ def sign(
 
 
 def blurred(
-    rng: np.random.Generator,
+    rng: Rng,
     *,
     color: str | None = None,
     shape: str | None = None,

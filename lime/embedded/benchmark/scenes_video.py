@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lime.embedded.benchmark.chance import pick, pick_other
+from lime.embedded.benchmark.chance import Rng, pick, pick_other
 from lime.embedded.benchmark.drawing import COLOR_NAMES, RGB, SCALE, SHAPES, SIZE, Pen, mix, shade
 from lime.embedded.benchmark.icons import ICONS
 
@@ -26,9 +26,7 @@ FLOOR = 50.0
 Clip = tuple[np.ndarray, dict[str, Any]]
 
 
-def backdrop(
-    rng: np.random.Generator, sky: RGB | None = None, floor: RGB | None = None, horizon: float = FLOOR
-) -> Image.Image:
+def backdrop(rng: Rng, sky: RGB | None = None, floor: RGB | None = None, horizon: float = FLOOR) -> Image.Image:
     """Sky growing lighter towards the top over a flat, darker floor."""
     r, g, b = sky or tuple(rng.integers(45, 95, 3).tolist())
     base = np.array((r, g, b), np.float32)
@@ -42,11 +40,7 @@ def backdrop(
 
 
 def film(
-    rng: np.random.Generator,
-    frames: int,
-    scenery: Image.Image,
-    draw: Callable[[Pen, float], None],
-    light: float | None = None,
+    rng: Rng, frames: int, scenery: Image.Image, draw: Callable[[Pen, float], None], light: float | None = None
 ) -> np.ndarray:
     """Draw each frame over `scenery`, `draw(pen, progress)` with progress from 0 to 1; (T, 64, 64, 3) uint8.
 
@@ -66,18 +60,13 @@ def film(
     return clip
 
 
-def _thing(rng: np.random.Generator, shape: str | None, color: str | None) -> tuple[str, str, RGB]:
+def _thing(rng: Rng, shape: str | None, color: str | None) -> tuple[str, str, RGB]:
     shape, color = shape or pick(rng, SHAPES), color or pick(rng, COLOR_NAMES)
     return shape, color, shade(rng, color, 12)
 
 
 def moving(
-    rng: np.random.Generator,
-    frames: int = 24,
-    *,
-    direction: str | None = None,
-    shape: str | None = None,
-    color: str | None = None,
+    rng: Rng, frames: int = 24, *, direction: str | None = None, shape: str | None = None, color: str | None = None
 ) -> Clip:
     """One object crosses the whole picture: left, right, up or down."""
     direction = direction or pick(rng, tuple(DIRECTIONS))
@@ -92,12 +81,7 @@ def moving(
 
 
 def resizing(
-    rng: np.random.Generator,
-    frames: int = 24,
-    *,
-    change: str | None = None,
-    shape: str | None = None,
-    color: str | None = None,
+    rng: Rng, frames: int = 24, *, change: str | None = None, shape: str | None = None, color: str | None = None
 ) -> Clip:
     """One object standing on the floor: growing or shrinking."""
     change = change or pick(rng, ("growing", "shrinking"))
@@ -112,12 +96,7 @@ def resizing(
 
 
 def recoloring(
-    rng: np.random.Generator,
-    frames: int = 24,
-    *,
-    shape: str | None = None,
-    color: str | None = None,
-    color2: str | None = None,
+    rng: Rng, frames: int = 24, *, shape: str | None = None, color: str | None = None, color2: str | None = None
 ) -> Clip:
     """One large object whose colour turns steadily from `color` into `color2`."""
     color = color or pick_other(rng, COLOR_NAMES, color2)
@@ -131,7 +110,7 @@ def recoloring(
     return film(rng, frames, backdrop(rng), draw), {"shape": shape, "color": color, "color2": color2}
 
 
-def rotating(rng: np.random.Generator, frames: int = 24, *, turn: str | None = None, color: str | None = None) -> Clip:
+def rotating(rng: Rng, frames: int = 24, *, turn: str | None = None, color: str | None = None) -> Clip:
     """A clock hand sweeping most of the dial, clockwise or counterclockwise, leaving its sector coloured."""
     turn, color = turn or pick(rng, TURNS), color or pick(rng, COLOR_NAMES)
     fill, sweep, start = shade(rng, color, 12), rng.uniform(290, 330), rng.uniform(-110, -70)
@@ -150,9 +129,7 @@ def rotating(rng: np.random.Generator, frames: int = 24, *, turn: str | None = N
     return film(rng, frames, backdrop(rng), draw), {"turn": turn, "color": color}
 
 
-def bouncing(
-    rng: np.random.Generator, frames: int = 24, *, direction: str | None = None, color: str | None = None
-) -> Clip:
+def bouncing(rng: Rng, frames: int = 24, *, direction: str | None = None, color: str | None = None) -> Clip:
     """A ball bounces along the floor, to the left or to the right."""
     direction, color = direction or pick(rng, ("left", "right")), color or pick(rng, COLOR_NAMES)
     fill, r, hops, high = shade(rng, color, 12), rng.uniform(7, 9), pick(rng, (2, 3)), rng.uniform(26, 34)
@@ -166,7 +143,7 @@ def bouncing(
 
 
 def passing(
-    rng: np.random.Generator,
+    rng: Rng,
     frames: int = 24,
     *,
     color: str | None = None,
@@ -190,7 +167,7 @@ def passing(
     return film(rng, frames, backdrop(rng), draw), {"color": color, "color2": color2, "shape": shape, "shape2": shape2}
 
 
-def scrolling(rng: np.random.Generator, frames: int = 24, *, direction: str | None = None) -> Clip:
+def scrolling(rng: Rng, frames: int = 24, *, direction: str | None = None) -> Clip:
     """A landscape with a tower, houses and trees passes by; `direction` is the camera's, left or right."""
     direction = direction or pick(rng, ("left", "right"))
     span, tower = rng.uniform(56, 66), shade(rng, pick(rng, COLOR_NAMES), 12)
@@ -209,7 +186,7 @@ def scrolling(rng: np.random.Generator, frames: int = 24, *, direction: str | No
     return film(rng, frames, backdrop(rng), draw), {"direction": direction}
 
 
-def counting(rng: np.random.Generator, frames: int = 24, *, count: int | None = None, color: str | None = None) -> Clip:
+def counting(rng: Rng, frames: int = 24, *, count: int | None = None, color: str | None = None) -> Clip:
     """Dots appear one after another, row by row, up to `count` (8, 12 or 16) of them."""
     count, color = count or pick(rng, (8, 12, 16)), color or pick(rng, COLOR_NAMES)
     fill, r = shade(rng, color, 12), rng.uniform(5.2, 6.2)
@@ -222,7 +199,7 @@ def counting(rng: np.random.Generator, frames: int = 24, *, count: int | None = 
     return film(rng, frames, backdrop(rng, horizon=56), draw), {"count": count, "color": color}
 
 
-def filling(rng: np.random.Generator, frames: int = 24, *, change: str | None = None, color: str | None = None) -> Clip:
+def filling(rng: Rng, frames: int = 24, *, change: str | None = None, color: str | None = None) -> Clip:
     """A glass on the floor is filled or emptied."""
     change, color = change or pick(rng, ("filling", "emptying")), color or pick(rng, COLOR_NAMES)
     fill, x, half, top = shade(rng, color, 12), rng.uniform(27, 37), rng.uniform(15, 19), rng.uniform(5, 9)
@@ -238,12 +215,10 @@ def filling(rng: np.random.Generator, frames: int = 24, *, change: str | None = 
     return film(rng, frames, backdrop(rng), draw), {"change": change, "color": color}
 
 
-def sunrise(rng: np.random.Generator, frames: int = 24, *, change: str | None = None, color: str | None = None) -> Clip:
+def sunrise(rng: Rng, frames: int = 24, *, change: str | None = None, color: str | None = None) -> Clip:
     """A sun rises over the horizon or sets behind it, the sky growing lighter or darker."""
-    change, color = (
-        change or pick(rng, ("rising", "setting")),
-        color or pick(rng, ("yellow", "orange", "red", "white")),
-    )
+    change = change or pick(rng, ("rising", "setting"))
+    color = color or pick(rng, ("yellow", "orange", "red", "white"))
     fill, x, r = shade(rng, color, 12), rng.uniform(18, 46), rng.uniform(9, 11)
     scenery = backdrop(rng)
     ground = scenery.crop((0, round(FLOOR * SCALE), SIZE * SCALE, SIZE * SCALE))
@@ -262,7 +237,7 @@ VIDEOS: dict[str, Callable[..., Clip]] = {
 }
 
 
-def tamper(frames: np.ndarray, other_clip: np.ndarray, kind: str, rng: np.random.Generator, fps: int = 8) -> np.ndarray:
+def tamper(frames: np.ndarray, other_clip: np.ndarray, kind: str, rng: Rng, fps: int = 8) -> np.ndarray:
     """Tamper with the middle second of a clip, as MVTamperBench does.
 
     The second starts at half the frames less half a second's. `masking` blackens it, `rotate` turns it by 180

@@ -142,7 +142,7 @@ def skill(draw: Callable[..., D]) -> Callable[..., D]:
     return on_side
 
 
-def _drawn_or(rng: Rng, label: bool | None) -> bool:
+def _given_or_drawn(rng: Rng, label: bool | None) -> bool:
     return bool(rng.integers(2)) if label is None else label
 
 
@@ -150,7 +150,7 @@ def _drawn_or(rng: Rng, label: bool | None) -> bool:
 @skill
 def sentiment(rng: Rng, label: bool | None = None) -> Labelled:
     """A short review; `label` is true where it is favourable. A quarter of them negate (`not good`)."""
-    positive = _drawn_or(rng, label)
+    positive = _given_or_drawn(rng, label)
     negated = rng.random() < 0.25
     a, b = shuffled(rng, POSITIVE if positive != negated else NEGATIVE)[:2]
     noun, adverb = pick(rng, WORKS), pick(rng, ADVERBS)
@@ -212,7 +212,7 @@ def swapped(rng: Rng, text: str) -> str:
 @skill
 def acceptability(rng: Rng, label: bool | None = None) -> Labelled:
     """A sentence; `label` is false where two neighbouring words were exchanged, so that the order is wrong."""
-    good = _drawn_or(rng, label)
+    good = _given_or_drawn(rng, label)
     text = Event.draw(rng).say(rng, vary=True)
     return Labelled(text if good else swapped(rng, text), good)
 
@@ -221,7 +221,7 @@ def acceptability(rng: Rng, label: bool | None = None) -> Labelled:
 @skill
 def paraphrase(rng: Rng, label: bool | None = None) -> Pair:
     """Two sentences: the same event in synonyms and another order, or one that differs in one or two parts."""
-    same = _drawn_or(rng, label)
+    same = _given_or_drawn(rng, label)
     event = Event.draw(rng)
     changes = 0 if same else int(rng.integers(1, 3))
     second = event.changed(rng, changes) if changes else event
@@ -239,7 +239,7 @@ def similarity(rng: Rng, changes: int | None = None) -> Pair:
 @skill
 def answers_question(rng: Rng, label: bool | None = None) -> Grounded:
     """Does the sentence say where somebody is, or what colour something has, as the question asks?"""
-    yes = _drawn_or(rng, label)
+    yes = _given_or_drawn(rng, label)
     people, places = shuffled(rng, PEOPLE), shuffled(rng, PLACES)
     who, where = people[0], places[0]
     question = pick(rng, [f"where is the {who} ?", f"where did the {who} go ?"])
@@ -328,7 +328,7 @@ def fit(rng: Rng, correct: int | None = None) -> Choice:
 @skill
 def passage(rng: Rng, label: bool | None = None) -> Passage:
     """Who is where: `statement` is (person, place), true if the passage says so, else another place it mentions."""
-    true = _drawn_or(rng, label)
+    true = _given_or_drawn(rng, label)
     count = int(rng.integers(2, 4))
     people, places = shuffled(rng, PEOPLE)[:count], shuffled(rng, PLACES)[:count]
     form = pick(rng, ["the {} is in the {}", "the {} went to the {}"])
