@@ -22,7 +22,7 @@ from lime.data.datamodule import MMTDataModule
 from lime.data.media import MediaError
 from lime.distributed import processes
 from lime.models.loading import Backbone
-from lime.processors.config import OTHER
+from lime.processors.config import AUTOMATIC
 from lime.runs.environment import environment
 from lime.runs.folders import claim_run_folder
 from lime.runs.lock import run_lock
@@ -109,7 +109,7 @@ def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: 
         processor=backbone.processor,
         family=backbone.family,
     )
-    module.one_modality = processes.world_size() > 1 or backbone.family == OTHER
+    module.one_modality = processes.world_size() > 1 or backbone.family == AUTOMATIC
     return module
 
 

@@ -17,7 +17,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from lime.models.fingerprint import checkpoint_fingerprint, processing_fingerprint
 from lime.processors.automatic import complete_tokens, is_text_only, load_automatic_processor, text_only
-from lime.processors.config import EMBEDDED, FAMILIES, OTHER, ModelConfig
+from lime.processors.config import AUTOMATIC, EMBEDDED, FAMILIES, ModelConfig
 from lime.processors.families import load_processor
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
     family = _family_of(config, config_file)
     processor = _processor(config, family)
     model = _load_model(config, location, family)
-    if family == OTHER:
+    if family == AUTOMATIC:
         complete_tokens(processor, model.config)
     if family == "llava_onevision":
         model.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints
@@ -80,14 +80,14 @@ def load_processor_alone(config: ModelConfig) -> tuple[str, ProcessorMixin]:
     """
     family = _family_of(config, _config_file(config))
     processor = _processor(config, family)
-    if family == OTHER:
+    if family == AUTOMATIC:
         complete_tokens(processor, transformers.AutoConfig.from_pretrained(config.location, revision=config.revision))
     return family, processor
 
 
 def _processor(config: ModelConfig, family: str) -> ProcessorMixin:
     image, video = config.visual()
-    if family == OTHER:
+    if family == AUTOMATIC:
         return load_automatic_processor(config.location, revision=config.revision, image=image, video=video)
     return load_processor(config.location, family, revision=config.revision, image=image, video=video)
 
@@ -153,8 +153,8 @@ def _family_of(config: ModelConfig, config_file: Path) -> str:
         raise ValueError(f"{config_file}: not valid JSON ({error}); fetch the file again") from error
     if model_type == config.family:
         return config.family
-    if config.family == OTHER:
-        return model_type if model_type in FAMILIES else OTHER
+    if config.family == AUTOMATIC:
+        return model_type if model_type in FAMILIES else AUTOMATIC
     if is_text_only(str(model_type)):
         raise ValueError(f"model.path: {config.location} {text_only(str(model_type))}")
     advice = (
@@ -205,7 +205,7 @@ def _load_model(config: ModelConfig, location: str, family: str) -> PreTrainedMo
     except RuntimeError as error:
         raise ValueError(f"model.path: the weights in {location} do not fit its own config.json: {error}") from error
     except ValueError as error:
-        if family != OTHER:
+        if family != AUTOMATIC:
             raise
         raise ValueError(
             f"model.path: {location} cannot be loaded by AutoModelForImageTextToText, which model=hf needs: {error}"

@@ -12,7 +12,7 @@ FAMILIES: dict[str, str] = {
 }
 """Supported families (the `model_type` of a checkpoint's config.json) and their transformers classes."""
 
-OTHER = "hf"
+AUTOMATIC = "hf"
 """Family of every other vision-language model of transformers, which is seen through its own processor."""
 
 EMBEDDED: dict[str, str] = {"tiny_llava_onevision": "llava_onevision", "tiny_qwen2vl": "qwen2_vl"}
@@ -130,7 +130,7 @@ class ModelConfig:
     def errors(self) -> list[str]:
         """Everything wrong with this configuration, one sentence each, beginning with the full key."""
         problems: list[str] = []
-        for key, choices in (("family", (*FAMILIES, OTHER)), ("dtype", DTYPES), ("attn_implementation", ATTENTION)):
+        for key, choices in (("family", (*FAMILIES, AUTOMATIC)), ("dtype", DTYPES), ("attn_implementation", ATTENTION)):
             if getattr(self, key) not in choices:
                 problems.append(f"model.{key}: expected one of {', '.join(choices)}, got {getattr(self, key)!r}")
         if self.path is None and self.name not in EMBEDDED:
@@ -147,7 +147,7 @@ class ModelConfig:
             problems.append(f"model.quantization: expected one of {known} or null, got {self.quantization!r}")
         if self.budget not in BUDGETS:
             problems.append(f"model.budget: expected one of {', '.join(BUDGETS)}, got {self.budget!r}")
-        if self.budget == "published" and self.family == OTHER:
+        if self.budget == "published" and self.family == AUTOMATIC:
             problems.append(
                 f"model.budget: the published runs know {', '.join(PUBLISHED)} only; leave it at checkpoint and set "
                 "model.image.* and model.video.*"
@@ -178,7 +178,7 @@ class ModelConfig:
         without_effect = {
             "llava_onevision": ("model.image.min_pixels", "model.image.max_pixels", "model.video.max_pixels"),
             "qwen2_vl": ("model.image.max_tiles",),
-            OTHER: ("model.image.max_tokens", "model.video.max_tokens"),
+            AUTOMATIC: ("model.image.max_tokens", "model.video.max_tokens"),
         }.get(self.family, ())
         text = f"has no effect on family {self.family}; leave it null"
         return problems + [f"{key}: {text}" for key in without_effect if counts[key] is not None]
