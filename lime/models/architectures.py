@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,12 @@ class Architecture:
 
     def config(self) -> dict[str, Any]:
         """Keyword arguments of the transformers configuration class, new at each call."""
-        family = _CONTENT["families"][self.family]
-        vision = dict(family["vision"])
+        shared = copy.deepcopy(_CONTENT)  # transformers completes what it is given in place
+        family = shared["families"][self.family]
+        vision = family["vision"]
         if self.family == "qwen2_vl":
             vision["hidden_size"] = self.text["hidden_size"]
-        text = {**_CONTENT["text"], **self.text, **family["text"]}
+        text = {**shared["text"], **self.text, **family["text"]}
         return {"text_config": text, "vision_config": vision, "tie_word_embeddings": self.text["tie_word_embeddings"]}
 
 

@@ -7,6 +7,7 @@ them. Nothing here is loaded to use them: once saved, they are ordinary checkpoi
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,7 +79,7 @@ def build(name: str, tokenizer: Qwen2Tokenizer, seed: int = 0) -> PreTrainedMode
     """The randomly initialised backbone `name`."""
     torch.manual_seed(seed)
     family = EMBEDDED[name]
-    spec = SPECS[family]
+    spec = copy.deepcopy(SPECS[family])  # transformers completes what it is given in place
     ends = {"bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>", "pad_token_id": "<|endoftext|>"}
     text = {"vocab_size": len(tokenizer), **SPECS["text"], **spec["model"].get("text_config", {})}
     text |= {key: token_id(tokenizer, token) for key, token in ends.items()}

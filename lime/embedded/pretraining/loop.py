@@ -89,6 +89,18 @@ def learning_rate(progress: float, step: int, decay_from: float) -> float:
     return min(1.0, (step + 1) / 80) * decay
 
 
+def _optimizers(masters: dict[str, nn.Parameter], peak: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside transformer blocks, AdamW for everything else."""
+    inner = {name for name, p in masters.items() if p.ndim == 2 and ("layers" in name or "blocks" in name)}
+    rest = [p for name, p in masters.items() if name not in inner]
+    adamw = torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    if not inner:
+        return [adamw]
+    matrices = [p for name, p in masters.items() if name in inner]
+    options: dict[str, Any] = {"weight_decay": 0.05, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    return [adamw, torch.optim.Muon(matrices, lr=peak, **options)]
+
+
 def train(
     stage: str,
     module: nn.Module,
@@ -108,18 +120,7 @@ def train(
     masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in module.named_parameters()}
     module.bfloat16()
     live = dict(module.named_parameters())
-    inner = [n for n, p in masters.items() if p.ndim == 2 and ("layers" in n or "blocks" in n)]
-    chosen = set(inner)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [p for n, p in masters.items() if n not in chosen], lr=peak, betas=(0.9, 0.98), weight_decay=0.01
-        )
-    ]
-    if inner:
-        muon = torch.optim.Muon(
-            [masters[n] for n in inner], lr=peak, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
+    optimizers = _optimizers(masters, peak)
     result, started, step = Stage(stage, minutes), time.monotonic(), 0
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
         kind, batch = next(batches)
