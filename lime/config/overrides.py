@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -77,6 +77,13 @@ def _overlay(path: Path, keys: set[str]) -> DictConfig:
     return node
 
 
+class Checked(NamedTuple):
+    """A composed configuration, its section ``hydra`` included, and what is not wrong but should be told."""
+
+    config: DictConfig
+    notes: list[str]
+
+
 def check(
     overrides: Sequence[str],
     config_dir: Path | str,
@@ -84,8 +91,8 @@ def check(
     schema: type,
     extra: str | None = None,
     multirun: bool | None = None,
-) -> list[str]:
-    """Compose as Hydra would and check the result; returns what is not wrong but should be told.
+) -> Checked:
+    """Compose as Hydra would, once, and check the result.
 
     Args:
         extra: folder of ``--config-dir``.
@@ -115,7 +122,7 @@ def check(
             raise ConfigError(problems)
         several = bool(multirun) or config.hydra.mode == RunMode.MULTIRUN
         notes = [] if multirun is None or several else _sweep_without_m(config, overrides, values)
-        return notes + _fallen_back(place, reading.usable, keys, values, schema)
+        return Checked(config, notes + _fallen_back(place, reading.usable, keys, values, schema))
 
 
 class _Reading:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,7 @@ from lime.config.identity import register_mini_root, register_run_id
 from lime.config.overrides import check, force, register, with_home, with_method, without_null_groups
 from lime.config.schema import TrainConfig
 from lime.config.searched import register_searched
-from lime.config.source import COMPOSE_ERRORS, absolute, said
+from lime.config.source import COMPOSE_ERRORS, Source, absolute, said
 from lime.config.sweeps import Plan, make_plan
 from lime.runs.lock import interrupted_unseen
 from lime.runs.submitted import as_task, ended_with_the_sweep
@@ -98,7 +99,7 @@ def _launch(
     try:
         register(schema, experiments)
         line = read_line(prepare(sys.argv[1:]) if prepare else sys.argv[1:], schema, config_dir, config_name)
-        plan = None if line.informs else _checked(line, schema)
+        config, plan = (None, None) if line.informs else _checked(line, schema)
     except ConfigError as error:
         sys.exit(_tell(error))
     job = _Job(task, schema, sweep)
@@ -109,7 +110,10 @@ def _launch(
             plan.write()
             logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
         try:
-            _run(line, job, schema)
+            if config is not None and plan is None and not line.several:
+                _run_once(line, job, config)
+            else:
+                _run(line, job, schema)
         finally:
             failed = sweep.summary(plan) if plan is not None and sweep is not None else 0
     except OSError as error:  # a folder that cannot be made, before any run
@@ -136,6 +140,11 @@ class Line:
     @property
     def multirun(self) -> bool:
         return bool(self.options.multirun)
+
+    @property
+    def several(self) -> bool:
+        """Whether it is a sweep, by -m or by Hydra's key."""
+        return self.multirun or any(text.lstrip("+") == "hydra.mode=MULTIRUN" for text in self.overrides)
 
     @property
     def informs(self) -> bool:
@@ -189,13 +198,29 @@ def _no_option(text: str, arguments: Sequence[str], schema: type) -> str:
     return f"{text.partition('=')[0]}: no such option; settings are written KEY=VALUE{hint}"
 
 
-def _checked(line: Line, schema: type) -> Plan | None:
+def _checked(line: Line, schema: type) -> tuple[DictConfig, Plan | None]:
     """Check the line, tell what should be told, and plan the sweep."""
-    several = line.multirun or any(text.lstrip("+") == "hydra.mode=MULTIRUN" for text in line.overrides)
-    notes = check(line.overrides, line.folder, line.name, schema, line.extra, multirun=several)
+    config, notes = check(line.overrides, line.folder, line.name, schema, line.extra, multirun=line.several)
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
-    return make_plan(force(line.overrides, schema), line.folder, line.name, schema, line.extra) if several else None
+    if not line.several:
+        return config, None
+    return config, make_plan(force(line.overrides, schema), line.folder, line.name, schema, line.extra)
+
+
+def _run_once(line: Line, job: _Job, config: DictConfig) -> None:
+    """A single run, by Hydra, of the configuration that was checked."""
+
+    def checked(**_: Any) -> DictConfig:
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+        return config
+
+    try:
+        with ended_with_the_sweep(), Source(line.folder, line.name, line.extra).opened() as place:
+            place.hydra.compose_config = checked  # type: ignore[assignment, method-assign]
+            place.hydra.run(line.name, job, [])
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(_tell(ConfigError([said(error)])))
 
 
 def _run(line: Line, job: _Job, schema: type) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from lime.config.check import ConfigError, build
-from lime.config.overrides import check, force, register
-from lime.config.source import Source, values_of
+from lime.config.overrides import check, register
+from lime.config.source import values_of
 from lime.jobs.command_line import read_line
 
 T = TypeVar("T")
@@ -24,6 +24,5 @@ def composed(arguments: Sequence[str], config_dir: Path, config_name: str, schem
     line = read_line(arguments, schema, config_dir, config_name)
     if line.multirun or line.informs:
         raise ConfigError(["this takes the options of a single run: no -m, --cfg, --info or --help of train.py"])
-    check(line.overrides, line.folder, line.name, schema, line.extra, multirun=False)
-    with Source(line.folder, line.name, line.extra).opened() as place:
-        return build(schema, values_of(place.compose(force(line.overrides, schema))))
+    config = check(line.overrides, line.folder, line.name, schema, line.extra, multirun=False).config
+    return build(schema, values_of(config))

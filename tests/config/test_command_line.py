@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from lime.config.check import ConfigError
 from lime.config.schema import TrainConfig
@@ -103,6 +105,22 @@ def test_what_cannot_run_is_told(arguments: str, told: str) -> None:
     assert found.code == 2
     assert told in found.said
     assert not found.runs
+
+
+def test_a_run_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compose, calls = ConfigLoaderImpl.load_configuration, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        return compose(*arguments, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    ((config, folder),) = line("method=mola", "hydra.run.dir=x-${now:%f}").runs
+    assert config.method == "mola"
+    assert len(calls) == 1
+    assert folder.name.startswith("x-")
+    assert composed(["seed=3"], ROOT / "conf", "train", TrainConfig).seed == 3
+    assert len(calls) == 2
 
 
 def test_options_and_overrides_come_in_any_order() -> None:
