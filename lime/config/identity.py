@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lime.config.searched import SEARCHED, searched
+from lime.config.source import values_of
 from lime.data.tasks import split_names
 
 RUN_ID = "run_id"
@@ -83,14 +85,10 @@ def config_hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:SHORT]
 
 
-def register_run_id() -> None:
-    """Offer ``${run_id:}`` to every configuration composed in this process."""
-    OmegaConf.register_new_resolver(RUN_ID, _resolve, replace=True)
-
-
-def register_mini_root() -> None:
-    """Offer ``${mini_root:…}`` to every configuration composed in this process."""
-    OmegaConf.register_new_resolver(MINI_ROOT, mini_root, replace=True)
+def register_resolvers() -> None:
+    """Offer ``${run_id:}``, ``${mini_root:…}`` and ``${searched:…}`` to what is composed in this process."""
+    for name, resolver in ((RUN_ID, _resolve), (MINI_ROOT, mini_root), (SEARCHED, searched)):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def mini_root(seed: int, train_per_task: int, test_per_task: int) -> str:
@@ -100,13 +98,7 @@ def mini_root(seed: int, train_per_task: int, test_per_task: int) -> str:
 
 
 def _resolve(*, _root_: DictConfig) -> str:
-    values = {str(key): _plain(_root_, str(key)) for key in _root_ if key != "hydra"}
-    return config_hash(values)
-
-
-def _plain(root: DictConfig, key: str) -> Any:
-    value = root[key]
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return config_hash(values_of(_root_))
 
 
 def _place(path: str) -> str:

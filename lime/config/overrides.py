@@ -7,7 +7,7 @@ import difflib
 import itertools
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,10 @@ from yaml import YAMLError
 
 from lime.config.check import ConfigError, build, known_keys, unknown_key
 from lime.config.groups import choices, register_groups
-from lime.config.identity import register_mini_root
-from lime.config.searched import register_searched
+from lime.config.identity import register_resolvers
 from lime.config.source import COMPOSE_ERRORS, Opened, Source, said, values_of
 from lime.method.deltas.table import TYPES, method_of
+from lime.system.nested import differing, flattened
 
 SCHEMA_NODE = "schema"
 EXPERIMENT_GROUP = "experiment"
@@ -51,8 +51,7 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
     Raises:
         ConfigError: an overlay is not a YAML mapping; names the file.
     """
-    register_searched()
-    register_mini_root()
+    register_resolvers()
     register_groups()
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
     store = ConfigStore.instance()
@@ -121,7 +120,7 @@ def check(
         if problems:
             raise ConfigError(problems)
         several = bool(multirun) or config.hydra.mode == RunMode.MULTIRUN
-        notes = [] if multirun is None or several else _sweep_without_m(config, overrides, values)
+        notes = [] if multirun is None or several else _sweep_without_m(config, overrides)
         return Checked(config, notes + _fallen_back(place, reading.usable, keys, values, schema))
 
 
@@ -336,21 +335,15 @@ def _told(error: Exception) -> str:
     return said(error) if meant else f"Hydra cannot compose this ({type(error).__name__}: {said(error)})"
 
 
-def _sweep_without_m(config: DictConfig, overrides: Sequence[str], values: dict[str, Any]) -> list[str]:
+def _sweep_without_m(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """That an experiment's sweep is one run without -m."""
     swept = [str(key).lstrip("+") for key in config.hydra.sweeper.get("params") or {}]
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
     left = [key for key in swept if key not in given]
     if not left:
         return []
-    now = ", ".join(f"{key}={_at(values, key)}" for key in left)
+    now = ", ".join(f"{key}={OmegaConf.select(config, key)}" for key in left)
     return [f"+experiment={config.name} sweeps {', '.join(left)}: without -m this is a single run, with {now}"]
-
-
-def _at(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
 
 
 def _fallen_back(
@@ -366,15 +359,8 @@ def _fallen_back(
         now = dataclasses.asdict(build(schema, values))
     except (*COMPOSE_ERRORS, ConfigError):  # what is left is right by itself: there is nothing to compare it with
         return []
-    found = [f"{key} is {new!r}, not {old!r}" for key, old, new in _pairs(before, now, "") if old != new]
+    old, new = flattened(before), flattened(now)
+    found = [f"{key} is {new.get(key)!r}, not {old.get(key)!r}" for key in differing([before, now])]
     if not found:
         return []
     return [f"{' '.join(removed)}: back to the schema's default, not the configuration's: {'; '.join(found)}"]
-
-
-def _pairs(before: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in before:
-            yield from _pairs(before[name], now.get(name), f"{key}.{name}".strip("."))
-    else:
-        yield key, before, now

@@ -185,8 +185,7 @@ class TrainConfig:
 
     def _without_lime(self) -> list[str]:
         """Options of the section lime that were changed although it is off."""
-        default = dataclasses.replace(self.lime, **{f.name: _default_of(f) for f in dataclasses.fields(self.lime)})
-        names = [f.name for f in dataclasses.fields(self.lime) if f.name != "enabled"]
+        default, names = LimeSection(enabled=False), [f.name for f in dataclasses.fields(self.lime)]
         changed = [name for name in names if getattr(self.lime, name) != getattr(default, name)]
         return [f"lime.{name}: has no effect with lime=off (method={self.method})" for name in changed]
 
@@ -240,10 +239,6 @@ class EvalConfig:
         if self.devices != 1 and self.model.device_map is not None:
             found.append("devices: model.device_map divides the model in one process; leave devices at 1")
         return found
-
-
-def _default_of(option: dataclasses.Field[Any]) -> Any:
-    return option.default_factory() if callable(option.default_factory) else option.default
 
 
 def _seed_errors(seed: int) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 SEARCHED = "searched"
 SEARCH_SCHEMA = "lime-search/1"
@@ -18,11 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 class SearchError(ValueError):
     """No choice for a method, or no file of choices; the message says how to make it."""
-
-
-def register_searched() -> None:
-    """Offer ``${searched:FILE,NAME}`` to every configuration composed in this process."""
-    OmegaConf.register_new_resolver(SEARCHED, searched, replace=True)
 
 
 def searched(file: str, name: str) -> float:

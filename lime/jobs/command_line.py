@@ -24,10 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lime.config.check import ConfigError, build, unknown_key
 from lime.config.groups import import_types_of
-from lime.config.identity import register_mini_root, register_run_id
+from lime.config.identity import register_resolvers
 from lime.config.overrides import check, force, register, with_home, with_method, without_null_groups
 from lime.config.schema import TrainConfig
-from lime.config.searched import register_searched
 from lime.config.source import COMPOSE_ERRORS, Source, absolute, said
 from lime.config.sweeps import Plan, make_plan
 from lime.runs.lock import interrupted_unseen
@@ -44,9 +43,7 @@ USER_ERROR = 2  # exit code of a wrong configuration or wrong input
 INFO_FLAGS = ("help", "hydra_help", "version", "info", "cfg", "shell_completion")
 
 
-register_run_id()  # on import, so that the workers of a parallel launcher know them too
-register_searched()
-register_mini_root()
+register_resolvers()  # on import, so that the workers of a parallel launcher know them too
 
 
 def launch(
@@ -75,7 +72,14 @@ def launch(
     speak_plainly()
     with interrupts.taken():
         try:
-            _launch(task, schema, config_dir, config_name, experiments, sweep, prepare)
+            arguments = prepare(sys.argv[1:]) if prepare else sys.argv[1:]
+            try:
+                register(schema, experiments)
+                line = read_line(arguments, schema, config_dir, config_name)
+                config, plan = (None, None) if line.informs else _checked(line, schema)
+            except ConfigError as error:
+                sys.exit(_tell(error))
+            _run_all(line, _Job(task, schema, sweep), config, plan)
         except interrupts.Interrupted as stop:
             if stop.signal == getattr(signal, "SIGUSR1", None) and under_slurm() and first_task():
                 requeue()
@@ -87,35 +91,21 @@ def launch(
             _flush()
 
 
-def _launch(
-    task: Callable[[T, Path, list[str]], None],
-    schema: type[T],
-    config_dir: Path,
-    config_name: str,
-    experiments: Path | None,
-    sweep: Sweep | None,
-    prepare: Callable[[list[str]], list[str]] | None,
-) -> None:
-    try:
-        register(schema, experiments)
-        line = read_line(prepare(sys.argv[1:]) if prepare else sys.argv[1:], schema, config_dir, config_name)
-        config, plan = (None, None) if line.informs else _checked(line, schema)
-    except ConfigError as error:
-        sys.exit(_tell(error))
-    job = _Job(task, schema, sweep)
+def _run_all(line: Line, job: _Job, config: DictConfig | None, plan: Plan | None) -> None:
+    """Run what was checked, and exit with an error where a run failed."""
     failed = 0
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are
     try:
-        if plan is not None and sweep is not None:
+        if plan is not None and job.sweep is not None:
             plan.write()
             logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
         try:
-            if config is not None and plan is None and not line.several:
-                _run_once(line, job, config)
+            if config is None or line.several:
+                _run(line, job)
             else:
-                _run(line, job, schema)
+                _run_once(line, job, config)
         finally:
-            failed = sweep.summary(plan) if plan is not None and sweep is not None else 0
+            failed = job.sweep.summary(plan) if plan is not None and job.sweep is not None else 0
     except OSError as error:  # a folder that cannot be made, before any run
         sys.stderr.write(f"error: {plain(explained(error))}\n")
         sys.exit(USER_ERROR)
@@ -223,9 +213,9 @@ def _run_once(line: Line, job: _Job, config: DictConfig) -> None:
         sys.exit(_tell(ConfigError([said(error)])))
 
 
-def _run(line: Line, job: _Job, schema: type) -> None:
+def _run(line: Line, job: _Job) -> None:
     """Hand the line to Hydra. What it refuses is told in a sentence; what a job raises keeps its traceback."""
-    options = argparse.Namespace(**{**vars(line.options), "overrides": force(line.overrides, schema)})
+    options = argparse.Namespace(**{**vars(line.options), "overrides": force(line.overrides, job.schema)})
     options.config_dir, options.config_path, options.config_name = line.extra, None, None
     version.setbase("1.3")
     try:
@@ -272,7 +262,7 @@ class _Job:
     """What Hydra calls for each run. Pickled by launchers that start other processes."""
 
     def __init__(self, task: Callable[[Any, Path, list[str]], None], schema: type, sweep: Sweep | None):
-        self._task, self._schema, self._sweep = task, schema, sweep
+        self._task, self.schema, self.sweep = task, schema, sweep
         self.failures: list[str] = []
 
     def __call__(self, config: DictConfig) -> None:
@@ -287,19 +277,19 @@ class _Job:
         os.chdir(hydra_config.runtime.cwd)  # with hydra.job.chdir too, paths count from where the command was given
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
-            settings: Any = build(self._schema, values)
+            settings: Any = build(self.schema, values)
             folder = Path(hydra_config.runtime.output_dir)
             overrides = [text.removeprefix("++") for text in hydra_config.overrides.task]
             with interrupts.blamed():  # an import that a signal ended may say that a module is broken
-                if hydra_config.mode == RunMode.MULTIRUN and self._sweep is not None:
-                    self._sweep.run(lambda: self._task(settings, folder, overrides), settings, folder, overrides)
+                if hydra_config.mode == RunMode.MULTIRUN and self.sweep is not None:
+                    self.sweep.run(lambda: self._task(settings, folder, overrides), settings, folder, overrides)
                 else:
                     self._task(settings, folder, overrides)
         except interrupts.Interrupted as stop:
             log.warning("%s; %s", stop, _goes_on())
             stop.told = True
             if folder is not None:
-                interrupted_unseen(folder, "run" if self._schema is TrainConfig else "evaluation", stop)
+                interrupted_unseen(folder, "run" if self.schema is TrainConfig else "evaluation", stop)
             raise
         except Exception as error:
             told = said(error) if isinstance(error, OmegaConfBaseException) else explained(error)
