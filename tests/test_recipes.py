@@ -87,7 +87,7 @@ def test_every_target_is_a_line_of_make_help() -> None:
 
 
 def test_there_is_one_for_everything_that_is_usually_added() -> None:
-    assert list(recipes()) == ["A backbone", "An experiment", "A metric", "A task"]
+    assert list(recipes()) == ["A PEFT type", "A mixture", "A backbone", "An experiment", "A metric", "A task"]
     for title, text in recipes().items():
         languages = {match["language"] for match in FENCED.finditer(text)}
         assert languages <= {"python", "yaml", "bash"}, title
@@ -124,6 +124,8 @@ def test_a_recipe_does_what_it_says(title: str, copy: Path) -> None:
 
 AT_ITS_END = ", at its end"
 RESULTS = {
+    "A PEFT type": ("outputs/type/adapter/adapter_model.safetensors",),
+    "A mixture": ("outputs/mixture/results.json",),
     "A backbone": ("outputs/backbone/results.json", "outputs/backbone/adapter/adapter_model.safetensors"),
     "An experiment": ("outputs/tables/rank_by_experts.md", "outputs/figures/rank_by_experts.png"),
     "A metric": ("outputs/scored/results.json",),

@@ -87,7 +87,7 @@ def test_a_type_of_ones_own_trains_is_counted_titled_and_evaluated(
     saved = load_file(mine / "run" / "adapter" / "adapter_model.safetensors")
     widths = [(saved[key].shape[1], saved[key[:-1] + "B"].shape[0]) for key in saved if key.endswith("lime_delta.A")]
     assert record["parameters"]["trainable"] == sum(of_a_layer(*each) for each in widths) > 0
-    code = f"import {record['config']['peft']['module']}; from lime.experiments.figures.panels import label; "
+    code = f"import {record['config']['peft']['module']}; from lime.experiments.figures.efficiency import label; "
     assert run(mine, "-c", f"{code}print(label({method!r}))").stdout == f"{title}\n"
     done = run(mine, "eval.py", "run", "hydra.run.dir=again")
     assert done.returncode == 0, done.stderr[-2000:]
