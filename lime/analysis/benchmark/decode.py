@@ -60,14 +60,8 @@ def run(options: Options) -> dict[str, Any]:
     settings = LimeSettings(num_experts=options.experts, r=options.rank, n_gram=options.n_gram)
     rows: list[dict[str, Any]] = []
     for architecture in options.architectures:
-        base = models.build(
-            architecture,
-            layers=options.layers or None,
-            dtype=options.dtype,
-            attention=options.attention,
-            device=options.device,
-            seed=options.seed,
-        )
+        layers, attention = options.layers, options.attention
+        base = models.build(architecture, options.dtype, layers, attention, options.device, options.seed)
         adapted = {subject.name: subject.adapt(shared_copy(base), settings).eval() for subject in subjects}
         for batch in options.batches:
             inputs = models.text_inputs(base, batch, options.prompt, options.seed)

@@ -21,26 +21,16 @@ def names() -> tuple[str, ...]:
 
 
 def build(
-    name: str,
-    *,
-    layers: int | None = None,
-    dtype: str = "float32",
-    attention: str = "eager",
-    device: str = "cpu",
-    seed: int = 0,
+    name: str, dtype: str = "float32", layers: int = 0, attention: str = "eager", device: str = "cpu", seed: int = 0
 ) -> PreTrainedModel:
-    """A model with random weights, frozen.
-
-    Args:
-        name: one of `names()`.
-        layers: layers of each tower; as published when absent.
+    """A model with random weights, frozen; `layers` in each tower, 0: as published.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: a name that is none of `names()`.
     """
     torch.manual_seed(seed)
     config = _config(name)
-    if layers is not None:
+    if layers:
         text = config.get_text_config()
         text.num_hidden_layers = layers
         if getattr(text, "layer_types", None):

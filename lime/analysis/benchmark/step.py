@@ -131,14 +131,8 @@ def measure(options: Options) -> list[dict[str, Any]]:
     subjects = [Subject.of(name) for name in options.methods]
     rows: list[dict[str, Any]] = []
     for dtype in options.dtypes:
-        base = models.build(
-            options.architecture,
-            layers=options.layers or None,
-            dtype=dtype,
-            attention=options.attention,
-            device=options.device,
-            seed=options.seed,
-        )
+        name, layers, attention = options.architecture, options.layers, options.attention
+        base = models.build(name, dtype, layers, attention, options.device, options.seed)
         inputs = models.text_inputs(base, options.batch, options.tokens, options.seed)
         cases = [
             Case(base, subject, experts, inputs, options)
