@@ -10,6 +10,7 @@ import ast
 import importlib
 import inspect
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,25 @@ def _is_stored_on_self(node: ast.Attribute) -> bool:
 def test_the_page_lists_all_of_them() -> None:
     missing = sorted(name for name in private_names() if not re.search(rf"\b{name}\b", PAGE))
     assert not missing, f"private names of libraries that docs/internals.md does not list: {', '.join(missing)}"
+
+
+def test_the_page_lists_private_methods_that_are_overridden() -> None:
+    """A library that renames one would no longer call ours."""
+    for name in ("tuner.model", "tuner.prompt.layer", "integrations.trainer", "distributed.strategies", "jobs.train"):
+        importlib.import_module(f"lime.{name}")
+    modules = {name: module for name, module in sys.modules.items() if name.startswith("lime.")}
+    defined = [(name, one) for name, module in modules.items() for one in vars(module).values()]
+    classes = [one for name, one in defined if isinstance(one, type) and one.__module__ == name]
+    missing = {
+        f"{one.__qualname__}.{method} of {base.__module__}"
+        for one in classes
+        for base in one.__mro__[1:]
+        for method, function in vars(one).items()
+        if not base.__module__.startswith("lime")
+        and method.startswith("_")
+        and not method.startswith("__")
+        and inspect.isfunction(function)
+        and method in vars(base)
+        and not re.search(rf"\b{method}\b", PAGE)
+    }
+    assert not missing, missing
