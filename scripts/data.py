@@ -13,21 +13,21 @@ Then: python train.py data=mmt47 data.root=FOLDER
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lime.config.scripts import parse_mixed, run_script  # noqa: E402
-from lime.system.printing import plain_logging, print  # noqa: E402
+from lime.config.scripts import errors_in_one_line, parse_mixed, run_script, script_parser, show_log  # noqa: E402
+from lime.system.printing import print  # noqa: E402
 
-FAULTS, WRONG = 1, 2  # exit codes
+FAULTS = 1  # exit code
 
 
+@errors_in_one_line()
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__, overwrite=None)
     commands = parser.add_subparsers(dest="command", required=True)
     runs = {"download": _download, "prepare": _prepare, "verify": _verify, "stats": _stats, "sample": _sample}
     runs["tasks"] = _tasks
@@ -56,13 +56,8 @@ def main(arguments: list[str]) -> int:
             command.add_argument("--texts", type=int, default=60, help="text rows (60)")
             command.add_argument("--side", type=int, default=96, help="pixels of a side (96)")
     options = parse_mixed(parser, arguments)
-    plain_logging()
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
-    try:
-        return options.run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG
+    show_log()
+    return options.run(options)
 
 
 def _download(options: argparse.Namespace) -> int:
