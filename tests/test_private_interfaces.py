@@ -1,6 +1,6 @@
 """docs/internals.md lists every private interface of a library that is used here, as the installed version has it.
 
-A failure names the library, the name and what was expected: read there who uses it and why, mend that place for the new
+A failure names the library, the name and what was expected: read there who uses it and why, fix that place for the new
 version, then the list.
 """
 

@@ -43,7 +43,7 @@ def script_parser(
 
 
 def errors_in_one_line(name: str = "error", status: int = 2) -> Callable[[Callable[[list[str]], int]], Main]:
-    """Decorates the ``main`` of a script: what the user can mend (ValueError, OSError) is printed as ``NAME: error``
+    """Decorates the ``main`` of a script: what the user can fix (ValueError, OSError) is printed as ``NAME: error``
     and ends it with ``status``. Without arguments it takes those of the command line."""
 
     def decorate(main: Callable[[list[str]], int]) -> Main:

@@ -59,7 +59,7 @@ def launch(
 
     All problems of the configuration are printed together, before the task (and with it any model library) is
     imported; of a sweep (``-m``) those of every run. ``ValueError`` and ``OSError`` from the task are the user's to
-    mend: their message is printed without a traceback. Both end with exit code 2. Other exceptions keep their
+    fix: their message is printed without a traceback. Both end with exit code 2. Other exceptions keep their
     traceback.
 
     In a sweep a failed run is reported and the others go on; the exit code is 2 if any failed.

@@ -49,7 +49,7 @@ def train(config: TrainConfig, output_dir: Path, overrides: Sequence[str] = ()) 
     checkpoints/, predictions.jsonl, results.json and results.csv.
 
     Raises:
-        ValueError, OSError: what the user can mend (missing data, unreadable media, targets that match nothing, a
+        ValueError, OSError: what the user can fix (missing data, unreadable media, targets that match nothing, a
             checkpoint of another model); the message says what to do.
     """
     check_strategy(config.trainer)

@@ -1,4 +1,4 @@
-"""Every script shows its options, and what a user can mend is one line with the script's code, never a traceback."""
+"""Every script shows its options, and what a user can fix is one line with the script's code, never a traceback."""
 
 from __future__ import annotations
 
