@@ -108,6 +108,7 @@ def replacing_folder(path: Path, kind: str | None, *, overwrite: bool = False) -
                 mark(temporary, kind, files=True)
             for file in temporary.rglob("*"):
                 if file.is_file():
+                    file.chmod(stat.S_IMODE(temporary.stat().st_mode) & 0o666)  # safetensors writes for the owner alone
                     _flush(file)
         check_replaceable(path, kind, overwrite=overwrite)  # again: the block may have taken long
         if path.exists():

@@ -186,6 +186,7 @@ def load(
     saved = {key: tuple(value.shape) for key, value in tensors.items()}
     config = _saved_config(folder)
     config.inference_mode = not is_trainable
+    config.base_model_name_or_path = None  # peft warns where the same backbone lies at another path
     adapted = _inject(model, config, adapter_name)
     fitting = get_peft_model_state_dict(adapted, adapter_name=adapter_name)
     expected = {key: tuple(value.shape) for key, value in fitting.items()}

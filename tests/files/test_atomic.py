@@ -202,6 +202,13 @@ def test_a_folder_behind_a_link_is_replaced_where_it_lies(tmp_path: Path):
     assert (tmp_path / "disk" / "out" / "a").read_text() == "2"
 
 
+def test_a_folder_can_be_read_by_whom_the_umask_lets(tmp_path: Path):
+    with replacing_folder(tmp_path / "out", "adapter") as temporary:
+        (temporary / "adapter_model.safetensors").touch(0o600)
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_a_failed_folder_leaves_the_old_one(tmp_path: Path):
     made(tmp_path / "out", a="1")
     with pytest.raises(RuntimeError, match="half"), replacing_folder(tmp_path / "out", "export") as temporary:

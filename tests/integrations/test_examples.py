@@ -23,6 +23,13 @@ def test_the_readme_prints_it_word_for_word(program: Path) -> None:
     assert program.read_text(encoding="utf-8") in blocks
 
 
+def test_the_shipped_adapter_is_small_and_says_where_it_comes_from() -> None:
+    folder = ROOT / "examples" / "adapter"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 400_000
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Made by the main job, `python train.py`" in card
+
+
 def test_every_example_is_run() -> None:
     assert {path.stem for path in EXAMPLES} == ARGUMENTS.keys()
 
@@ -39,5 +46,8 @@ def test_it_runs(program: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "parameters train" in done.stdout
+    assert "Warning" not in done.stderr
+    if program.stem == "apply_lime":  # the shipped adapter's answers; the frozen backbone knows neither
+        assert re.findall(r"-> (\w+) \(frozen backbone: (\w+)", done.stdout) == [("7", "A"), ("A", "tree")]
     (adapter,) = tmp_path.glob(f"outputs/{program.stem}/adapter_model.safetensors")
     assert adapter.stat().st_size > 1000
