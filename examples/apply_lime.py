@@ -35,9 +35,7 @@ for question, image in QUESTIONS.items():
     experts = float(recorder.statistics().mean(lambda layer: layer.experts_per_token))
     with model.disable_adapter():
         frozen = answer(question, image)
-    print(
-        f"{question}\n-> {adapted} (frozen backbone: {frozen}; {experts:.1f} of 4 experts carry weight)\n"
-    )
+    print(f"{question}\n-> {adapted} (frozen backbone: {frozen}; {experts:.1f} of 4 experts carry weight)\n")
 
 model, report = lime.apply(
     load_backbone(ModelConfig("tiny_llava_onevision")).model,

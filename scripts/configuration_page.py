@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import json
@@ -17,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.config.schema import EvalConfig, TrainConfig, settings_key  # noqa: E402
-from lime.config.scripts import run_script  # noqa: E402
+from lime.config.scripts import errors_in_one_line, run_script, script_parser  # noqa: E402
 from lime.jobs.compose import composed  # noqa: E402
 from lime.system.atomic import write_text  # noqa: E402
 from lime.system.ownership import MADE_BY, check_output  # noqa: E402
@@ -105,17 +104,13 @@ def page() -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+@errors_in_one_line()
+def main(arguments: list[str]) -> int:
+    parser = script_parser(__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=TARGET, help="Markdown (default: docs/configuration.md)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that this program did not write")
     options = parser.parse_args(arguments)
-    try:
-        check_output(options.file, overwrite=options.overwrite)
-        write_text(options.file, page())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_output(options.file, overwrite=options.overwrite)
+    write_text(options.file, page())
     print(f"wrote {options.file}")
     return 0
 

@@ -3,14 +3,14 @@
 python scripts/count_parameters.py model=llava_onevision method=lime_lora [peft.r=8] [lime.num_experts=6] …
 
 Takes every option of train.py. Counts the scopes language model, vision tower and both, or peft.scope where that is
-given.
+given. Below stands an estimate of memory and time, by arithmetic alone; scripts/preflight.py tries batches instead.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -23,6 +23,7 @@ from lime.system.printing import print  # noqa: E402
 if TYPE_CHECKING:
     from lime.tuner import ApplyReport, LimeSettings
 
+TERA, SPEED = 1e12, 100  # operations per second, in units of the first
 SCOPES = ("language_model", "vision_tower", "both")
 
 
@@ -36,11 +37,43 @@ def count(config: TrainConfig, scope: str) -> ApplyReport:
     from dataclasses import replace
 
     import lime
+
+    return lime.apply(shapes_of(config), replace(config.settings(), scope=scope))[1]
+
+
+def shapes_of(config: TrainConfig) -> Any:
+    """The backbone without weights."""
     from lime.models.architectures import build_shapes
 
     path = config.model.path
-    shapes = build_shapes(config.model.name, Path(path) if path and Path(path).is_dir() else None)
-    return lime.apply(shapes, replace(config.settings(), scope=scope))[1]
+    return build_shapes(config.model.name, Path(path) if path and Path(path).is_dir() else None)
+
+
+def estimates(config: TrainConfig, made: ApplyReport, text: Any) -> str:
+    """Memory and time of training the scope that ``made`` is of, by bytes and operations per parameter.
+
+    Weights take 4 bytes in float32, else 2; a trainable parameter takes 16 (itself, its gradient and AdamW's two
+    moments, in float32). A layer of width h keeps 34 h bytes for a token in 16 bits (Korthikanti et al., 2022, without
+    the attention matrix), a vocabulary of V another 6 V for the logits. Forward and backward pass through a frozen
+    backbone of N parameters are 4 N operations for a token.
+    """
+    rows, length = config.trainer.batch_size, config.data.max_length
+    tokens = rows * length
+    backbone = made.total_parameters - made.adapter_parameters
+    width = 4 if config.model.dtype == "float32" else 2
+    weights, adapters = backbone * width / 1e9, 16 * made.trainable / 1e9
+    a_layer = 34 * text.hidden_size * text.num_hidden_layers
+    if config.trainer.gradient_checkpointing:  # the inputs of all layers, and one layer whole
+        a_layer = (2 * text.num_hidden_layers + 34) * text.hidden_size
+    kept = tokens * (a_layer + 6 * text.vocab_size) / 1e9
+    passes = 6 if config.trainer.gradient_checkpointing else 4
+    hours = passes * backbone * length * 1000 / TERA / SPEED / 3600
+    return (
+        f"\nestimate, at most (rows of {length:,} tokens; nothing was run):\n"
+        f"weights {weights:.1f} GB, adapters with AdamW {adapters:.2f} GB, activations of {rows} rows {kept:.1f} GB: "
+        f"{weights + adapters + kept:.0f} GB\n"
+        f"1,000 training rows: {60 * hours:.1f} min at {SPEED} TFLOP/s, a third of an A100's peak in 16 bits"
+    )
 
 
 def table(config: TrainConfig, reports: dict[str, ApplyReport]) -> str:
@@ -79,7 +112,9 @@ def main(overrides: list[str]) -> int:
     given = any(text.split("=")[0].lstrip("+") == "peft.scope" for text in overrides)
     settings = config.settings()
     scopes = (settings.scope,) if given or settings.peft == "prompt_tuning" else SCOPES
-    print(table(config, {scope: count(config, scope) for scope in scopes}))
+    reports = {scope: count(config, scope) for scope in scopes}
+    print(table(config, reports))
+    print(estimates(config, next(iter(reports.values())), shapes_of(config).config.get_text_config()))
     return 0
 
 

@@ -18,6 +18,8 @@ from lime.evaluation.scoring import Task
 from lime.system.tables import terminal_table
 
 LEVEL = 0.05
+WIDTHS = {"n": 2, "A": 5, "B": 5, "B-A": 5, "95% CI": 11, "only\nA:B": 4, "p": 5, "Holm\np": 5}
+"""Columns of numbers in the terminal; in 80 columns names give way, not numbers."""
 
 
 @dataclass(frozen=True)
@@ -155,16 +157,19 @@ def _group(name: str, tasks: Sequence[TaskDifference], samples: Sequence[Sample]
 
 
 def comparison_table(comparison: Comparison, names: Mapping[str, str] | None = None) -> RenderableType:
-    """The comparison for the terminal, with its reading in words below."""
-    headings = ["task", "n", "A", "B", "B-A", "95% CI", "only A", "only B", "p", "Holm p"]
-    table = terminal_table(headings, first_width=32)
+    """The comparison for a terminal of 80 columns or more, with its reading in words below."""
+    table = terminal_table(["task", *WIDTHS], first_width=32)
+    table.show_edge = False
+    for column, width in zip(table.columns[1:], WIDTHS.values(), strict=True):
+        column.min_width = width
     for group in comparison.categories:
         for task in comparison.tasks:
             if task.category == group.name:
+                name = ("*" if task.clear else " ") + task.split.rpartition("_test_")[2]
                 table.add_row(
-                    ("*" if task.clear else " ") + task.split, str(task.n), f"{task.a:.1f}", f"{task.b:.1f}",
-                    f"{task.difference:+.1f}", interval_text(task.low, task.high, "+", "…"),
-                    str(task.only_a), str(task.only_b), _p(task.p), _p(task.adjusted),
+                    name, str(task.n), f"{task.a:.1f}", f"{task.b:.1f}", f"{task.difference:+.1f}",
+                    interval_text(task.low, task.high, "+", "…"),
+                    f"{task.only_a}:{task.only_b}", _p(task.p), _p(task.adjusted),
                     style="bold" if task.clear else "",
                 )  # fmt: skip
         table.add_row(*_cells(group, (names or {}).get(group.name, group.name)), style="cyan")
@@ -198,8 +203,8 @@ def _list(names: Sequence[str]) -> str:
 
 def _cells(group: GroupDifference, name: str) -> list[str]:
     interval = interval_text(group.low, group.high, "+", "…")
-    return [f" {name}", "", f"{group.a:.1f}", f"{group.b:.1f}", f"{group.difference:+.1f}", interval, "", "", "", ""]
+    return [name, "", f"{group.a:.1f}", f"{group.b:.1f}", f"{group.difference:+.1f}", interval, "", "", ""]
 
 
 def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return "<.001" if value < 0.001 else f"{value:.3f}"

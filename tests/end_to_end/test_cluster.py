@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lime.distributed.launch import started_from_outside
+from tests.end_to_end.command import ROOT
 from tests.end_to_end.test_kill import arguments, finish, same, steps
 from tests.training.parts import metrics
 
@@ -100,7 +101,13 @@ def test_one_task_with_two_devices_starts_its_processes_itself(monkeypatch: pyte
 
 def test_a_sweep_on_slurm_composes(command: Any) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    outcome = command("train.py", "--cfg", "hydra", "launcher=slurm", "trainer=ddp", "trainer.devices=4")
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    printed = page[page.index("python train.py -m launcher=slurm") :].split("\n\n")[0].replace("\\\n", " ").split()
+    options = [text for text in printed[3:] if not text.startswith("seed=")]
+    outcome = command("train.py", "--cfg", "hydra", *options, "trainer.devices=4")
+    assert "partition: PARTITION" in outcome.said
+    assert "account: ACCOUNT" in outcome.said
+    assert "mem_gb: 64" in outcome.said
     assert outcome.code == 0
     assert "gpus_per_node: ${trainer.devices}" in outcome.said
     assert "SlurmLauncher" in outcome.said

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from lime.data import tasks as data_tasks
 from lime.evaluation.clusters import source_media
-from lime.evaluation.comparison import compare, reading
+from lime.evaluation.comparison import compare, comparison_table, reading
 from lime.evaluation.predictions import Prediction, write_predictions
 from scripts.compare import main
 from tests.evaluation.tasks import ARC, QQP, STSB, TASKS
@@ -87,7 +90,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         write_predictions(tmp_path / name / "predictions.jsonl", records(split, right))
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(tmp_path / "out.json")]) == 0
     shown = capsys.readouterr().out
-    assert "*text_test_arc_easy" in shown
+    assert "*arc_easy" in shown
     assert "more than noise among test rows" in shown
     assert json.loads((tmp_path / "out.json").read_text())["tasks"][0]["only_b"] == 20
     write_predictions(tmp_path / "b" / "predictions.jsonl", records("glue_test_qqp", [True]))
@@ -95,3 +98,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "share no test row" in capsys.readouterr().err
     assert main([str(tmp_path / "a"), str(tmp_path / "nowhere")]) == 1
     assert "no such file" in capsys.readouterr().err
+
+
+def test_the_table_fits_a_terminal_of_80_columns() -> None:
+    split = "video_test_counterfactual_inference"
+    right, wrong = records(split, [True] * 300), records(split, [False] * 300)
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparison_table(compare(right, wrong, data_tasks.TASKS), data_tasks.CATEGORIES))
+    lines = console.file.getvalue().splitlines()
+    (one,) = [line.split() for line in lines if line.startswith("*counterfactual")]
+    assert one[1:5] == ["300", "100.0", "0.0", "-100.0"]
+    assert one[-3:] == ["300:0", "<.001", "<.001"]
+    assert max(map(len, lines)) <= 80
