@@ -169,3 +169,20 @@ def test_in_a_browser(pages: tuple[Path, Path], tmp_path: Path) -> None:
         assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
         assert browser.messages == []
         assert browser.requests == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
+def test_a_sweep_over_all_categories_hides_no_column(tmp_path: Path) -> None:
+    answers = dict.fromkeys({task.category: split for split, task in reversed(TASKS.items())}.values(), "1110")
+    points: list[Any] = [
+        ({"lime.num_experts": count, "lime.gamma_routing": 0.25}, {seed: record(seed, answers) for seed in (1, 2)})
+        for count in (4, 16)
+    ]
+    folder = sweep(tmp_path / "num_experts", points)
+    for path in folder.glob("*/record.json"):
+        (path.parent / "config.yaml").write_text(yaml.safe_dump({"name": path.parent.name, "seed": 1}))
+    assert main([str(folder)]) == 0
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(folder / "report.html", DESKTOP, False)
+        hidden = "[...document.querySelectorAll('*')].filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)"
+        assert browser.evaluate(f"{hidden}.map(e => e.tagName + ' ' + e.textContent.slice(0, 80))") == []
