@@ -94,14 +94,7 @@ def answer_batches(
     if progress is not None:
         progress(len(ids) - count)
     device = next(model.parameters()).device
-    loader: DataLoader[Any] = DataLoader(
-        mine,  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=interrupts.worker_process if num_workers else None,
-        collate_fn=collator.prompt_batch,
-        generator=torch.Generator(),  # leaves torch's global generator alone
-    )
+    loader = _loader(collator, mine, num_workers)
     start = time.perf_counter()
     with _evaluating(model), torch.no_grad():
         for requested, batch in zip(mine, loader, strict=True):
@@ -122,6 +115,17 @@ def answer_batches(
     if absent := [row for row in ids if results[row] is None]:
         log.warning("%d of %d rows have no answer: %s", len(absent), len(ids), ", ".join(absent[:5]))
     return [results[row] for row in ids]
+
+
+def _loader(collator: Collator, batches: list[list[Row]], num_workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        batches,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=interrupts.worker_process if num_workers else None,
+        collate_fn=collator.prompt_batch,
+        generator=torch.Generator(),  # leaves torch's global generator alone
+    )
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class Journal:
 
     def __init__(self, folder: Path, name: str, key: str):
         self._folder, self._name, self._key = folder / FOLDER, name, key
+        self._head = json.dumps({"key": key}) + "\n"
         self.answers: dict[str, Any] = {}
         if processes.is_main():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -45,9 +46,12 @@ class Journal:
         self.answers = processes.from_main(self.answers)
         if self.answers:
             log.info("%s: %d answers are there already", name, len(self.answers))
-        self._file = self._path(processes.rank()).open("a", encoding="utf-8")
+        path = self._path(processes.rank())
+        self._file = path.open("a", encoding="utf-8")
         if self._file.tell() == 0:
-            self._write({"key": key})
+            with naming(path):
+                self._file.write(self._head)
+                self._file.flush()
 
     def add(self, answers: Mapping[str, Any]) -> None:
         """Keep the answers of a batch, by row id."""
@@ -63,11 +67,6 @@ class Journal:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{self._name}-{number}.jsonl"
-
-    def _write(self, content: dict[str, Any]) -> None:
-        with naming(self._path(processes.rank())):
-            self._file.write(json.dumps(content) + "\n")
-            self._file.flush()
 
     def _read(self, path: Path) -> None:
         """Take the answers of a file. Lines that are not as they were written are named, and their rows asked again."""
@@ -93,7 +92,7 @@ class Journal:
 
     def _compact(self) -> None:
         """One file with all answers, so that no cut line stands before new ones."""
-        lines = [json.dumps({"key": self._key}) + "\n", *(_line(row, answer) for row, answer in self.answers.items())]
+        lines = [self._head, *(_line(row, answer) for row, answer in self.answers.items())]
         write_text(self._path(0), "".join(lines))
         for path in self._folder.glob(f"{self._name}-*.jsonl"):
             if path != self._path(0):

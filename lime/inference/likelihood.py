@@ -179,9 +179,6 @@ def _prompt_positions(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     if not grids:
         return positions_BT.expand(3, -1, -1)
     positions, _ = inner.get_rope_index(
-        inputs["input_ids"],
-        mm_token_type_ids=inputs["mm_token_type_ids"],
-        attention_mask=mask_BT,
-        **grids,
+        inputs["input_ids"], mm_token_type_ids=inputs["mm_token_type_ids"], attention_mask=mask_BT, **grids
     )
     return positions

@@ -179,11 +179,7 @@ def check_same_tensors(key: str, given: dict[str, torch.Tensor], expected: dict[
     if not (lacking or extra or shapes):
         return
     parts = []
-    for title, names in (
-        ("lacks", lacking),
-        ("has too many", extra),
-        ("has other shapes for", sorted(shapes)),
-    ):
+    for title, names in (("lacks", lacking), ("has too many", extra), ("has other shapes for", sorted(shapes))):
         if names:
             parts.append(f"{title} {len(names)} of the adapters' tensors (first: {names[0]})")
     raise ValueError(

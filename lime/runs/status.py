@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -88,42 +87,40 @@ class RunStatus:
                 write_bytes(self._reserve, os.urandom(RESERVED))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if not self._writes:
             return
         with interrupts.deferred():
             with suppress(OSError):
                 remove(self._reserve)
             try:
-                self._write_end(kind, error, trace)
+                self._write_end(error)
             except OSError as other:
                 log.error("%s: the end of the run could not be written: %s", self._path, other)
-                if kind is None:
+                if error is None:
                     with suppress(OSError):
                         self._write("failed", {"type": "OSError", "message": str(other), "traceback": ""})
                     raise
 
-    def _write_end(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
+    def _write_end(self, error: BaseException | None) -> None:
+        if error is None:
             self._write(self._outcome)
             return
-        said = "".join(traceback.format_exception(kind, error, trace))
-        status = "interrupted" if issubclass(kind, (KeyboardInterrupt, SystemExit)) else "failed"
-        name = error.signal.name if isinstance(error, interrupts.Interrupted) else kind.__name__
+        status = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+        name = error.signal.name if isinstance(error, interrupts.Interrupted) else type(error).__name__
+        said = "".join(traceback.format_exception(error))
         self._write(status, {"type": name, "message": str(error), "traceback": said})
 
     def _write(self, status: str, error: dict[str, str] | None = None) -> None:
         if not self._writes:
             return
-        now = time.time()
         content: dict[str, Any] = {"status": status, "started": _iso(self._started)}
         if status != "running":
-            content |= {"ended": _iso(now), "seconds": round(now - self._started, 3)}
-        write_json(self._path, content | ({"error": error} if error else {}))
+            content |= {"ended": _iso(time.time()), "seconds": round(time.time() - self._started, 3)}
+        self._save(content | ({"error": error} if error else {}))
+
+    def _save(self, content: dict[str, Any]) -> None:
+        write_json(self._path, content)
 
 
 class RunRecord(RunStatus):
@@ -190,16 +187,12 @@ class RunRecord(RunStatus):
         }
         self._record.rows_left_out = left_out
 
-    def _write(self, status: str, error: dict[str, str] | None = None) -> None:
-        self._record.status = status  # type: ignore[assignment]
-        self._record.started = _iso(self._started)
-        if status != "running":
-            now = time.time()
-            self._record.ended, self._record.seconds = _iso(now), round(now - self._started, 3)
-        self._record.error = RunError(**error) if error else None
-        super()._write(status, error)
-        if self._writes:
-            write_record(self._folder, self._record)
+    def _save(self, content: dict[str, Any]) -> None:
+        for key in ("status", "started", "ended", "seconds"):
+            setattr(self._record, key, content.get(key))
+        self._record.error = RunError(**content["error"]) if "error" in content else None
+        super()._save(content)
+        write_record(self._folder, self._record)
 
 
 def items_of(predictions: Sequence[Prediction], metric: str) -> Items:

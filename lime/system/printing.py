@@ -41,10 +41,7 @@ def one_line(text: object) -> str:
 
 def markdown(text: object) -> str:
     """Text as a cell or an item of a list in Markdown."""
-    return _MARKDOWN.sub(
-        lambda match: match[0] + "\\" if match[0].isdigit() else "\\" + match[0],
-        one_line(text),
-    )
+    return _MARKDOWN.sub(lambda match: match[0] + "\\" if match[0].isdigit() else "\\" + match[0], one_line(text))
 
 
 def latex(text: object) -> str:

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.file_proxy import FileProxy
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +51,7 @@ class ProgressDisplay:
             self._task = self._bar.add_task(self._title, total=self._total, note="")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
             for handler, stream in self._lines:
@@ -77,14 +67,7 @@ class ProgressDisplay:
         elif self._enabled and time.monotonic() - self._told > SECONDS_BETWEEN_LINES:
             self._told = time.monotonic()
             left = (self._told - self._started) / self._done * (self._total - self._done)
-            log.info(
-                "%s: %d of %d%s, %.0f s left",
-                self._title,
-                self._done,
-                self._total,
-                note and f", {note}",
-                left,
-            )
+            log.info("%s: %d of %d%s, %.0f s left", self._title, self._done, self._total, note and f", {note}", left)
 
 
 def _lines_above(console: Console) -> list[tuple[Any, Any]]:

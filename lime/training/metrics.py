@@ -106,10 +106,7 @@ class Window:
         """Losses per answer token and throughput of the window."""
         elapsed = time.perf_counter() - self._started
         losses = {name: float(value) / self.answer_tokens for name, value in self._sums.items()}
-        return losses | {
-            "samples_per_second": self.rows / elapsed,
-            "tokens_per_second": self.tokens / elapsed,
-        }
+        return losses | {"samples_per_second": self.rows / elapsed, "tokens_per_second": self.tokens / elapsed}
 
 
 @dataclass(frozen=True)

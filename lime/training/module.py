@@ -53,12 +53,7 @@ class AdaptationModule(pl.LightningModule):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optim: OptimConfig,
-        balance: BalanceConfig | None,
-        seed: int,
-        backbone: dict[str, str],
+        self, model: nn.Module, optim: OptimConfig, balance: BalanceConfig | None, seed: int, backbone: dict[str, str]
     ):
         super().__init__()
         self.model = model

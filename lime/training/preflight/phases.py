@@ -163,13 +163,20 @@ def answering_phase(
     chosen = {row.id for row in closed}
     candidates = {split: len(answers) for split, answers in allowed.items() if answers}
     groups: dict[str, list[Work]] = {}
-    for batch in batches_of(collator, closed, config.batch_size, _by_answers(allowed)):
+
+    def by_answers(row: Row) -> object:
+        return (row.source_type, *(allowed[row.split] or ()))
+
+    def add(kind: str, batch: Sequence[Row], extra: int) -> None:
+        groups.setdefault(kind, []).append(Work(tuple(batch), collator.prompt_length(batch[0]), extra))
+
+    for batch in batches_of(collator, closed, config.batch_size, by_answers):
         extra = candidates[batch[0].split] * max(length[row.id] for row in batch)
-        _group(groups, batch[0].source_type, batch, collator, extra)
+        add(batch[0].source_type, batch, extra)
     opened = [row for row in rows if row.id not in chosen]
     for batch in batches_of(collator, opened, config.batch_size, lambda row: row.source_type):
         extra = min(config.max_new_tokens, max(length[row.id] for row in batch))
-        _group(groups, f"{batch[0].source_type}, generated" if closed else batch[0].source_type, batch, collator, extra)
+        add(batch[0].source_type + (", generated" if closed else ""), batch, extra)
 
     def weight(work: Work) -> int:  # sequences that stand side by side
         side = min(candidates.get(work.rows[0].split, 1), SEQUENCES_PER_ROW)
@@ -180,29 +187,16 @@ def answering_phase(
         with processes.alone(), _quiet(logging.getLogger("lime.inference")):
             answer_rows(model, collator, work.rows, allowed, short, mode=mode)
 
-    share = processes.world_size()
-    phase = Phase(
+    generated = [work for works in groups.values() for work in works if work.rows[0].id not in chosen]
+    unseen = max((len(work.rows) * (config.max_new_tokens - work.answer_tokens) for work in generated), default=0)
+    return Phase(
         name,
         run,
-        {kind: sum(work.cost for work in works) / share for kind, works in groups.items()},
+        {kind: sum(work.cost for work in works) / processes.world_size() for kind, works in groups.items()},
         {kind: max(works, key=weight) for kind, works in groups.items()},
         {kind: sorted(works, key=lambda work: work.cost)[len(works) // 2] for kind, works in groups.items()},
+        kept_mb=unseen * _cache_mb(model) if unseen else 0.0,
     )
-    generated = [works for kind, works in groups.items() if works[0].rows[0].id not in chosen]
-    phase.kept_mb = max(
-        (len(work.rows) * (config.max_new_tokens - work.answer_tokens) * _cache_mb(model)
-         for works in generated for work in works),
-        default=0.0,
-    )  # fmt: skip
-    return phase
-
-
-def _by_answers(allowed: Mapping[str, Sequence[str] | None]) -> Callable[[Row], object]:
-    return lambda row: (row.source_type, *(allowed[row.split] or ()))
-
-
-def _group(groups: dict[str, list[Work]], kind: str, batch: Sequence[Row], collator: Any, extra: int) -> None:
-    groups.setdefault(kind, []).append(Work(tuple(batch), collator.prompt_length(batch[0]), extra))
 
 
 def _cache_mb(model: nn.Module) -> float:

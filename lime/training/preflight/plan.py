@@ -35,8 +35,6 @@ from lime.tuner.reporting import count
 
 log = logging.getLogger(__name__)
 
-ADAM_BYTES = 8  # two float32 moments a trainable parameter
-
 
 def preflight_of_run(
     config: TrainConfig,
@@ -99,9 +97,8 @@ def _tried(
     phases = [training]
     if tests is not None:
         asked = (module.model, data, tests.rows, tests.allowed, config.evaluation)
-        if answers_frozen:
-            phases.insert(0, answering_phase("frozen answers", *asked, "likelihood"))
-        phases.append(answering_phase("evaluation", *asked, config.evaluation.mode))
+        frozen = [answering_phase("frozen answers", *asked, "likelihood")] if answers_frozen else []
+        phases = [*frozen, training, answering_phase("evaluation", *asked, config.evaluation.mode)]
     trials = Trials(phases, device)
     with _untouched(module, device):
         before = resident_mb()
@@ -113,7 +110,7 @@ def _tried(
             trials.shapes(module, data, precision, training, math.ceil(epochs))
     parameters = list(module.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    optimizer = ADAM_BYTES * trainable / MB
+    optimizer = 8 * trainable / MB  # AdamW's two float32 moments a parameter
     media = _media_growth(data) if on_cpu else 0.0
     verdicts = _verdicts(phases, level, device, optimizer + media)
     peak = max(one.peak_mb for one in verdicts)
