@@ -207,8 +207,7 @@ def test_durations():
 def test_the_predicted_peak_of_a_short_run_is_near_the_measured_one(tmp_path, model):
     """The prediction of one process against a run of another, which has no preflight of its own.
 
-    A run of a minute leaves the trials two seconds, so not every shape of batch is tried and the prediction falls
-    short; `test_the_main_job_foretells_its_own_peak` holds a run that leaves them their time to the narrow bound.
+    A run of some seconds leaves the trials two, in which few of the shapes of its batches are tried.
     """
     ensure(tmp_path / "mini", train_per_task=24, test_per_task=2, workers=1)
     options = [
@@ -226,7 +225,7 @@ def test_the_predicted_peak_of_a_short_run_is_near_the_measured_one(tmp_path, mo
     predicted = json.loads((tmp_path / "preflight.json").read_text())["peak_mb"]
     measured = max(float(row["peak_memory_mb"]) for row in _rows(tmp_path / "run" / "metrics.csv"))
     print(f"{model}: predicted {predicted:.0f} MB, measured {measured:.0f} MB ({predicted / measured - 1:+.1%})")
-    assert 0.6 < predicted / measured < 1.2
+    assert 0.8 < predicted / measured < 1.2
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ LEAST_SECONDS = 2.0  # that trials may always take
 SAID_SECONDS = 3.0  # what takes longer is said before
 HEAP = 1.25  # on the CPU: what a phase of answers leaves in the heap over what its trials do; measured
 SHAPES_POWER = 0.75  # on the CPU: what n shapes of training batches leave grows as n to this power; measured
-FEWEST_SHAPES = 4  # from which that is judged
+FIRST_SHAPES_POWER = 0.42  # the same, judged by fewer than the next number: the first leave more than later ones
+FEWEST_SHAPES = 4
 
 
 ADVICE = (
@@ -148,10 +149,10 @@ class Trials:
         here again.
         """
         batches = _of_every_shape(data, epochs)
-        # In a short run the heaviest batches have taken all the time: as many as tell how it goes on are tried as well.
+        # In a short run the heaviest batches may have taken all the time: two are tried where they are quick.
         usual = sum(self.seconds(training, kind, work) for kind, work in training.usual.items()) / len(training.usual)
-        granted = FEWEST_SHAPES * usual if FEWEST_SHAPES * usual <= LEAST_SECONDS else 0.0
-        if max(self.left(), granted) <= 0:
+        least = 2 if 2 * usual <= LEAST_SECONDS else 0
+        if self.left() <= 0 and not least:
             return
         stream = read_ahead((data.collator.training_batch(rows) for rows in batches), data.config.prefetch)
         before, tried, cost, started = resident_mb(), 0, 0.0, time.perf_counter()
@@ -163,12 +164,11 @@ class Trials:
                 seconds = time.perf_counter() - started
                 if tried >= FEWEST_SHAPES:
                     training.pace = dict.fromkeys(training.costs, seconds / cost)
-                enough = tried >= FEWEST_SHAPES or seconds > LEAST_SECONDS or not granted
-                if enough and self.left() <= seconds / tried:
+                if tried >= least and self.left() <= seconds / tried:
                     break
         stream.close()
-        scale = (len(batches) / tried) ** SHAPES_POWER if tried >= FEWEST_SHAPES else 1.0
-        training.grown_mb += scale * max(0.0, peak.mb - before)
+        power = SHAPES_POWER if tried >= FEWEST_SHAPES else FIRST_SHAPES_POWER
+        training.grown_mb += (len(batches) / tried) ** power * max(0.0, peak.mb - before)
         training.peak_mb = max(training.peak_mb, peak.mb)
 
 
