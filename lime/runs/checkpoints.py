@@ -15,6 +15,8 @@ import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lime.config.identity import decisive
+from lime.runs.status import plain
+from lime.system import nested
 from lime.system.atomic import replacing
 
 log = logging.getLogger(__name__)
@@ -124,9 +126,13 @@ def checkpoint_to_resume(ckpt_path: str | None, folder: Path, settings: Mapping[
     before = _settings_before(folder)
     if path is None and not _has_results(folder):
         return None
-    differing = sorted(_differences(_continued(before), _continued(settings), "")) if before is not None else []
+    # Wherever it had started from, a run goes on in its own folder.
+    then, now = (decisive({**plain(values), "ckpt_path": None}) for values in (before or settings, settings))
+    differing = sorted(nested.differing([then, now]))
     if differing:
-        shown = "; ".join(differing[:_SHOWN]) + ("; …" if len(differing) > _SHOWN else "")
+        sides = nested.flattened(then), nested.flattened(now)
+        told = [f"{key}: {sides[0].get(key)} then, {sides[1].get(key)} now" for key in differing[:_SHOWN]]
+        shown = "; ".join(told) + ("; …" if len(differing) > _SHOWN else "")
         raise ValueError(
             f"ckpt_path: {folder} holds a run with other settings ({shown}). Take another folder, or start anew with "
             "ckpt_path=null" + (f", or name the checkpoint: ckpt_path={path}" if path is not None else "")
@@ -154,21 +160,6 @@ def _settings_before(folder: Path) -> dict[str, Any] | None:
 def _has_results(folder: Path) -> bool:
     """Whether a run ended here that keeps no checkpoints."""
     return (folder / "adapter").is_dir() or (folder / "results.json").is_file()
-
-
-def _continued(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be as before where a run goes on in its own folder, wherever it had started from."""
-    return decisive({**values, "ckpt_path": None})
-
-
-def _differences(before: Any, now: Any, key: str) -> list[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        names = dict.fromkeys([*before, *now])
-        return [
-            text for name in names for text in _differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))
-        ]
-    same = (list(before) if isinstance(before, tuple) else before) == (list(now) if isinstance(now, tuple) else now)
-    return [] if same else [f"{key}: {before} then, {now} now"]
 
 
 def check_same_tensors(key: str, given: dict[str, torch.Tensor], expected: dict[str, Any]) -> None:
