@@ -190,8 +190,12 @@ def _media_growth(data: MMTDataModule) -> float:
 
 
 def _sample(data: MMTDataModule, trials: Sequence[Trial]) -> dict[str, Any]:
-    """The first row of the heaviest modality, tokenised."""
-    kinds = [trial.modality for trial in sorted(trials, key=lambda trial: -trial.peak_mb) if trial.phase == "training"]
+    """The first row of the modality whose batches have most tokens, tokenised."""
+    kinds = [
+        trial.modality
+        for trial in sorted(trials, key=lambda trial: -trial.rows * trial.tokens)
+        if trial.phase == "training"
+    ]
     row = next((row for row in data.train_rows if kinds and row.source_type == kinds[0]), data.train_rows[0])
     tokens = data.collator.lengths([row])[0]
     answer = len(data.collator.conversation.answers([row])[0])

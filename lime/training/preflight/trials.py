@@ -29,7 +29,7 @@ LEAST_SECONDS = 2.0  # that trials may always take
 SAID_SECONDS = 3.0  # what takes longer is said before
 HEAP = 1.25  # on the CPU: what a phase of answers leaves in the heap over what its trials do; measured
 SHAPES_POWER = 0.75  # on the CPU: what n shapes of training batches leave grows as n to this power; measured
-FIRST_SHAPES_POWER = 0.42  # the same, judged by fewer than the next number: the first leave more than later ones
+FIRST_SHAPES_POWER = 0.37  # the same, judged by fewer than the next number: the first leave more than later ones
 FEWEST_SHAPES = 4
 
 
@@ -151,7 +151,7 @@ class Trials:
         batches = _of_every_shape(data, epochs)
         # In a short run the heaviest batches may have taken all the time: two are tried where they are quick.
         usual = sum(self.seconds(training, kind, work) for kind, work in training.usual.items()) / len(training.usual)
-        least = 2 if 2 * usual <= LEAST_SECONDS else 0
+        least = 2 if usual <= LEAST_SECONDS else 0
         if self.left() <= 0 and not least:
             return
         stream = read_ahead((data.collator.training_batch(rows) for rows in batches), data.config.prefetch)

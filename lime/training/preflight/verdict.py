@@ -36,7 +36,7 @@ class Preflight:
         epochs_seconds: the same for all epochs.
         run_seconds: of all phases.
         own_seconds: what the preflight itself took.
-        sample: a row of the heaviest modality, with the tokens of its prompt and answer and those of its answer.
+        sample: a row of the modality with most tokens: those of its prompt and answer, and those of its answer.
     """
 
     device: str
