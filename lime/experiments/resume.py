@@ -132,7 +132,7 @@ def _outcome(folder: Path) -> str:
     loss = record.training.loss if record.training is not None else None
     parts = [f"{record.status} in {_duration(record.seconds or 0.0)}"]
     parts += [f"loss {loss:.4f}"] if loss is not None else []
-    parts += [f"macro {macro.exact_match:.1f}"] if macro is not None else []
+    parts += [f"macro {macro.score:.1f}"] if macro is not None else []
     return ", ".join(parts)
 
 

@@ -111,6 +111,7 @@ def test_one_run_has_one_interval_everywhere(tmp_path: Path) -> None:
     page, listed = (run / "report.html").read_text(), (run / "results.md").read_text()
     assert scripts.report.main([str(folder)]) == 0
     sweep_page = (folder / "report.html").read_text()
+    assert "Exact match" not in sweep_page  # what it shows is the score
     for name, score in groups.items():
         ends = pytest.approx((score.low, score.high), abs=1e-4)
         assert (float(lines[name]["low"]), float(lines[name]["high"])) == ends
