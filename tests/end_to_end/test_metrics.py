@@ -33,9 +33,10 @@ def same_length() -> Iterator[str]:
 def test_a_metric_of_ones_own(tmp_path: Path, command: Command, same_length: str) -> None:
     outcome = command(
         "train.py", "-m", "method=lime_lora,lora", "debug=fast", "name=mine", "evaluation.splits=[chartqa,sst2,stsb]",
-        f"evaluation.metrics={{chartqa:{same_length}}}", "data.mini.train_per_task=4", "data.mini.test_per_task=6",
-        "data.mini.workers=1", f"data.root={tmp_path / 'data'}", f"cache_dir={tmp_path / 'cache'}",
-        "trainer.num_threads=1", "trainer.preflight=false", "callbacks.progress=false",
+        f"evaluation.metrics={{chartqa:{same_length}}}", "data.rows_per_split=6", "data.mini.train_per_task=4",
+        "data.mini.test_per_task=6", "data.mini.workers=1", f"data.root={tmp_path / 'data'}",
+        f"cache_dir={tmp_path / 'cache'}", "trainer.num_threads=1", "trainer.preflight=false",
+        "callbacks.progress=false",
     )  # fmt: skip
     assert outcome.code == 0, outcome.said
     runs = {
