@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.config.scripts import errors_in_one_line, run_script, script_parser
+from lime.config.scripts import errors_in_one_line, run_script, script_parser, takes_metrics
 from lime.experiments.collection import Sweep, read_sweep
 from lime.experiments.estimates import MEASURES
 from lime.experiments.search import choose, write_choices
@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="every record in the folder, not only the last command's")
     parser.add_argument("--out", type=Path, help="folder to write NAME.md, NAME.csv and NAME.tex into")
     parser.add_argument("--select", type=Path, metavar="FILE", help="choose each method's rate by validation loss")
+    takes_metrics(parser)
     options = parser.parse_args(arguments)
     sweep = read_sweep(options.folder, everything=options.all)
     if options.select is not None:

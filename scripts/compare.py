@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lime.config.scripts import errors_in_one_line, run_script, script_parser
+from lime.config.scripts import errors_in_one_line, run_script, script_parser, takes_metrics
 from lime.data.tasks import CATEGORIES, scored_by
 from lime.evaluation.comparison import compare, comparison_table
 from lime.evaluation.predictions import read_predictions
@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run_a", type=Path)
     parser.add_argument("run_b", type=Path)
     parser.add_argument("--json", type=Path, help="also write the comparison to this file")
+    takes_metrics(parser)
     args = parser.parse_args(arguments)
     if args.json is not None:
         check_output(args.json, overwrite=args.overwrite)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.config.scripts import run_script, script_parser
+from lime.config.scripts import run_script, script_parser, takes_metrics
 from lime.experiments.collection import read_sweep
 from lime.experiments.figures.catalogue import draw
 from lime.experiments.figures.style import figure_files, save
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", type=Path, nargs="+", help="folders of sweeps, multirun/NAME")
     parser.add_argument("--out", type=Path, default=Path("outputs/figures"), help="folder for NAME.png and NAME.pdf")
     parser.add_argument("--all", action="store_true", help="every record in a folder, not only the last command's")
+    takes_metrics(parser)
     options = parser.parse_args(arguments)
     failed = 0
     for folder in options.folders:

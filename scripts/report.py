@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lime.config.scripts import errors_in_one_line, run_script, script_parser
+from lime.config.scripts import errors_in_one_line, run_script, script_parser, takes_metrics
 from lime.report.render import write_report_page
 from lime.system.printing import print
 
@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="file to write (default: report.html in that folder)")
     parser.add_argument("--samples", type=int, default=2, help="predictions shown of each task (default 2)")
     parser.add_argument("--data-root", type=Path, help="where the media lie, in place of the run's data.root")
+    takes_metrics(parser)
     args = parser.parse_args(arguments)
     print(
         write_report_page(

@@ -36,6 +36,7 @@ WITHOUT_EFFECT = (
     "model.recipe",
     "peft.module",
     "peft_module",
+    "evaluation.module",
     "data.num_workers",
     "data.prefetch",
     "data.cache_mb",

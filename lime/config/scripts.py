@@ -42,6 +42,21 @@ def script_parser(
     return parser
 
 
+def takes_metrics(parser: argparse.ArgumentParser) -> None:
+    """Add ``--module``, which imports a module of the user's own that registers metrics."""
+
+    def imported(module: str) -> str:
+        from lime.evaluation.metrics import import_metrics
+
+        try:
+            import_metrics(module, "--module")
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return module
+
+    parser.add_argument("--module", type=imported, help="module that registers metrics of your own (docs/records.md)")
+
+
 def errors_in_one_line(name: str = "error", status: int = 2) -> Callable[[Callable[[list[str]], int]], Main]:
     """Decorates the ``main`` of a script: what the user can fix (ValueError, OSError) is printed as ``NAME: error``
     and ends it with ``status``. Without arguments it takes those of the command line."""

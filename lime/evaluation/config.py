@@ -25,6 +25,7 @@ class EvaluationConfig:
             data set. `python scripts/data.py tasks` lists the names.
         metrics: metrics to score by in place of the tasks' own, by split name, task or category: `{chartqa: token_f1}`;
             null means each task's own. Names are those of `lime.evaluation.metrics`, your own included.
+        module: Python module that registers metrics of your own (docs/records.md).
         batch_size: rows per batch.
         max_new_tokens: longest generated answer in tokens, the end token included.
         likelihood_normalisation: `mean` divides the log-likelihood of an answer by its number of tokens (end
@@ -36,6 +37,7 @@ class EvaluationConfig:
     scorer: str = "blind"
     splits: list[str] | str | None = None
     metrics: dict[str, str] | None = None
+    module: str | None = None
     batch_size: int = 64
     max_new_tokens: int = 50
     likelihood_normalisation: str = "mean"
@@ -62,19 +64,30 @@ class EvaluationConfig:
             problems += self._split_errors(known_splits)
         return problems + self._metric_errors(known_splits)
 
+    def import_module(self) -> None:
+        """Register the metrics of `module`. Raises ValueError where it cannot be imported."""
+        if self.module:
+            from lime.evaluation.metrics import import_metrics
+
+            import_metrics(self.module, "evaluation.module")
+
     def _metric_errors(self, known_splits: Collection[str]) -> list[str]:
-        if not self.metrics:
+        if not self.metrics and not self.module:
             return []
         from lime.evaluation.metrics import METRICS  # brings numpy and scipy
 
+        try:
+            self.import_module()
+        except ValueError as error:
+            return [str(error)]
         problems = []
-        for name, metric in self.metrics.items():
+        for name, metric in (self.metrics or {}).items():
             if known_splits and name not in known_splits:
                 problems.append(f"evaluation.metrics: {_unknown_split(name, known_splits)}")
             if metric not in METRICS:
                 problems.append(
-                    f"evaluation.metrics.{name}: expected one of {', '.join(METRICS)}, or a metric of your own whose "
-                    f"module is imported, got {metric!r}"
+                    f"evaluation.metrics.{name}: expected one of {', '.join(METRICS)}, or one of your own, whose "
+                    f"module evaluation.module names, got {metric!r}"
                 )
         return problems
 

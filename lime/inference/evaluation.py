@@ -101,6 +101,7 @@ def report(
     """Score, and where ``writes`` write results.json, .csv and .md and predictions.jsonl into ``folder`` and show the
     table."""
     chosen = split_names(config.evaluation.splits)
+    config.evaluation.import_module()  # this process may have been given a checked configuration
     tasks = scored_by(config.evaluation.metrics)
     if chosen is not None:
         tasks = {split: tasks[split] for split in chosen}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import scripts.collect
 import scripts.compare
 import scripts.report
-from lime.evaluation.metrics import METRICS, row_metric
+from lime.evaluation.metrics import METRICS
 from tests.end_to_end.command import Command
 
 pytestmark = pytest.mark.slow
@@ -20,23 +21,31 @@ pytestmark = pytest.mark.slow
 CHARTQA = "image_test_chartqa"
 
 
+MODULE = """
+from lime.evaluation.metrics import row_metric
+
+
+@row_metric("same_length", "shared length")
+def same_length(answer, truth):
+    return min(len(answer or ""), len(truth)) / max(len(answer or ""), len(truth))
+"""
+
+
 @pytest.fixture
-def same_length() -> Iterator[str]:
-    @row_metric("same_length", "shared length")
-    def of_row(answer: str | None, truth: str) -> float:
-        return min(len(answer or ""), len(truth)) / max(len(answer or ""), len(truth))
-
-    yield "same_length"
-    del METRICS["same_length"]
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "my_same_length.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_same_length"
+    del METRICS["same_length"], sys.modules["my_same_length"]
 
 
-def test_a_metric_of_ones_own(tmp_path: Path, command: Command, same_length: str) -> None:
+def test_a_metric_of_ones_own(tmp_path: Path, command: Command, module: str) -> None:
     outcome = command(
         "train.py", "-m", "method=lime_lora,lora", "debug=fast", "name=mine", "evaluation.splits=[chartqa,sst2,stsb]",
-        f"evaluation.metrics={{chartqa:{same_length}}}", "data.rows_per_split=6", "data.mini.train_per_task=4",
-        "data.mini.test_per_task=6", "data.mini.workers=1", f"data.root={tmp_path / 'data'}",
-        f"cache_dir={tmp_path / 'cache'}", "trainer.num_threads=1", "trainer.preflight=false",
-        "callbacks.progress=false",
+        "evaluation.metrics={chartqa:same_length}", f"evaluation.module={module}", "data.rows_per_split=6",
+        "data.mini.train_per_task=4", "data.mini.test_per_task=6", "data.mini.workers=1",
+        f"data.root={tmp_path / 'data'}", f"cache_dir={tmp_path / 'cache'}", "trainer.num_threads=1",
+        "trainer.preflight=false", "callbacks.progress=false",
     )  # fmt: skip
     assert outcome.code == 0, outcome.said
     runs = {
@@ -48,7 +57,7 @@ def test_a_metric_of_ones_own(tmp_path: Path, command: Command, same_length: str
     chartqa = next(one for one in results["splits"] if one["split"] == CHARTQA)
     record = json.loads((runs["lora"] / "record.json").read_text())
     values = record["items"][CHARTQA]["values"]
-    assert (chartqa["metric"], len(values)) == (same_length, 6)
+    assert (chartqa["metric"], len(values)) == ("same_length", 6)
     assert chartqa["value"] == pytest.approx(100 * sum(values) / 6)
     assert record["items"]["glue_test_sst2"]["values"] is None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -62,13 +61,13 @@ def answers(seed: int, skill: float) -> list[Prediction]:
     return collect(rows, raw, TASKS, {split: TASKS[split].labels for split in TASKS}, frozen)
 
 
-def finished_runs(root: Path, metrics: dict[str, str] | None = None) -> Path:
+def finished_runs(root: Path, **settings: Any) -> Path:
     """A sweep of two methods with one seed each: predictions scored by eval.py's own code, and records."""
     root.mkdir(exist_ok=True)
     points: list[Any] = []
     for method, skill in (("lime_lora", 0.7), ("lora", 0.5)):
         given = write_predictions(root / f"{method}.jsonl", answers(int(10 * skill), skill))
-        values = {"predictions": str(given), "evaluation": {"metrics": metrics}, "data": {"root": str(root)}}
+        values = {"predictions": str(given), "evaluation": settings, "data": {"root": str(root)}}
         evaluation = evaluate(build(EvalConfig, values), root / f"{method}-scored")
         read = read_predictions(root / f"{method}-scored")
         of = {one.split: items_of([p for p in read if p.split == one.split], one.metric) for one in evaluation.splits}
@@ -84,8 +83,8 @@ def finished_runs(root: Path, metrics: dict[str, str] | None = None) -> Path:
     return folder
 
 
-def collected(folder: Path, out: Path) -> dict[tuple[str, str], dict[str, str]]:
-    assert scripts.collect.main([str(folder), "--out", str(out)]) == 0
+def collected(folder: Path, out: Path, *options: str) -> dict[tuple[str, str], dict[str, str]]:
+    assert scripts.collect.main([str(folder), "--out", str(out), *options]) == 0
     with (out / f"{folder.name}.csv").open(newline="") as file:
         return {(row["point"], row["group"]): row for row in csv.DictReader(file)}
 
@@ -139,17 +138,22 @@ def token_f1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"evaluation.metrics.chartqa: expected one of accuracy, correlation"):
         build(EvalConfig, {"evaluation": {"metrics": {"chartqa": "token_f1"}}})
-    importlib.import_module("my_token_f1")
-    yield "token_f1"
-    del METRICS["token_f1"], sys.modules["my_token_f1"]
+    yield "my_token_f1"
+    forget()
+
+
+def forget() -> None:
+    """As in a new process."""
+    METRICS.pop("token_f1", None)
+    sys.modules.pop("my_token_f1", None)
 
 
 def test_a_metric_of_ones_own_is_one_file(tmp_path: Path, token_f1: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Scored with its interval, written, recorded, collected, compared and reported."""
-    folder = finished_runs(tmp_path, {"chartqa": token_f1})
+    folder = finished_runs(tmp_path, metrics={"chartqa": "token_f1"}, module=token_f1)
     run = folder / "lime_lora-1"
     rows = [p for p in read_predictions(run) if p.split == CHARTQA]
-    values = [metric_of(token_f1).score(p.extracted, p.truth) for p in rows]  # type: ignore[attr-defined]
+    values = [metric_of("token_f1").score(p.extracted, p.truth) for p in rows]  # type: ignore[attr-defined]
     mean = 100 * float(np.mean(values))
     assert 0 < mean < 100
     assert mean != 100 * np.mean([p.correct for p in rows])  # partly right answers count partly
@@ -165,7 +169,13 @@ def test_a_metric_of_ones_own_is_one_file(tmp_path: Path, token_f1: str, capsys:
     assert f"split,{CHARTQA},vision_benchmark,token_f1,40,{mean:.4f}" in (run / "results.csv").read_text()
     assert json.loads((run / "record.json").read_text())["items"][CHARTQA]["values"] == pytest.approx(values)
 
-    row = collected(folder, tmp_path / "tables")["lime_lora", "vision_benchmark"]
+    forget()
+    assert scripts.collect.main([str(folder)]) == 2
+    assert "metric 'token_f1': expected one of accuracy, correlation" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scripts.collect.main([str(folder), "--module", "no_such_module"])
+    assert "--module: no_such_module: cannot be imported" in capsys.readouterr().err
+    row = collected(folder, tmp_path / "tables", "--module", token_f1)["lime_lora", "vision_benchmark"]
     assert (row["mean"], row["low"], row["high"]) == tuple(
         f"{value:.4f}" for value in (mean, chartqa.low, chartqa.high)
     )
@@ -200,6 +210,8 @@ def test_metrics_are_chosen_by_task_or_category() -> None:
     assert table.keys() == TASKS.keys()
     with pytest.raises(ConfigError, match=r"evaluation\.metrics: unknown split 'chartq'; did you mean 'chartqa'"):
         build(EvalConfig, {"evaluation": {"metrics": {"chartq": "accuracy"}}})
+    with pytest.raises(ConfigError, match=r"evaluation\.module: no_such_module: cannot be imported"):
+        build(EvalConfig, {"evaluation": {"module": "no_such_module"}})
 
 
 def test_what_is_no_metric_is_refused() -> None:

@@ -1,6 +1,7 @@
 """The metrics, by name. Every file of this folder is imported and registers its own; nothing else lists them.
 
-A metric of your own needs no file here: a module that is imported before the run may call `row_metric` or `register`.
+A metric of your own needs no file here: a module that `evaluation.module` (of scripts `--module`) names may call
+`row_metric` or `register`.
 """
 
 import importlib
@@ -11,6 +12,7 @@ from lime.evaluation.metrics.base import (
     Metric,
     Rows,
     group_estimate,
+    import_metrics,
     metric_of,
     register,
     row_metric,
@@ -19,7 +21,8 @@ from lime.evaluation.metrics.base import (
 )
 
 __all__ = [
-    "METRICS", "Metric", "Rows", "group_estimate", "metric_of", "register", "row_metric", "score_in_words", "title_of",
+    "METRICS", "Metric", "Rows", "group_estimate", "import_metrics", "metric_of", "register", "row_metric",
+    "score_in_words", "title_of",
 ]  # fmt: skip
 
 for _file in pkgutil.iter_modules(__path__):

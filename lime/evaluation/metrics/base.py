@@ -6,6 +6,7 @@ subclasses `Metric`, as `correlation.py` does.
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,20 @@ def row_metric(name: str, title: str) -> Callable[[RowScore], RowScore]:
     return registered
 
 
+def import_metrics(module: str, key: str) -> None:
+    """Import a module of one's own that registers metrics.
+
+    Raises ValueError, beginning with ``key``, where it cannot be imported, whatever it raises.
+    """
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise ValueError(
+            f"{key}: {module}: cannot be imported ({type(error).__name__}: {error}); expected a module on Python's "
+            "path that registers a metric (docs/records.md)"
+        ) from error
+
+
 def metric_of(name: str) -> Metric:
     """The metric of this name.
 
@@ -154,7 +169,8 @@ def metric_of(name: str) -> Metric:
     """
     if name not in METRICS:
         raise ValueError(
-            f"metric {name!r}: expected one of {', '.join(METRICS)}, or one of your own, whose module must be imported"
+            f"metric {name!r}: expected one of {', '.join(METRICS)}, or one of your own, whose module must be named "
+            "(evaluation.module=MODULE; --module MODULE of scripts)"
         )
     return METRICS[name]
 
