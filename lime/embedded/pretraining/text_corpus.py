@@ -8,7 +8,7 @@ items come from the pretraining side of the item split, prompts are worded diffe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +28,23 @@ COMMON = sorted(
 )
 
 # How options are listed, and what an answer by marker looks like. The benchmark lists them in yet another way.
-STYLES: list[Callable[[list[str]], str]] = [
-    lambda o: "\n".join(f"{m}: {v}" for m, v in zip(LETTERS, o, strict=False)),
-    lambda o: "\n".join(f"{m}) {v}" for m, v in zip(LETTERS, o, strict=False)),
-    lambda o: " ".join(f"({m}) {v}" for m, v in zip(LETTERS, o, strict=False)),
-    lambda o: ", ".join(f"{v} is {m}" for m, v in zip(LETTERS, o, strict=False)),
-    lambda o: "\n".join(f"{v} - {m}" for m, v in zip(LETTERS, o, strict=False)),
-]
+STYLES = [
+    ("{letter}: {option}", "\n"), ("{letter}) {option}", "\n"), ("({letter}) {option}", " "),
+    ("{option} is {letter}", ", "), ("{option} - {letter}", "\n"),
+]  # fmt: skip
 
 
-def listed(rng: Rng, options: list[str] | tuple[str, ...]) -> str:
+def listed(rng: Rng, options: Sequence[str]) -> str:
     """The options in one of the styles, each with its letter."""
-    return pick(rng, STYLES[:3] if rng.random() < 0.8 else STYLES)(list(options))
+    form, between = pick(rng, STYLES[:3] if rng.random() < 0.8 else STYLES)
+    return between.join(form.format(letter=m, option=o) for m, o in zip(LETTERS, options, strict=False))
 
 
-def choice(rng: Rng, question: str, options: list[str] | tuple[str, ...], correct: int) -> Dialogue:
+def choice(rng: Rng, question: str, options: Sequence[str], correct: int) -> Dialogue:
     """A multiple-choice dialogue, answered mostly by the letter, else by the option's words."""
-    if rng.random() < 0.8:
-        return f"{question} {pick(rng, ['pick one:', 'letter?', 'which one?'])}\n{listed(rng, options)}", LETTERS[
-            correct
-        ]
-    return f"{question} {pick(rng, ['say which:', 'in words:'])}\n{listed(rng, options)}", options[correct]
+    by_letter = rng.random() < 0.8
+    ask = pick(rng, ["pick one:", "letter?", "which one?"] if by_letter else ["say which:", "in words:"])
+    return f"{question} {ask}\n{listed(rng, options)}", (LETTERS if by_letter else options)[correct]
 
 
 # what a fact is asked by
@@ -60,9 +56,7 @@ FACT_QUESTIONS = {
 }
 
 
-def choice_turns(
-    rng: Rng, question: str, options: list[str] | tuple[str, ...], correct: int, extra: float = 0.5
-) -> list[Dialogue]:
+def choice_turns(rng: Rng, question: str, options: Sequence[str], correct: int, extra: float = 0.5) -> list[Dialogue]:
     """A multiple-choice dialogue, now and then with questions about where the options stand."""
     first, answer = choice(rng, question, options, correct)
     turns = [(first, answer)]
@@ -132,15 +126,13 @@ def _passage(rng: Rng) -> list[Dialogue]:
 
 def _sentiment(rng: Rng) -> Dialogue:
     item = skill.sentiment(rng, side=SIDE)
-    prompt, words = pick(
-        rng,
-        [
-            ("is this praise or complaint ? {}", ("praise", "complaint")),
-            ("how does the writer feel ? {}", ("happy", "sad")),
-            ("opinion: {}", ("likes it", "hates it")),
-            ("{} - thumbs ?", ("up", "down")),
-        ],
-    )
+    asks = [
+        ("is this praise or complaint ? {}", ("praise", "complaint")),
+        ("how does the writer feel ? {}", ("happy", "sad")),
+        ("opinion: {}", ("likes it", "hates it")),
+        ("{} - thumbs ?", ("up", "down")),
+    ]
+    prompt, words = pick(rng, asks)
     return prompt.format(item.text), words[not item.label]
 
 
@@ -258,9 +250,8 @@ def _copy(rng: Rng) -> list[Dialogue]:
     if kind == 1:
         letters = "".join(chr(65 + int(i)) for i in rng.integers(0, 26, int(rng.integers(2, 7))))
         return [(f"repeat: {letters}", letters)]
-    turns = []
-    for at in shuffled(rng, range(len(words)))[:3]:
-        turns.append((f"after {words[at]} ?", words[at + 1] if at + 1 < len(words) else "end"))
+    following = [*words[1:], "end"]
+    turns = [(f"after {words[at]} ?", following[at]) for at in shuffled(rng, range(len(words)))[:3]]
     return [(f"{' '.join(words)}: {turns[0][0]}", turns[0][1]), *turns[1:]]
 
 
