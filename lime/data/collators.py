@@ -6,14 +6,14 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from lime.data.collate import Collator
+from lime.data.collate import BaseCollator, Collator
 from lime.data.collate_processor import ProcessorCollator
 from lime.data.config import DataConfig
 from lime.data.media.frame_cache import FrameCache
 from lime.processors.families import FrameProcessor
 
 
-def make_collator(data: DataConfig, processor: ProcessorMixin, family: str) -> Any:
+def make_collator(data: DataConfig, processor: ProcessorMixin, family: str) -> BaseCollator[Any]:
     """What turns the rows of `data.root` into batches: a `Collator`, or a `ProcessorCollator` for other models."""
     assert data.root is not None
     frames = data.frame_cache

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from lime.data.collate import BaseCollator
 from lime.data.media import MediaError
 from lime.data.rows import TRAIN, MMTDataset, Row
 from lime.data.tasks import MODALITIES
@@ -47,26 +48,14 @@ class Statistics:
         return asdict(self)
 
     def table(self) -> str:
-        head = ["part", "rows", "tokens", "visual", "answer", "p50", "p99", "max", f"> {self.max_length}"]
-        lines = [
-            [one.part, one.rows, one.tokens, one.visual, one.answer, one.p50, one.p99, one.longest, one.too_long]
-            for one in [*self.tasks, *self.modalities]
-        ]
-        text = plain_table(head, lines)
+        shown = ("part", "rows", "tokens", "visual", "answer", "p50", "p99", "longest", "too_long")
+        head = [*shown[:7], "max", f"> {self.max_length}"]
+        text = plain_table(head, [[getattr(one, key) for key in shown] for one in [*self.tasks, *self.modalities]])
         unread = sum(one.unread for one in self.tasks)
         return text + (f"\n{unread:,} rows left out: their media cannot be read (see verify)" if unread else "")
 
 
-class Counter(Protocol):
-    """A collator, of this package's families or of others."""
-
-    max_length: int
-
-    def parts(self, row: Row) -> tuple[int, int, int]:
-        """Tokens of a row, and of these the visual ones and the answer's."""
-
-
-def statistics(dataset: MMTDataset, collator: Counter) -> Statistics:
+def statistics(dataset: MMTDataset, collator: BaseCollator[Any]) -> Statistics:
     """Counts every row. Reads the headers of media only, and decodes nothing."""
     groups: list[tuple[str, str, list[Row]]] = []
     if dataset.has_train:
@@ -86,7 +75,7 @@ def statistics(dataset: MMTDataset, collator: Counter) -> Statistics:
     return Statistics(limit, tasks, modalities)
 
 
-def _lengths(rows: Iterable[Row], collator: Counter) -> tuple[np.ndarray, int]:
+def _lengths(rows: Iterable[Row], collator: BaseCollator[Any]) -> tuple[np.ndarray, int]:
     """(rows, 3): tokens of a row, of these visual, of these of the answer; and how many rows could not be read."""
     counted, unread = [], 0
     for row in rows:
