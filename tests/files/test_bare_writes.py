@@ -42,7 +42,7 @@ ALLOWED = {
     ): "into a checkpoint's folder that its caller replaces",
     ("lime/report/render.py", "_figure"): "into memory",
     ("lime/report/charts.py", "_chart"): "into memory",
-    ("lime/embedded/pretraining/pool.py", "build_pool"): "arrays that count as there once items.json is",
+    ("lime/embedded/pretraining/pool.py", "_array"): "arrays that count as there once items.json is",
     ("lime/analysis/benchmark/start.py", "first_step"): "the log of a process, in a temporary folder",
 }
 

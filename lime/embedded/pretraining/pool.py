@@ -76,26 +76,26 @@ def render_videos(seed: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any
     return small, large, items
 
 
+def _array(folder: Path, kind: str, count: int, *shape: int) -> np.ndarray:
+    file = folder / f"{kind}_{shape[-1]}.npy"
+    return np.lib.format.open_memmap(file, "w+", np.uint8, (count, *shape, shape[-1], 3))
+
+
 def build_pool(folder: Path, *, images: int, videos: int, seed: int, workers: int = 1) -> None:
     """Render `images` pictures and `videos` clips into `folder`, unless they are there."""
     if (folder / "items.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     items: dict[str, list[dict[str, Any]]] = {"images": [], "videos": []}
-
-    def array(kind: str, count: int, *shape: int) -> np.ndarray:
-        file = folder / f"{kind}_{shape[-1]}.npy"
-        return np.lib.format.open_memmap(file, "w+", np.uint8, (count, *shape, shape[-1], 3))
-
     with ProcessPoolExecutor(workers, initializer=interrupts.worker_process) as executor:
         count = images // CHUNK
-        native, small = array("images", count * CHUNK, 64), array("images", count * CHUNK, IMAGE_SIZE)
+        native, small = _array(folder, "images", count * CHUNK, 64), _array(folder, "images", count * CHUNK, IMAGE_SIZE)
         for n, (pixels, chunk) in enumerate(executor.map(render_images, [seed * 100_000 + i for i in range(count)])):
             part = slice(n * CHUNK, (n + 1) * CHUNK)
             native[part], small[part] = pixels, shrink(pixels, IMAGE_SIZE)
             items["images"] += chunk
         count = videos // VIDEO_CHUNK
-        clips = [array("videos", count * VIDEO_CHUNK, FRAMES, side) for side in (IMAGE_SIZE, QWEN_FRAME_SIZE)]
+        clips = [_array(folder, "videos", count * VIDEO_CHUNK, FRAMES, side) for side in (IMAGE_SIZE, QWEN_FRAME_SIZE)]
         for n, (*sizes, chunk) in enumerate(executor.map(render_videos, [seed * 100_000 + i for i in range(count)])):
             for frames, pixels in zip(clips, sizes, strict=True):
                 frames[n * VIDEO_CHUNK : (n + 1) * VIDEO_CHUNK] = pixels
