@@ -1,7 +1,7 @@
 """The public surface, frozen: no option or name appears, disappears or changes its default by accident.
 
 A deliberate change is made here as well, and told in the documentation; an option that was once public keeps working
-under its name (`lime.tuner.aliases`).
+under its name (`lime.tuner.presets`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import lime
 from lime.method.deltas import table
 from lime.method.deltas.table import TYPES
 from lime.tuner import settings
-from lime.tuner.aliases import ALIASES, NOT_NEEDED
+from lime.tuner.presets import ALIASES, NOT_NEEDED
 
 OPTIONS = {
     "enabled": True, "peft": "lora", "r": 2, "lora_alpha": 16.0, "dropout": 0.0, "orientation": "columns",

@@ -27,8 +27,7 @@ from lime.method.fused import use
 from lime.models.loading import load_backbone
 from lime.runs.adapter import adapter_folder, check_backbone, check_recorded
 from lime.tuner.model import routing_state
-from lime.tuner.routing.call import ScopeCall
-from lime.tuner.routing.recorder import Recorder
+from lime.tuner.routing.recorder import RecordedCall, Recorder
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class _EveryToken(Recorder):
         super().__init__()
         self.weights: list[Tensor] = []
 
-    def add(self, call: ScopeCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
+    def add(self, call: RecordedCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
         self.weights.append(weights.detach().flatten(0, -2))
 
 

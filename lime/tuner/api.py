@@ -26,13 +26,12 @@ from transformers.pytorch_utils import Conv1D
 
 from lime.method.deltas.table import type_options
 from lime.tuner.config import LimeConfig
-from lime.tuner.format import upgrade_keys
 from lime.tuner.layers.leaving import remove_adapter
 from lime.tuner.model import embedding_keys, lime_layers, routing_state
 from lime.tuner.presets import preset_settings
 from lime.tuner.reporting import ApplyReport, report
-from lime.tuner.routing.recorder import Recorder, recording
-from lime.tuner.saved import WEIGHTS_FILE, check_types, read_tensors
+from lime.tuner.routing.recorder import Recorder
+from lime.tuner.saved import WEIGHTS_FILE, check_types, read_tensors, upgrade_keys
 from lime.tuner.settings import LimeSettings
 from lime.tuner.towers import resolve_targets
 from lime.tuner.wrapping import base_config, settings_of
@@ -81,15 +80,15 @@ def apply(
     if isinstance(model, PeftModel):
         model, config, adapter_name = _adopt(model, config, adapter_name)
     adapted = _inject(model, _peft_config(model, config, modules_to_save), adapter_name)
-    made = report(adapted)
+    applied = report(adapted)
     log.info(
         "adapted %s with %s:\n%s",
         type(model).__name__,
         "LiME" if config.enabled and not config.spec.is_mixture else config.peft,
-        made.table(),
+        applied.table(),
     )
-    log.debug("adapted layers:\n%s", made.table(every_layer=True))
-    return adapted, made
+    log.debug("adapted layers:\n%s", applied.table(every_layer=True))
+    return adapted, applied
 
 
 def _inject(model: PreTrainedModel, config: PeftConfig, adapter_name: str) -> PeftModel:
@@ -245,5 +244,5 @@ def record(model: nn.Module) -> Iterator[Recorder]:
     state = routing_state(model)
     if state is None or not has_routing(model):
         raise ValueError("the model has no LiME layers to record; adapt it with lime.apply, with LiME switched on")
-    with recording(state) as recorder:
+    with state.recording() as recorder:
         yield recorder

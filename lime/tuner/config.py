@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from lime.tuner.format import FORMAT_VERSION, check_version
+from lime.tuner.saved import FORMAT_VERSION, check_version
 from lime.tuner.settings import OPTIONS, LimeSettings
 
 
@@ -27,7 +27,7 @@ class LimeConfig(LimeSettings, PeftConfig):
         init_weights: start at an update of zero (the method). `False` starts at a random one, for tests.
         scale_bias: DoRA's magnitude multiplies the frozen bias too, `z' = mag (W0 x + b0)`, as in the authors' code;
             set for adapters of theirs (`lime.integrations.authors`).
-        format_version: version of the adapter format (`lime.tuner.format`); set by this package.
+        format_version: version of the adapter format (`lime.tuner.saved`); set by this package.
 
     Raises:
         ValueError: invalid options, all of them at once, or an adapter of a later format.

@@ -17,17 +17,17 @@ from torch import nn
 
 from lime.method.deltas.mola import experts_of_block
 from lime.tuner.config import LimeConfig, LimePeftType
-from lime.tuner.format import upgrade_keys
 from lime.tuner.layers.base import LimeLayer
-from lime.tuner.layers.frozen_linear import LINEAR, shape_of
+from lime.tuner.layers.frozen_linear import LINEAR, check_fit, shape_of
 from lime.tuner.layers.leaving import check_name_is_free, remove_adapter, remove_hooks
-from lime.tuner.layers.linear import LimeLinear, check_fit
-from lime.tuner.layers.wrapped import LimeOver
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.layers.wrapped import LimeWrapped
 from lime.tuner.prompt.hooks import InsertPrompt, RemovePrompt
 from lime.tuner.prompt.layer import CHILD, PromptLayer, prompt_layer, prompt_place
-from lime.tuner.routing.call import RoutingState
 from lime.tuner.routing.generation import GenerateOnePrompt
 from lime.tuner.routing.hooks import CloseCall, OpenCall, check_arguments
+from lime.tuner.routing.state import RoutingState
+from lime.tuner.saved import upgrade_keys
 from lime.tuner.settings import LimeSettings
 from lime.tuner.towers import Target, Tower, find_towers, matches_any, resolve_targets
 from lime.tuner.wrapping import inject_base
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 
 class LimeModel(BaseTuner):
-    """Puts LiME layers into a model: `LimeLinear` in place of linear layers, `LimeOver` around layers of another type
-    of the `peft` library, or one `PromptLayer` into the language model. Every way into peft comes through
+    """Puts LiME layers into a model: `LimeLinear` in place of linear layers, `LimeWrapped` around layers of another
+    type of the `peft` library, or one `PromptLayer` into the language model. Every way into peft comes through
     `inject_adapter`.
 
     Raises:
@@ -133,11 +133,11 @@ class LimeModel(BaseTuner):
         if peft_config.peft == "prompt_tuning":
             self._add_prompt(peft_config, adapter_name, target, options)
             return
-        kind = LimeOver if peft_config.peft == "any" else LimeLinear
+        kind = LimeWrapped if peft_config.peft == "any" else LimeLinear
         if isinstance(target, kind):
             target.update_layer(adapter_name, self._settings_of(current_key, peft_config), **options)
             return
-        if isinstance(target, LimeLayer) or not isinstance(target, BaseTunerLayer if kind is LimeOver else LINEAR):
+        if isinstance(target, LimeLayer) or not isinstance(target, BaseTunerLayer if kind is LimeWrapped else LINEAR):
             raise TypeError(f"{current_key}: LiME adapts plain linear layers, got {type(target).__name__}")
         layer = kind(target, current_key, self._tower_of(current_key).name, self.lime_state)
         layer.update_layer(adapter_name, self._settings_of(current_key, peft_config), **options)
@@ -193,13 +193,13 @@ class LimeModel(BaseTuner):
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool | None = None
     ) -> Iterator[tuple[str, nn.Module]]:
         """As of every module. Called without arguments, as peft's status of a model does, it leaves out what lies
-        inside wrapped layers (`LimeOver`), so that those count once."""
+        inside wrapped layers (`LimeWrapped`), so that those count once."""
         outer: str | None = None
         for name, module in super().named_modules(memo, prefix, remove_duplicate is not False):
             if memo is None and remove_duplicate is None:
                 if outer is not None and name.startswith(outer):
                     continue
-                if isinstance(module, LimeOver):
+                if isinstance(module, LimeWrapped):
                     outer = name + "."
             yield name, module
 
@@ -208,9 +208,9 @@ class LimeModel(BaseTuner):
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Called by peft to save: what layers share (the projections of VeRA) is saved once."""
-        found: dict[str, torch.Tensor] = super()._get_adapter_state_dict(model, *args, **kwargs)
+        loaded: dict[str, torch.Tensor] = super()._get_adapter_state_dict(model, *args, **kwargs)
         repeated = _repeated(model)
-        return {key: value for key, value in found.items() if key not in repeated}
+        return {key: value for key, value in loaded.items() if key not in repeated}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -218,7 +218,7 @@ class LimeModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         """Called by peft with the content of an adapter file: bring older keys up to date, and fail on any that is
         missing or left over."""
-        found: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
+        loaded: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=upgrade_keys(state_dict.items())
         )
         state = model.state_dict()
@@ -228,21 +228,21 @@ class LimeModel(BaseTuner):
             for key in state.keys() - _repeated(model)
             if cls._remove_adapter_name_from_key(key, adapter_name) != key and _is_key_under_prefixes(key, set(places))
         }
-        missing = sorted(cls._remove_adapter_name_from_key(key, adapter_name) for key in expected - found.keys())
-        extra = sorted(found.keys() - state.keys())
+        missing = sorted(cls._remove_adapter_name_from_key(key, adapter_name) for key in expected - loaded.keys())
+        extra = sorted(loaded.keys() - state.keys())
         for what, keys in (("lacks", missing), ("has, beyond those of this model,", extra)):
             if keys:
                 raise ValueError(
-                    f"adapter {adapter_name!r}: the file {what} {len(keys)} tensors, first {keys[0]}; load it on the "
+                    f"adapter {adapter_name!r}: the file {what} {len(keys)} loaded, first {keys[0]}; load it on the "
                     "model it was trained on"
                 )
-        for key in sorted(embedding_keys(model) & found.keys()):
-            if found[key].shape != state[key].shape:
+        for key in sorted(embedding_keys(model) & loaded.keys()):
+            if loaded[key].shape != state[key].shape:
                 raise ValueError(
-                    f"adapter {adapter_name!r}: it was saved with {key} of shape {tuple(found[key].shape)}, the model "
-                    f"has {tuple(state[key].shape)}; call resize_token_embeddings({len(found[key])}) on the base first"
+                    f"adapter {adapter_name!r}: it was saved with {key} of shape {tuple(loaded[key].shape)}, the model "
+                    f"has {tuple(state[key].shape)}; call resize_token_embeddings({len(loaded[key])}) on the base first"
                 )
-        return found
+        return loaded
 
     # -- leaving ---------------------------------------------------------------------------------------------
 

@@ -1,13 +1,14 @@
-"""Named sets of LiME options, as overrides of the defaults of `LimeSettings`."""
+"""Named sets of LiME options, as overrides of the defaults of `LimeSettings`, and other names of the options, by which
+readers of the LiME page know them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from lime.method.deltas.table import MIXTURES
-from lime.tuner.aliases import resolve_aliases
 from lime.tuner.settings import OPTIONS, LimeSettings
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -28,6 +29,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quickstart": {"selection": "topk", "top_k": 2, "n_gram": 1},
 }
 
+ALIASES = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "targets": "target_modules",
+    "use_shared_LiME": "shared_modulator",
+}
+"""Accepted in place of an option of `LimeSettings`. `auto_topk` is accepted too: true is `selection="auto"`, false
+`selection="topk"`."""
+
+NOT_NEEDED = {
+    "rep_mode": "routing is always by token; windows of several tokens are n_gram",
+    "tokenizer": "padding is read from the attention mask",
+    "peft_dtype": "adapters are float32 whatever the base's dtype",
+    "moe_dtype": "modulators are float32 whatever the base's dtype",
+}
+"""Arguments of the authors' code that have no counterpart, and why."""
+
 
 def preset_settings(preset: str = "default", **options: Any) -> LimeSettings:
     """Settings of a preset with some options changed. A mixture brings its own routing with it.
@@ -35,7 +53,7 @@ def preset_settings(preset: str = "default", **options: Any) -> LimeSettings:
     Args:
         preset: a key of `PRESETS`.
         options: fields of `LimeSettings` that win over the preset; the names of the LiME page (`rank`, `auto_topk`,
-            …; see `lime.tuner.aliases`) are accepted.
+            …; see `ALIASES`) are accepted.
 
     Raises:
         ValueError: unknown preset or option (the nearest known one is suggested), one option under two names, or
@@ -63,3 +81,30 @@ def preset_settings(preset: str = "default", **options: Any) -> LimeSettings:
             "selection='topk' (auto_topk=False)"
         )
     return settings
+
+
+def resolve_aliases(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names of `LimeSettings`; unknown ones are passed on.
+
+    Raises:
+        ValueError: an option given under two names, `auto_topk` that contradicts `selection`, or an argument that
+            has no counterpart.
+    """
+    resolved: dict[str, Any] = {}
+    given_as: dict[str, str] = {}
+    for name, value in options.items():
+        if name in NOT_NEEDED:
+            raise ValueError(f"{name}: not an option here: {NOT_NEEDED[name]}; leave it out")
+        option = ALIASES.get(name, name)
+        if name == "auto_topk":
+            if not isinstance(value, bool):
+                raise ValueError(f"auto_topk: expected true or false, got {value!r}")
+            option, value = "selection", "auto" if value else "topk"
+        if option in resolved:
+            raise ValueError(
+                f"{given_as[option]} and {name} both set {option}"
+                + (f", to {resolved[option]!r} and {value!r}" if resolved[option] != value else "")
+                + "; give one of them"
+            )
+        resolved[option], given_as[option] = value, name
+    return resolved

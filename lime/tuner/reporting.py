@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,10 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from lime.tuner.layers.base import LimeLayer
+from lime.tuner.layers.decoding import is_decodable
 from lime.tuner.layers.frozen_linear import shape_of
+from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.layers.wrapped import LimeWrapped
 from lime.tuner.prompt.layer import PromptLayer
 from lime.tuner.towers import find_towers
 
@@ -48,12 +52,15 @@ class ApplyReport:
         total_parameters: all parameters of the model, adapter included.
         adapter_parameters: those that the adapter added, whether they train or not.
         saved_modules: trainable parameters of `modules_to_save`.
+        ways: one line on the ways that calls of LiME's layers take (`LimeLinear.choose`), and why not the fused one;
+            empty without such layers.
     """
 
     rows: tuple[ReportRow, ...]
     total_parameters: int
     adapter_parameters: int
     saved_modules: int = 0
+    ways: str = ""
 
     @property
     def trainable(self) -> int:
@@ -85,7 +92,8 @@ class ApplyReport:
             lines3.append(("modules_to_save", "", f"{self.saved_modules:,}"))
         lines3.append(("total", f"{self.layers:,}", f"{self.trainable:,}"))
         share = 100 * self.trainable / self.total_parameters
-        return _aligned(lines3, left=1) + f"\n{share:.3f}% of {self.total_parameters:,} parameters train"
+        shown = _aligned(lines3, left=1) + f"\n{share:.3f}% of {self.total_parameters:,} parameters train"
+        return f"{shown}\n{self.ways}" if self.ways else shown
 
     def __str__(self) -> str:
         return self.table()
@@ -137,7 +145,20 @@ def report(model: nn.Module) -> ApplyReport:
             rows.append(ReportRow(name, tower, shape.in_features, shape.out_features, trainable))
         added += sum(count(p) for p in parameters)
         added -= 0 if original is None else sum(count(p) for p in original.parameters())
-    return ApplyReport(tuple(rows), sum(count(p) for p in base.parameters()), added, saved)
+    return ApplyReport(tuple(rows), sum(count(p) for p in base.parameters()), added, saved, ways(base))
+
+
+def ways(model: nn.Module) -> str:
+    """One line: how many LiME layers take which way just now, and why not the fused one; empty without such layers."""
+    layers = [module for module in model.modules() if isinstance(module, LimeLinear | LimeWrapped)]
+    choices = [(layer.choose(), layer) for layer in layers]
+    parts = [f"{len([1 for choice, _ in choices if choice.way == 'fused']):,} fused"]
+    reasons = Counter(choice.reason for choice, _ in choices if choice.way != "fused")
+    parts += [f"{number:,} torch ({reason})" for reason, number in reasons.most_common()]
+    decoded = sum(choice.way == "fused" and is_decodable(layer.lime_settings[choice.name]) for choice, layer in choices)
+    if decoded:
+        parts.append(f"in generate {decoded:,} decoding")
+    return f"ways through the layers: {', '.join(parts)}" if layers else ""
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

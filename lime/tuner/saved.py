@@ -1,11 +1,24 @@
-"""What an adapter's files may hold: values that training can have saved, and options that name nothing else to load."""
+"""The adapter format, and what an adapter's files may hold: values that training can have saved, and options that name
+nothing else to load.
+
+An adapter is a folder in peft's layout: `adapter_config.json` with the options of `LimeConfig` and `format_version`,
+and `adapter_model.safetensors` with the keys, for each adapted layer `base_model.model.<module>.`,
+
+    lime_delta.<parameter>   the update; A and B for LoRA
+    lime_experts             modulators p_i, (E, d_out)
+    lime_shared, lime_gamma  shared modulator, (d_out,), and its scalar, (1,)
+    lime_router.<tensor>     weight (E, d_in) of the learned router; features (E,) of random feature slices
+
+Whoever renames a key adds one to `FORMAT_VERSION` and enters the rename in `KEY_MAPS`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PEFT_TYPE_TO_TUNER_MAPPING
@@ -14,6 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lime.system.ownership import check_unchanged
+
+Value = TypeVar("Value")
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -102,3 +117,52 @@ def _check_options(path: Path) -> None:
 
 def _adapts_layers(tuner: Any) -> bool:
     return isinstance(tuner, type) and issubclass(tuner, BaseTuner) and hasattr(tuner, "tuner_layer_cls")
+
+
+# -- versions of the format ---------------------------------------------------------------------------------------
+
+FORMAT_VERSION = 1
+"""Version of the files that this package writes."""
+
+KEY_MAPS: dict[int, dict[str, str]] = {
+    0: {},  # files from before versions were written: the same keys
+}
+"""For each older version, renames to the next one: regular expression -> replacement, over whole keys. A pattern must
+not match keys of the present version, so that the map can be applied without knowing a file's version."""
+
+
+def check_version(version: object) -> None:
+    """Raise ValueError for an adapter of a later version than this package knows."""
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise ValueError(f"format_version: expected a whole number from 0, got {version!r}")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"format_version: the adapter has format {version}, this version of lime reads formats up to "
+            f"{FORMAT_VERSION}; install a later one"
+        )
+
+
+def upgrade_key(key: str) -> str:
+    """The present name of a key of any older version."""
+    for version in range(FORMAT_VERSION):
+        for pattern, replacement in KEY_MAPS[version].items():
+            key, count = re.subn(pattern, replacement, key)
+            if count:
+                break
+    return key
+
+
+def upgrade_keys(items: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """Entries of an adapter file under their present names.
+
+    Raises:
+        ValueError: two keys get the same name.
+    """
+    upgraded: dict[str, Value] = {}
+    origin: dict[str, str] = {}
+    for old, value in items:
+        new = upgrade_key(old)
+        if new in upgraded:
+            raise ValueError(f"adapter keys {origin[new]} and {old} are both {new} in format {FORMAT_VERSION}")
+        upgraded[new], origin[new] = value, old
+    return upgraded

@@ -15,11 +15,32 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from lime.tuner.layers.attention import in_attention, is_projection, sees_tokens
 from lime.tuner.layers.frozen_linear import LINEAR
 from lime.tuner.settings import LimeSettings
 
 log = logging.getLogger(__name__)
+
+PROJECTIONS = frozenset(
+    # query, key and value, apart or fused, and the output
+    "q_proj k_proj v_proj o_proj out_proj output_proj proj projection projection_layer output dense "
+    "query key value query_proj key_proj value_proj q k v o q_lin k_lin v_lin out_lin linear_q linear_k linear_v "
+    "linear_out Wq Wk Wv Wo wq wk wv wo to_q to_k to_v to_kv to_query to_key to_value to_out "
+    "project_q project_k project_v projection_query projection_key projection_value q_head k_head v_head post_proj "
+    "qkv qkv_proj qkv_layer Wqkv W_pack c_attn q_attn c_proj query_key_value query_key in_proj in_proj_qkv att_proj "
+    "attention_out kv_proj key_value "
+    # in two steps, by a narrow middle
+    "q_a_proj q_b_proj kv_a_proj kv_a_proj_with_mqa o_a_proj o_b_proj q_down_proj q_up_proj".split()
+)
+"""Names of the projections of tokens in the attention modules of transformers. Others there (gates, position biases,
+routing between blocks) see other inputs or shape the attention's weights; they are left out."""
+
+_NAME = re.compile("attn|attention", re.IGNORECASE)
+_CLASS = re.compile("(attention|attn)$", re.IGNORECASE)
+
+
+NOT_OF_TOKENS = frozenset({"pooler", "dt_proj"})
+"""Parts of names of linear layers that `all-linear` leaves out: poolers see one vector for a whole sequence, and the
+weight of Mamba's `dt_proj` is read without the layer being called."""
 
 
 @dataclass(frozen=True)
@@ -90,26 +111,26 @@ def resolve_targets(
             f"{present}, give scope={present!r}"
         )
     candidates = list(_candidates(model, towers))
-    kept = [target for target in candidates if not matches_any(target.name, modules_to_save)]
+    adaptable = [target for target in candidates if not matches_any(target.name, modules_to_save)]
     wanted = settings.target_modules
     if wanted is None:
-        found = _attention_projections(model, kept, settings, type(model).__name__)
+        targets = _attention_projections(model, adaptable, settings, type(model).__name__)
     elif wanted == "all-linear":
-        found = [target for target in kept if sees_tokens(target.name)]
-        if others := [target.name for target in kept if not sees_tokens(target.name)]:
-            log.info("all-linear leaves out layers that are not called on the tokens: %s", ", ".join(others))
+        targets = [target for target in adaptable if sees_tokens(target.name)]
+        if left_out := [target.name for target in adaptable if not sees_tokens(target.name)]:
+            log.info("all-linear leaves out layers that are not called on the tokens: %s", ", ".join(left_out))
     else:
-        found = [target for target in kept if matches_any(target.name, wanted)]
-        _check_each(wanted, found, candidates, settings, model)
-    excluded = {target.name for target in found if matches_any(target.name, settings.exclude_modules)}
+        targets = [target for target in adaptable if matches_any(target.name, wanted)]
+        _check_each(wanted, targets, candidates, settings, model)
+    excluded = {target.name for target in targets if matches_any(target.name, settings.exclude_modules)}
     if settings.exclude_modules is not None and not excluded:
         raise ValueError(
             f"exclude_modules: {settings.exclude_modules!r} excludes none of the targeted layers; remove it"
         )
-    found = [target for target in found if target.name not in excluded]
-    if not found:
+    targets = [target for target in targets if target.name not in excluded]
+    if not targets:
         raise ValueError(f"target_modules: nothing is left to adapt. {_available(candidates, settings)}")
-    return found
+    return targets
 
 
 def _candidates(model: nn.Module, towers: list[Tower]) -> Iterator[Target]:
@@ -134,28 +155,28 @@ def _attention_projections(
     model: nn.Module, candidates: list[Target], settings: LimeSettings, kind: str
 ) -> list[Target]:
     inside = [target for target in candidates if in_attention(model, target.name)]
-    found = [target for target in inside if is_projection(target.name)]
+    targets = [target for target in inside if is_projection(target.name)]
     if not candidates:
         raise ValueError(f"scope: {settings.scope!r} of {kind} has no linear layers, and LiME adapts no others")
-    if not found:
+    if not targets:
         raise ValueError(
             f"target_modules: {kind} has no attention projections among its linear layers; name the layers to adapt, "
             f"or give target_modules='all-linear'. {_available(candidates, settings)}"
         )
-    chosen = {target.name for target in found}
-    others = [target.name for target in inside if target.name not in chosen]
-    others += [
+    chosen = {target.name for target in targets}
+    left_out = [target.name for target in inside if target.name not in chosen]
+    left_out += [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention) and any(target.tower.holds(name) for target in found)
+        if isinstance(module, nn.MultiheadAttention) and any(target.tower.holds(name) for target in targets)
     ]
-    if others:
-        leaves = Counter(name.rpartition(".")[2] for name in others)
+    if left_out:
+        leaves = Counter(name.rpartition(".")[2] for name in left_out)
         log.info(
             "the default targets are the attention projections; left out of the attention modules: %s",
             ", ".join(f"{leaf} ({count})" for leaf, count in sorted(leaves.items())),
         )
-    return found
+    return targets
 
 
 def _matches(name: str, wanted: str) -> bool:
@@ -173,12 +194,12 @@ def matches_any(name: str, wanted: Any) -> bool:
 
 
 def _check_each(
-    wanted: Any, found: list[Target], candidates: list[Target], settings: LimeSettings, model: nn.Module
+    wanted: Any, targets: list[Target], candidates: list[Target], settings: LimeSettings, model: nn.Module
 ) -> None:
     each = [wanted] if isinstance(wanted, str) else sorted(wanted)
     for one in each:
         as_given = one if isinstance(wanted, str) else [one]
-        if any(matches_any(target.name, as_given) for target in found):
+        if any(matches_any(target.name, as_given) for target in targets):
             continue
         elsewhere = [name for name, _ in model.named_modules() if name and matches_any(name, as_given)]
         hint = f" It matches {elsewhere[0]} outside the linear layers of that scope." if elsewhere else ""
@@ -193,3 +214,28 @@ def _available(candidates: list[Target], settings: LimeSettings) -> str:
     listed = ", ".join(f"{leaf} ({count})" for leaf, count in sorted(counts.items()))
     example = f"; full names look like {candidates[0].name}" if candidates else ""
     return f"Linear layers in scope {settings.scope!r}: {listed or 'none'}{example}"
+
+
+# -- which linear layers are the attention projections, the default targets ----------------------------------------
+
+
+def sees_tokens(layer: str) -> bool:
+    """Whether a layer, by its full name, is called on the tokens of a sequence."""
+    return NOT_OF_TOKENS.isdisjoint(layer.split("."))
+
+
+def in_attention(model: nn.Module, layer: str) -> bool:
+    """Whether a layer, by its full name, lies inside an attention module: one that says so by its own name or the name
+    of its class."""
+    module = model
+    for part in layer.split(".")[:-1]:
+        module = getattr(module, part)
+        if _NAME.search(part) or _CLASS.search(type(module).__name__):
+            return True
+    return False
+
+
+def is_projection(layer: str) -> bool:
+    """Whether a layer of an attention module is one of its projections. In lists (`to_out.0`) the list is asked."""
+    parts = [part for part in layer.split(".") if not part.isdigit()]
+    return parts[-1] in PROJECTIONS

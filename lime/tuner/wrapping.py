@@ -14,7 +14,7 @@ from torch import nn
 
 from lime.tuner.config import LimeConfig, LimePeftType
 from lime.tuner.layers.frozen_linear import LINEAR
-from lime.tuner.layers.wrapped import LimeOver
+from lime.tuner.layers.wrapped import LimeWrapped
 from lime.tuner.prompt.layer import PromptLayer
 from lime.tuner.settings import LimeSettings
 from lime.tuner.towers import Target, find_towers, matches_any
@@ -75,10 +75,10 @@ def base_config(settings: LimeSettings, targets: list[Target], **peft_fields: An
         if not options["feedforward_modules"]:
             raise ValueError(f"base_options.feedforward_modules: {wanted!r} matches none of the targeted layers")
     try:
-        made: PeftConfig = kind(target_modules=[target.name for target in targets], **options, **peft_fields)
+        config: PeftConfig = kind(target_modules=[target.name for target in targets], **options, **peft_fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"base_options: {kind.__name__} refuses them: {error}") from error
-    return made
+    return config
 
 
 def _kind(base: str) -> type[PeftConfig]:
@@ -125,10 +125,11 @@ def inject_base(
             for name, module in model.named_modules()
             if isinstance(module, BaseTunerLayer) and not isinstance(module, PromptLayer)
         }
-        others = [name for name, module in wrapped.items() if not isinstance(module, tuner.tuner_layer_cls)]
-        if others:
+        alien = [name for name, module in wrapped.items() if not isinstance(module, tuner.tuner_layer_cls)]
+        if alien:
+            first = alien[0]
             raise ValueError(
-                f"{others[0]}: has an adapter of another type ({type(wrapped[others[0]]).__name__}); all adapters of a "
+                f"{first}: has an adapter of another type ({type(wrapped[first]).__name__}); all adapters of a "
                 f"model that LiME wraps are of one type, here {config.base}"
             )
         if wrapped and all(
@@ -139,15 +140,15 @@ def inject_base(
         if wrapped and _shares_state(tuner):
             raise ValueError(f"base: a model takes one adapter over {config.base!r}, whose layers share their state")
         # peft keeps the configurations of a model on the model; this one lives in the LimeConfig.
-        kept = model.__dict__.pop("peft_config", None)
+        configurations = model.__dict__.pop("peft_config", None)
         injected = False
         try:
             tuner(model, {adapter_name: inner}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
             injected = True
         finally:
             model.__dict__.pop("peft_config", None)
-            if kept is not None:
-                model.__dict__["peft_config"] = kept
+            if configurations is not None:
+                model.__dict__["peft_config"] = configurations
             if not injected:  # options that do not fit a layer show when peft comes to it
                 _take_out(model, adapter_name, stay=wrapped)
 
@@ -166,7 +167,7 @@ def _take_out(model: nn.Module, adapter_name: str, stay: Collection[str]) -> Non
 @contextmanager
 def _unwrapped(model: nn.Module) -> Iterator[None]:
     """The model without its LiME layers, and them back in their places after."""
-    around = {name: module for name, module in model.named_modules() if isinstance(module, LimeOver)}
+    around = {name: module for name, module in model.named_modules() if isinstance(module, LimeWrapped)}
     for name, layer in around.items():
         model.set_submodule(name, layer.adapter_layer)
     try:
@@ -222,9 +223,9 @@ def settings_of(model: PeftModel, settings: LimeSettings) -> tuple[nn.Module, Li
         "target_modules": sorted(layers),
         "scope": "both" if len(kinds) > 1 else kinds.pop(),
     }
-    found = LimeSettings(**values)
-    found.check()
-    return tuner.model, found, name
+    wrapping = LimeSettings(**values)
+    wrapping.check()
+    return tuner.model, wrapping, name
 
 
 def _changed_options(config: PeftConfig) -> dict[str, Any]:

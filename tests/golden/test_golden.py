@@ -18,8 +18,9 @@ from lime.method import fused
 from lime.method.selection import select
 from lime.tuner import LimeSettings
 from lime.tuner.layers.linear import LimeLinear
-from lime.tuner.routing.call import RoutingState, ScopeCall
-from lime.tuner.routing.recorder import recording
+from lime.tuner.routing.call import TowerCall
+from lime.tuner.routing.state import RoutingState
+from tests.ways import way
 
 HERE = Path(__file__).parent
 CASES: dict[str, dict[str, Any]] = json.loads((HERE / "cases.json").read_text())
@@ -98,8 +99,8 @@ class Case:
 
     def run(self, training: bool) -> tuple[Tensor, Any]:
         self.layer.train(training)
-        with recording(self.state) as recorder:
-            call = ScopeCall("", mask_BT=self.mask, mask_BS=self.mask, recorder=recorder)
+        with self.state.recording() as recorder:
+            call = TowerCall("", mask_BT=self.mask, mask_BS=self.mask, recorder=recorder)
             with self.state.restored({"": call}):
                 return self.layer(self.x), recorder
 
@@ -107,7 +108,7 @@ class Case:
 @pytest.mark.parametrize("path", ["auto", "torch", "literal"])
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients(name: str, path: str, tensors: dict[str, Tensor]) -> None:
-    with fused.use(path):
+    with way(path):
         check_values_and_gradients(name, tensors)
 
 

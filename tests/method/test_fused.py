@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from lime.method import fused
 from lime.method.fused.dropout import MASKS, Dropout
 from lime.method.fused.function import Fused
-from lime.tuner.layers.fused import fusible
 from lime.tuner.layers.linear import LimeLinear
-from lime.tuner.routing.call import RoutingState, ScopeCall
-from lime.tuner.routing.recorder import recording
+from lime.tuner.routing.call import TowerCall
+from lime.tuner.routing.state import RoutingState
 from lime.tuner.settings import LimeSettings
+from tests.ways import way
 
 CHOICES: list[dict[str, Any]] = [
     {},
@@ -46,10 +46,10 @@ def outcome(made: LimeLinear, x: Tensor, path: str, mask: Tensor | None = MASK) 
     """Output, balance losses and all gradients by one path."""
     leaf = x.detach().requires_grad_()
     torch.manual_seed(5)
-    with fused.use(path), recording(made.routing_state) as recorder:
-        call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
+    with way(path), made.routing_state.recording() as recorder:
+        call = TowerCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
         with made.routing_state.restored({"": call}):
-            assert (fusible(made, leaf) is None) == (path != "auto")
+            assert made.choose(leaf, call).way == ("fused" if path == "auto" else "torch")
             out = made(leaf)
     balance = recorder.balance()
     upstream = torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype)
@@ -98,8 +98,8 @@ def test_gradients_by_finite_differences(options: dict[str, Any]) -> None:
     x = torch.randn(2, 6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     def run(x: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-        with recording(made.routing_state) as recorder:
-            call = ScopeCall("", mask_BT=MASK, mask_BS=MASK, recorder=recorder)
+        with made.routing_state.recording() as recorder:
+            call = TowerCall("", mask_BT=MASK, mask_BS=MASK, recorder=recorder)
             with made.routing_state.restored({"": call}):
                 out = torch.func.functional_call(made, dict(zip(parameters, values, strict=True)), (x,))
         return out, recorder.balance().total(1.0, 1.0)
@@ -183,18 +183,25 @@ class Own(nn.Linear):
 
 
 def test_it_steps_aside_where_the_frozen_layer_is_more_than_its_product() -> None:
+    def reason(x: Tensor | None, **options: Any) -> str:
+        choice = layer(torch.float32, **options).choose(x)
+        assert (choice.way == "fused") == (not choice.reason)
+        return choice.reason
+
     x = torch.randn(2, 6, 16)
-    assert fusible(layer(torch.float32), x) == "default"
-    assert fusible(layer(torch.float32), x.double()) is None
-    assert fusible(layer(torch.float32, routing_norm="token"), x) is None
-    assert fusible(layer(torch.float32, peft="dora"), x) is None
-    assert fusible(layer(torch.float32, enabled=False), x) is None
+    assert reason(x) == reason(None) == ""
+    assert reason(x.double()) == "input and frozen weight are of different dtypes"
+    assert "routing_norm" in reason(x, routing_norm="token")
+    assert reason(x, peft="dora") == reason(None, peft="dora") == "dora rescales the frozen output"
+    assert "without LiME" in reason(x, enabled=False)
+    with fused.use("torch"):
+        assert "'torch'" in reason(x)
     trained = layer(torch.float32)
     trained.base_layer.requires_grad_(True)
-    assert fusible(trained, x) is None
+    assert "trained" in trained.choose(x).reason
     subclassed = layer(torch.float32)
     subclassed.base_layer.__class__ = Own
-    assert fusible(subclassed, x) is None
+    assert "nn.Linear" in subclassed.choose(x).reason
     hooked, calls = layer(torch.float32), []
     hooked.base_layer.register_forward_hook(lambda *_: calls.append(1))
     hooked(x)
@@ -202,7 +209,7 @@ def test_it_steps_aside_where_the_frozen_layer_is_more_than_its_product() -> Non
 
 
 def test_paths_are_named() -> None:
-    with pytest.raises(ValueError, match="auto, triton, fused, torch, literal"), fused.use("fast"):
+    with pytest.raises(ValueError, match="auto, triton, fused, torch"), fused.use("fast"):
         pass
     with fused.use("torch"):
         assert fused.path() == "torch"

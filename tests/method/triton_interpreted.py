@@ -18,10 +18,10 @@ from lime.method.fused import kernels, triton_backward, triton_forward
 from lime.method.fused.function import Plan, Tokens, Weights
 from lime.method.fused.routing import RoutingPlan
 from lime.tuner.layers.linear import LimeLinear
-from lime.tuner.routing.call import ScopeCall
-from lime.tuner.routing.recorder import recording
+from lime.tuner.routing.call import TowerCall
 from lime.tuner.settings import LimeSettings
 from tests.method.test_fused import layer
+from tests.ways import way
 
 WIDTH, TOKENS = 137, 19
 """Of the outputs and of a sequence: multiples of no block."""
@@ -49,8 +49,8 @@ def outcome(made: LimeLinear, x: Tensor, path: str) -> list[Tensor]:
     mask = torch.ones(2, TOKENS, dtype=torch.bool)
     mask[1, :5] = False
     torch.manual_seed(5)
-    with fused.use(path), recording(made.routing_state) as recorder:
-        call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
+    with way(path), made.routing_state.recording() as recorder:
+        call = TowerCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
         with made.routing_state.restored({"": call}):
             out = made(leaf)
     balance = recorder.balance()
@@ -104,7 +104,7 @@ def test_any_number_of_tokens(tokens: int) -> None:
     x = torch.randn(1, tokens, 16, generator=torch.Generator().manual_seed(tokens))
     with fused.use("triton"):
         got = made(x)
-    with fused.use("literal"):
+    with way("literal"):
         torch.testing.assert_close(got, made(x), rtol=1e-5, atol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_padding_keeps_the_frozen_output() -> None:
     mask = torch.ones(2, TOKENS, dtype=torch.bool)
     mask[1, 5:] = False
     x = example().bfloat16()
-    call = ScopeCall("", mask_BT=mask, mask_BS=mask)
+    call = TowerCall("", mask_BT=mask, mask_BS=mask)
     with fused.use("triton"), made.routing_state.restored({"": call}):
         out = made(x)
     frozen = made.base_layer(x)

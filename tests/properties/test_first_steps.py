@@ -15,13 +15,14 @@ from torch import nn
 
 import lime
 from lime.config.schema import BalanceConfig
-from lime.method import fused, routing
+from lime.method import routing
 from lime.method.deltas.table import MIXTURES
 from tests.conformance.test_battery import fresh, frozen, loss_of, mixed
 from tests.conformance.types import TYPES
 from tests.integrations.test_trainer import trainer
 from tests.training.test_step import adapted, gradient
 from tests.tuner import small_models as small
+from tests.ways import way
 
 ROUTED = [name for name, kind in TYPES.items() if kind.routed]
 NORMS: list[dict[str, Any]] = [
@@ -74,7 +75,7 @@ def test_the_first_gradient_is_the_tasks(name: str) -> None:
 @pytest.mark.parametrize("name", ["lime lora", "lime dora", "any lora"])
 def test_by_every_norm_and_path(name: str, options: dict[str, Any]) -> None:
     for path in ("auto", "torch", "literal"):
-        with fused.use(path):
+        with way(path):
             model = make(name, **options)
             task, balance = norms(model)
             assert balance < 0.01 * task, path

@@ -15,8 +15,8 @@ from lime.analysis.benchmark.forms import Subject
 from lime.analysis.benchmark.layer import Case, counts
 from lime.method.deltas.table import MIXTURES
 from lime.tuner.layers.linear import LimeLinear
-from lime.tuner.routing.call import RoutingState, ScopeCall
-from lime.tuner.routing.recorder import recording
+from lime.tuner.routing.call import TowerCall
+from lime.tuner.routing.state import RoutingState
 from lime.tuner.settings import LimeSettings
 
 WIDTH, COUNTS = 896, (128, 256)
@@ -45,8 +45,8 @@ def layer(width: int, **options: Any) -> LimeLinear:
 
 def step(made: LimeLinear, x: torch.Tensor, mask: torch.Tensor | None, balance: bool) -> torch.Tensor:
     """Scalar loss of one forward pass."""
-    with recording(made.routing_state) as recorder:
-        call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder if balance else None)
+    with made.routing_state.recording() as recorder:
+        call = TowerCall("", mask_BT=mask, mask_BS=mask, recorder=recorder if balance else None)
         with made.routing_state.restored({"": call}):
             out = made(x)
     return out.sum() + recorder.balance().total(0.1, 0.01) if balance else out.sum()
@@ -71,8 +71,8 @@ def passes(made: nn.Module, masked: bool, balance: bool) -> float:
         x, mask, upstream = example(tokens, masked)
         with Traffic() as traffic:
             if isinstance(made, LimeLinear):
-                with recording(made.routing_state) as recorder:
-                    call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder if balance else None)
+                with made.routing_state.recording() as recorder:
+                    call = TowerCall("", mask_BT=mask, mask_BS=mask, recorder=recorder if balance else None)
                     with made.routing_state.restored({"": call}):
                         out = made(x)
                 loss = [recorder.balance().total(0.1, 0.01)] if balance else []

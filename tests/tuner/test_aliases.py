@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from lime.method import fused
 from lime.tuner import PRESETS, LimeSettings, preset_settings
 from lime.tuner.layers.linear import LimeLinear
-from lime.tuner.routing.call import RoutingState, ScopeCall
-from lime.tuner.routing.recorder import recording
+from lime.tuner.routing.call import TowerCall
+from lime.tuner.routing.state import RoutingState
+from tests.ways import way
 
 
 def test_the_page_s_own_call() -> None:
@@ -53,8 +53,8 @@ def test_without_windows_a_mask_changes_no_real_token_of_the_authors_preset() ->
     for path in ("auto", "torch", "literal"):
         outs, loads = [], []
         for given in (mask, None):
-            with fused.use(path), recording(layer.routing_state) as recorder:
-                call = ScopeCall("", mask_BT=given, mask_BS=given, recorder=recorder)
+            with way(path), layer.routing_state.recording() as recorder:
+                call = TowerCall("", mask_BT=given, mask_BS=given, recorder=recorder)
                 with layer.routing_state.restored({"": call}):
                     outs.append(layer(x))
             loads.append(recorder.statistics()["layer:default"].mean_probability)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lime
-from lime.tuner import format as adapter_format
-from lime.tuner.format import FORMAT_VERSION, KEY_MAPS, upgrade_key, upgrade_keys
+from lime.tuner import saved as adapter_format
+from lime.tuner.saved import FORMAT_VERSION, KEY_MAPS, upgrade_key, upgrade_keys
 from tests.tuner import small_models as small
 
 FAMILY = "llava_onevision"
@@ -29,7 +29,7 @@ KEYS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "random": ({"feature_slice": "random"}, COMMON | {"lime_delta.A", "lime_delta.B", "lime_router.features"}),
     "alone": ({"shared_modulator": False}, {"lime_experts", "lime_delta.A", "lime_delta.B"}),
 }
-"""Format 1. Whoever changes this changes the format: see `lime.tuner.format`."""
+"""Format 1. Whoever changes this changes the format: see `lime.tuner.saved`."""
 
 
 def saved(folder: Path, **options: Any) -> tuple[list[Tensor], dict[str, Tensor]]:

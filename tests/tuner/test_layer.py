@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lime.method import fused
 from lime.method.deltas.base import Delta
 from lime.method.deltas.lora import LoRADelta
 from lime.method.deltas.table import TYPES, PeftType
 from lime.method.modulation import modulate
 from lime.tuner.layers.linear import LimeLinear
-from lime.tuner.routing.call import RoutingState, ScopeCall
-from lime.tuner.routing.recorder import recording
+from lime.tuner.routing.call import TowerCall
+from lime.tuner.routing.state import RoutingState
 from lime.tuner.settings import LimeSettings
+from tests.ways import way
 
 
 class Unfactored(Delta):
@@ -43,7 +43,7 @@ def layer(dtype: torch.dtype = torch.float64, **options: Any) -> LimeLinear:
 
 
 def run(made: LimeLinear, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    with made.routing_state.restored({"": ScopeCall("", mask_BT=mask, mask_BS=mask)}):
+    with made.routing_state.restored({"": TowerCall("", mask_BT=mask, mask_BS=mask)}):
         return made(x)
 
 
@@ -68,8 +68,8 @@ def test_every_way_through_a_layer_agrees(options: dict[str, Any], monkeypatch: 
     for peft, path in (("lora", "torch"), ("lora", "auto"), ("lora", "literal"), ("unfactored", "torch")):
         made = layer(peft=peft, **options)
         leaf = x.clone().requires_grad_()
-        with fused.use(path), recording(made.routing_state) as recorder:
-            call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
+        with way(path), made.routing_state.recording() as recorder:
+            call = TowerCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
             with made.routing_state.restored({"": call}):
                 out = made(leaf)
         if path == "torch":

@@ -15,8 +15,8 @@ from lime.method.deltas import table
 from lime.method.deltas.table import MIXTURES
 from lime.tuner import preset_settings
 from lime.tuner.layers.linear import LimeLinear
-from lime.tuner.routing.call import RoutingState, ScopeCall
-from lime.tuner.routing.recorder import recording
+from lime.tuner.routing.call import TowerCall
+from lime.tuner.routing.state import RoutingState
 
 D_IN, D_OUT, R, ALPHA = 12, 10, 3, 6.0
 MASK = torch.tensor([[True] * 7, [False, False, True, True, True, True, True], [True] * 4 + [False] * 3])
@@ -141,8 +141,8 @@ def test_a_layer_is_its_equation(
     made = layer(peft, bias, **choice)
     torch.manual_seed(3)
     x = torch.randn(3, 7, D_IN, dtype=torch.float64, requires_grad=True)
-    with recording(made.routing_state) as recorder:
-        call = ScopeCall("", mask_BT=MASK, mask_BS=MASK, recorder=recorder)
+    with made.routing_state.recording() as recorder:
+        call = TowerCall("", mask_BT=MASK, mask_BS=MASK, recorder=recorder)
         with made.routing_state.restored({"": call}), fused.use(path):
             out = made(x)
     expected = literal(made, x, MASK)

@@ -26,7 +26,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 import lime
-from lime.tuner.layers.wrapped import LimeOver
+from lime.tuner.layers.wrapped import LimeWrapped
 from tests.tuner import small_models as small
 
 TARGETS = ["q_proj", "down_proj"]
@@ -78,8 +78,8 @@ def over(name: str, family: str = "llava_onevision", even: bool = False, **optio
     return model.eval()
 
 
-def layers(model: nn.Module) -> list[LimeOver]:
-    return [module for module in model.modules() if isinstance(module, LimeOver)]
+def layers(model: nn.Module) -> list[LimeWrapped]:
+    return [module for module in model.modules() if isinstance(module, LimeWrapped)]
 
 
 def inputs_of(family: str = "llava_onevision", side: str = "right") -> dict[str, Tensor]:
@@ -245,6 +245,29 @@ def test_every_base_by_its_name_starts_at_the_frozen_model(base: str) -> None:
     assert all(isinstance(alone.get_base_model().get_submodule(row.module), BaseTunerLayer) for row in plain.rows)
 
 
+@pytest.mark.parametrize("cast", [False, True], ids=["bf16 base", "cast"])
+@pytest.mark.parametrize(
+    "base", ["lora", "vera", "ia3", "oft", "boft", "loha", "lokr", "hra", "miss", "adalora", "delora"]
+)
+def test_every_base_in_bf16(base: str, cast: bool) -> None:
+    """Over a bf16 model, and as a whole model that is cast to it, where some types do not cast their input."""
+    options = {"oft": {"oft_block_size": 8, "r": 0}, "hra": {"r": 4}, "miss": {"r": 4}}.get(base)
+    frozen = small.build("llava_onevision", dtype=torch.float32 if cast else torch.bfloat16)
+    model, _ = lime.apply(frozen, peft="any", base=base, base_options=options)
+    if cast:
+        model = model.to(torch.bfloat16)
+    inputs = small.batch("llava_onevision", [small.row("llava_onevision", 7, 1), small.row("llava_onevision", 12, 2)])
+    logits = model(**inputs).logits
+    assert logits.dtype == torch.bfloat16
+    real = inputs["attention_mask"].bool()
+    with model.disable_adapter():
+        torch.testing.assert_close(logits[real], model(**inputs).logits[real], atol=0.05, rtol=0.05)
+    logits.float()[real].square().sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(one is None or one.isfinite().all() for one in gradients)
+    assert any(one is not None and one.any() for one in gradients)
+
+
 def test_scope_and_options_reach_the_base() -> None:
     model, report = lime.apply(
         small.build("qwen2_vl"), peft="any", base="lora", base_options={"r": 6, "use_rslora": True}, scope="both",
@@ -337,7 +360,7 @@ def test_models_that_cannot_be_wrapped() -> None:
 
 def test_native_and_wrapped_adapters_do_not_mix() -> None:
     model = over("vera")
-    with pytest.raises(TypeError, match=r"LiME adapts plain linear layers, got LimeOver; .* peft='any'"):
+    with pytest.raises(TypeError, match=r"LiME adapts plain linear layers, got LimeWrapped; .* peft='any'"):
         model.add_adapter("second", lime.LimeConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="has an adapter of another type"):
         over("lora").add_adapter("second", lime.LimeConfig(peft="any", base="loha", target_modules=["q_proj"]))

@@ -15,7 +15,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from lime.tuner.layers.linear import LimeLinear
-from lime.tuner.routing.call import RoutingState
+from lime.tuner.routing.state import RoutingState
 from lime.tuner.settings import LimeSettings
 
 IN, OUT = 128, 64

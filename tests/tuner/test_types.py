@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lime.method import fused, routing
 from lime.tuner.layers.linear import LimeLinear
-from lime.tuner.routing.call import RoutingState, ScopeCall
-from lime.tuner.routing.recorder import recording
+from lime.tuner.routing.call import TowerCall
+from lime.tuner.routing.state import RoutingState
 from lime.tuner.settings import LimeSettings
 from tests.tuner.test_layer import CHOICES, layer
 
@@ -59,8 +59,8 @@ def test_a_layer_is_its_definition(options: dict[str, Any], choice: dict[str, An
     mask = torch.tensor([[True] * 7, [False, False, True, True, True, True, True]])
     outputs = []
     for path in ("auto", "torch"):
-        with fused.use(path), recording(made.routing_state) as recorder:
-            call = ScopeCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
+        with fused.use(path), made.routing_state.recording() as recorder:
+            call = TowerCall("", mask_BT=mask, mask_BS=mask, recorder=recorder)
             with made.routing_state.restored({"": call}):
                 outputs.append(made(x))
     (entry,) = next(iter(recorder._entries.values()))

@@ -7,10 +7,9 @@ A subject is named `method` or `method:form`:
 - `moe_lora`, `hydra_lora`, …: a MoE baseline, each layer's experts in one product.
 - `moe_lora:loop`: the same computed expert after expert, the form usual elsewhere; here for comparison alone.
 - `lime_lora`, `lime_dora`, …: LiME over that type, by the path that a run takes.
-- `lime_…:triton`, `lime_…:fused`, `lime_…:torch`, `lime_…:literal`: by one of the other paths of `lime.method.fused`:
-  the fused function with its kernels or without them, differentiable torch operations, or Eq. 1 with its
-  (tokens, d_out) temporaries.
-- `lime_lora:terms`: Eq. 1 multiplied out term by term; here for comparison alone.
+- `lime_…:triton`, `lime_…:fused`, `lime_…:torch`: by one of the other paths of `lime.method.fused`: the fused function
+  with its kernels or without them, or differentiable torch operations.
+- `lime_lora:terms`: Eq. 1 multiplied out term by term, with its (tokens, d_out) temporaries; here for comparison alone.
 """
 
 from __future__ import annotations

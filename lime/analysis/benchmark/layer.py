@@ -45,7 +45,7 @@ class Options:
     tokens: tuple[int, ...] = option((1024, 3000), "tokens")
     dtypes: tuple[str, ...] = option(("float32",), "dtype of the frozen weight and input", DTYPES)
     methods: tuple[str, ...] = option(
-        ("frozen", "lora", "lime_lora", "lime_lora:torch", "lime_lora:literal", "moe_lora", "moe_lora:loop"),
+        ("frozen", "lora", "lime_lora", "lime_lora:torch", "lime_lora:terms", "moe_lora", "moe_lora:loop"),
         "methods, with their form",
     )
     variants: tuple[str, ...] = option(("plain",), "variants of LiME", tuple(VARIANTS))

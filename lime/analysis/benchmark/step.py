@@ -27,7 +27,7 @@ class Options:
     architecture: str = option(models.QWEN2_896, "architecture", models.names())
     layers: int = option(0, "layers of each tower; 0 as published")
     methods: tuple[str, ...] = option(
-        ("frozen", "lora", "lime_lora", "lime_lora:literal", "moe_lora", "moe_lora:loop"), "methods, with their form"
+        ("frozen", "lora", "lime_lora", "lime_lora:terms", "moe_lora", "moe_lora:loop"), "methods, with their form"
     )
     dtypes: tuple[str, ...] = option(("float32",), "dtype of the frozen weights", DTYPES)
     batch: int = option(2, "rows of a micro-batch")

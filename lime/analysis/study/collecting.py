@@ -26,8 +26,7 @@ from lime.method.fused import use
 from lime.system.progress import ProgressDisplay
 from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.model import lime_layers, routing_state
-from lime.tuner.routing.call import ScopeCall
-from lime.tuner.routing.recorder import Recorder
+from lime.tuner.routing.recorder import RecordedCall, Recorder
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class _EveryToken(Recorder):
         super().__init__()
         self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def add(self, call: ScopeCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
+    def add(self, call: RecordedCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
         pair = (probabilities.detach().flatten(0, -2), weights.detach().flatten(0, -2))
         self.seen.setdefault(layer.rpartition(":")[0], []).append(pair)
 
@@ -239,10 +238,10 @@ def update_of(layer: LimeLinear, name: str, x: Tensor) -> Tensor:
     Args:
         x: the layer's whole input, (..., T, I): windows are counted over all its tokens.
     """
-    call, tokens = layer._seen(x)
+    call, tokens = layer.open_call().seen(layer.key, x)
     z = layer.base_layer(tokens)
     zero = torch.zeros_like(z, dtype=torch.promote_types(z.dtype, torch.float32))
-    return layer._adapt(name, tokens, z, zero, call).view(*x.shape[:-1], -1)
+    return layer.add_update(name, tokens, z, zero, call).view(*x.shape[:-1], -1)
 
 
 def _largest(p_TE: Tensor) -> Tensor:

@@ -4,8 +4,7 @@
   `lime.method.fused.kernels` where they apply; else `torch`;
 - `triton`: the same, but an error where the kernels cannot run: for comparisons on a GPU and for Triton's interpreter;
 - `fused`: the fused function by torch operations alone, on CUDA too;
-- `torch`: differentiable torch, the update as one product on the frozen output (`modulate_low_rank`);
-- `literal`: the definition, Eq. 1 at full width (`modulate`); for tests and benchmarks.
+- `torch`: differentiable torch, the update as one product on the frozen output (`modulate_low_rank`).
 
 All compute the same up to rounding. The environment variable `LIME_PATH` names the one of a whole process; `auto` where
 it is absent.
@@ -17,7 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PATHS = ("auto", "triton", "fused", "torch", "literal")
+PATHS = ("auto", "triton", "fused", "torch")
 BY_FUNCTION = ("auto", "triton", "fused")
 """Paths that take the fused function."""
 
@@ -28,12 +27,13 @@ def _checked(name: str, of: str) -> str:
     return name
 
 
-_current = _checked(os.environ.get("LIME_PATH") or "auto", "environment variable LIME_PATH")
+current = _checked(os.environ.get("LIME_PATH") or "auto", "environment variable LIME_PATH")
+"""The path in force; read by every layer in every call, changed by `use` alone."""
 
 
 def path() -> str:
     """The path in force."""
-    return _current
+    return current
 
 
 @contextmanager
@@ -45,9 +45,9 @@ def use(name: str) -> Iterator[None]:
     Raises:
         ValueError: unknown path.
     """
-    global _current
-    before, _current = _current, _checked(name, "fused path")
+    global current
+    before, current = current, _checked(name, "fused path")
     try:
         yield
     finally:
-        _current = before
+        current = before

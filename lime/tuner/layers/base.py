@@ -8,11 +8,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from lime.tuner.routing.call import RoutingState, ScopeCall
+from lime.tuner.routing.call import TowerCall
 from lime.tuner.routing.hooks import in_backward
-from lime.tuner.routing.mixture import MixtureRouter
 from lime.tuner.routing.recorder import Recorder
-from lime.tuner.routing.router import Router, Shape
+from lime.tuner.routing.router import MixtureRouter, Router, Shape
+from lime.tuner.routing.state import RoutingState
 from lime.tuner.settings import LimeSettings
 
 MERGE_REFUSED = (
@@ -85,13 +85,13 @@ class LimeLayer(nn.Module, BaseTunerLayer):
 
     # -- computation -----------------------------------------------------------------------------------------
 
-    def _call(self) -> ScopeCall | None:
-        """The open call of this layer's tower.
+    def open_call(self) -> TowerCall:
+        """The open call of this layer's tower; outside of one, a call of tokens of which nothing is known.
 
         Raises:
             RuntimeError: none is open although the layer is recomputed in a backward pass.
         """
-        call = self.routing_state.call(self.scope)
+        call = self.routing_state.open.get(self.scope)
         if call is not None and call.recorder is None and self.origin_recorder is not None:
             call.recorder = self.origin_recorder
         if call is None and in_backward():
@@ -99,17 +99,7 @@ class LimeLayer(nn.Module, BaseTunerLayer):
                 f"{self.key}: recomputed in the backward pass without the record of its forward pass. Switch "
                 "checkpointing on with model.gradient_checkpointing_enable, or checkpoint whole towers"
             )
-        return call
-
-    def _seen(self, x: Tensor) -> tuple[ScopeCall, Tensor]:
-        """The call of the tokens that this layer sees, and its input as (sequences, tokens, features).
-
-        Raises:
-            ValueError: nothing is known of the tokens, and the tower has padding.
-            RuntimeError: as `_call`.
-        """
-        call = self._call()
-        return (ScopeCall(self.scope) if call is None else call).seen(self.key, x)
+        return TowerCall(self.scope) if call is None else call
 
     def _idle(self, z: Tensor) -> Tensor:
         """The frozen output of no tokens, as of an expert that none was sent to; parameters get a gradient of zero."""
@@ -124,7 +114,7 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         replica.origin_recorder = self.routing_state.recorder
         return replica
 
-    def _route(self, name: str, x: Tensor, z: Tensor, zhat: Tensor, call: ScopeCall | None) -> Tensor:
+    def _route(self, name: str, x: Tensor, z: Tensor, zhat: Tensor, call: TowerCall | None) -> Tensor:
         """Expert weights of every token, (B, T, E), from an input, the frozen signal and the update, (B, T, ·)."""
         router: Router = self.lime_router[name]  # type: ignore[assignment]
         if self.lime_settings[name].router == "learned":

@@ -16,22 +16,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lime.method.fused import path
 from lime.method.routing import DIVISOR_FLOOR, routing_dtype
-from lime.method.selection import select
-from lime.tuner.layers.fused import fusible
+from lime.tuner.layers.parts import Adapter
+from lime.tuner.routing.call import TowerCall
 from lime.tuner.routing.router import Router
 from lime.tuner.settings import LimeSettings
-
-if TYPE_CHECKING:
-    from lime.tuner.layers.linear import LimeLinear
-    from lime.tuner.routing.call import ScopeCall
 
 MOST_TOKENS = 256
 """Most tokens of one call. With more, the fused function is as fast."""
@@ -42,8 +37,9 @@ class Constants:
     """What a layer computes once a generation.
 
     Attributes:
-        name, active: the adapter, and the layer's choice of adapters at that time.
-        tensors, version: the trainable tensors that they come from, and how often these had been written to.
+        router, active: the adapter's router, and the layer's choice of adapters at that time.
+        trained, version: the trainable tensors that they come from, and how often these had been written to (those
+            made in inference mode have no count).
         weight, bias: the frozen layer's.
         dtype: in which the update is computed.
         split, signals: R and Q, and the shape of both signals, (-1, 2, D).
@@ -54,9 +50,9 @@ class Constants:
         experts_EO: `P + gamma p_s`.
     """
 
-    name: str
+    router: Router
     active: Any
-    tensors: tuple[Tensor, ...]
+    trained: tuple[Tensor, ...]
     version: list[int]
     weight: Tensor
     bias: Tensor | None
@@ -70,78 +66,52 @@ class Constants:
     basis_RO: Tensor
     experts_EO: Tensor
 
-
-def decoded(layer: LimeLinear, x: Tensor, call: ScopeCall) -> Tensor | None:
-    """Output of a layer in the middle of a generation, (B, T, O); nothing where it is not in one, or not this way.
-
-    It is where nothing is trained or recorded, a cache was passed in, and one adapter that could be fused routes each
-    token by itself and by its own norm. A call with an empty cache forgets the constants of the generation before.
-    """
-    if torch.is_grad_enabled() or layer.training:
-        return None
-    if not call.past:
-        layer.decoding = None
-        if not call.cached or x.numel() > MOST_TOKENS * x.shape[-1]:
-            return None
-    known = layer.decoding
-    if known is None or known.active != layer._active_adapter or known.version != _version(known.tensors):
-        known = layer.decoding = _constants(layer, x)
-    unfit = call.recorder is not None or x.numel() > MOST_TOKENS * x.shape[-1] or path() != "auto"
-    if known is None or unfit or torch.is_autocast_enabled(x.device.type):
-        return None
-    return _decode(layer, x, call, known)
+    def hold(self, active: Any) -> bool:
+        """Whether the layer has the same choice of adapters and their tensors are unchanged."""
+        return self.active == active and self.version == [one._version for one in self.trained]
 
 
-def _decode(layer: LimeLinear, x: Tensor, call: ScopeCall, known: Constants) -> Tensor:
-    """Two-dimensional operations, in place where that is possible: with few tokens each costs about a microsecond,
-    whatever it computes."""
-    kept = call.kept_where_padded(known.dtype)
+def decode(constants: Constants, x: Tensor, call: TowerCall) -> Tensor:
+    """Output of a layer within a generation, (B, T, O): two-dimensional operations, in place where that is possible.
+    With few tokens each costs about a microsecond, whatever it computes."""
+    real = call.real_where_padded(constants.dtype)
     x_NI = x.reshape(-1, x.shape[-1])
-    z_NO = F.linear(x_NI, known.weight, known.bias)
-    taps_NG = torch.addmm(known.bias_G, x_NI.to(known.dtype), known.signals_IG)
-    u_NR, signals_NQ = taps_NG.split_with_sizes(known.split, 1)
-    signals_N2D = signals_NQ.view(known.signals)
+    z_NO = F.linear(x_NI, constants.weight, constants.bias)
+    signals_NG = torch.addmm(constants.bias_G, x_NI.to(constants.dtype), constants.signals_IG)
+    u_NR, signals_NQ = signals_NG.split_with_sizes(constants.split, 1)
+    signals_N2D = signals_NQ.view(constants.signals)
     signals_N2D = signals_N2D / torch.linalg.vector_norm(signals_N2D, math.inf, -1, True)
-    logits_NE = torch.mm(signals_N2D.view(signals_NQ.shape), known.blend_QE)
-    if known.limit is not None:
+    logits_NE = torch.mm(signals_N2D.view(signals_NQ.shape), constants.blend_QE)
+    if constants.limit is not None:
         below_NE = logits_NE.sub_(logits_NE.amax(1, True))
-        w_NE = torch.threshold(below_NE, known.limit, -math.inf).softmax(1)
+        w_NE = torch.threshold(below_NE, constants.limit, -math.inf).softmax(1)
     else:
-        w_NE = _selected(logits_NE.softmax(1), layer.lime_settings[known.name])
-    update_NO = torch.mm(u_NR, known.basis_RO).mul_(torch.mm(w_NE, known.experts_EO))
-    if kept is not None:
-        update_NO.mul_(kept.view(-1, 1))
+        w_NE = constants.router.select(logits_NE.softmax(1))
+    update_NO = torch.mm(u_NR, constants.basis_RO).mul_(torch.mm(w_NE, constants.experts_EO))
+    if real is not None:
+        update_NO.mul_(real.view(-1, 1))
     return z_NO.add_(update_NO).view(*x.shape[:-1], z_NO.shape[1])
 
 
-def _selected(probabilities_NE: Tensor, settings: LimeSettings) -> Tensor:
-    return select(
-        probabilities_NE,
-        settings.selection,
-        threshold=settings.auto_topk_threshold,
-        top_k=settings.top_k,
-        max_experts=settings.max_experts,
-    )
+def is_decodable(settings: LimeSettings) -> bool:
+    """Whether this way computes an adapter that the fused function computes: LiME that routes each token by itself, by
+    the norm of its own features and with a hard choice."""
+    zero = settings.router == "zero" and not settings.spec.is_mixture
+    return zero and settings.routing_norm == "slice" and settings.n_gram == 1 and not settings.soft
 
 
-def _version(tensors: tuple[Tensor, ...]) -> list[int]:
-    """How often these were written to."""
-    return [tensor._version for tensor in tensors]
+def constants_of(part: Adapter, active: Any) -> Constants:
+    """The constants of an adapter that `is_decodable`.
 
-
-def _constants(layer: LimeLinear, x: Tensor) -> Constants | None:
-    name = fusible(layer, x)
-    if name is None or getattr(layer, "_is_replica", False):  # replicas live for one pass
-        return None
-    settings, base = layer.lime_settings[name], layer.base_layer
-    delta: Any = layer.lime_delta[name]
-    if settings.router != "zero" or settings.routing_norm != "slice" or settings.n_gram > 1 or settings.soft:
-        return None
-    router: Router = layer.lime_router[name]  # type: ignore[assignment]
+    Args:
+        active: the layer's choice of adapters.
+    """
+    settings, base, delta, router = part.settings, part.base, part.delta, part.router
     dtype = routing_dtype(delta.compute_dtype)
     A_RI, basis_RO = delta.projection().to(dtype), delta.basis().to(dtype)
-    modulators = tuple(one.to(dtype) for one in layer._modulators(name))
-    experts = modulators[0] if len(modulators) == 1 else modulators[0] + modulators[2] * modulators[1]
+    experts_EO, *always = (one.to(dtype) for one in part.modulators)
+    if always:
+        experts_EO = experts_EO + always[1] * always[0]
     frozen_EI = router.pick(base.weight.t()).t().to(dtype)
     rank, E = len(A_RI), settings.num_experts
     zero_1I = A_RI.new_zeros(1, A_RI.shape[1])
@@ -156,13 +126,12 @@ def _constants(layer: LimeLinear, x: Tensor) -> Constants | None:
     if settings.selection == "auto" and settings.max_experts is None and theta > 0:
         exact = torch.tensor(math.log(theta), dtype=dtype)
         limit = min(float(torch.nextafter(exact, exact.new_tensor(-math.inf))), -1e-30)  # what equals it stays in
-    tensors = (*delta.parameters(), *layer._modulators(name))
-    counted = tuple(tensor for tensor in tensors if not tensor.is_inference())  # the others have no count
+    trained = tuple(one for one in (*delta.parameters(), *part.modulators) if not one.is_inference())
     return Constants(
-        name,
-        layer._active_adapter,
-        counted,
-        _version(counted),
+        router,
+        active,
+        trained,
+        [one._version for one in trained],
         base.weight,
         base.bias,
         dtype,
@@ -173,5 +142,5 @@ def _constants(layer: LimeLinear, x: Tensor) -> Constants | None:
         torch.cat([blend_DE * ((1 - g) / tau), blend_DE * (g / tau)]),
         limit,
         basis_RO.contiguous(),
-        experts,
+        experts_EO,
     )

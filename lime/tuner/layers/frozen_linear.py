@@ -8,6 +8,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lime.tuner.settings import LimeSettings
+
 LINEAR = (nn.Linear, Conv1D)
 """Layers that LiME adapts: `nn.Linear` and kinds derived from it, and GPT-2's `Conv1D`, whose weight is (in, out)."""
 
@@ -37,3 +39,22 @@ def frozen_weight(base: nn.Module) -> Tensor:
         return base.weight
     weight: Tensor = dequantize_module_weight(base)
     return weight
+
+
+def check_fit(layer: str, settings: LimeSettings, base: nn.Linear) -> None:
+    """Raise `ValueError` where a layer is too small for the settings, naming the layer: fewer outputs than experts, or
+    fewer columns or rows than the slice of `slicefine`."""
+    if settings.enabled and not settings.spec.is_mixture and settings.num_experts > base.out_features:
+        raise ValueError(
+            f"num_experts: {settings.num_experts} experts need as many routing features, but {layer} has only "
+            f"{base.out_features} outputs; use at most {base.out_features} experts or leave that layer out of "
+            "target_modules, or name it in exclude_modules"
+        )
+    if settings.peft == "slicefine":
+        widths = {"columns": base.in_features, "rows": base.out_features}
+        for what, width in widths.items():
+            if settings.orientation in (what, "both") and settings.r > width:
+                raise ValueError(
+                    f"r: a slice of {settings.r} {what} does not fit {layer}, which has {width}; use r of at most "
+                    f"{width} or leave that layer out of target_modules, or name it in exclude_modules"
+                )

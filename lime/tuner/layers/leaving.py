@@ -28,23 +28,23 @@ def remove_adapter(model: nn.Module, name: str, kind: type[BaseTunerLayer] = Lim
     Returns:
         Whether there was such an adapter.
     """
-    found = [
+    holders = [
         (place, layer)
         for place, layer in model.named_modules()
         if isinstance(layer, kind) and name in layer._all_available_adapter_names()
     ]
     with warnings.catch_warnings():  # peft warns of the adapter that becomes active in its stead
         warnings.simplefilter("ignore")
-        for place, layer in found:
-            if any(place.startswith(outer + ".") for outer, _ in found):
+        for place, layer in holders:
+            if any(place.startswith(outer + ".") for outer, _ in holders):
                 continue  # goes with the layer around it
             layer.delete_adapter(name)
             if not layer._all_available_adapter_names():
                 _unwrap(model, place, layer)
-        if found:
+        if holders:
             _remove_saved_modules(model, name)
     _remove_idle_hooks(model)
-    return bool(found)
+    return bool(holders)
 
 
 def check_name_is_free(model: nn.Module, name: str) -> None:

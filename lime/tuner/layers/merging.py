@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
-from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lime.method.deltas.base import LowRankDelta
+from lime.tuner.layers.base import LimeLayer
 from lime.tuner.layers.frozen_linear import frozen_weight
-
-if TYPE_CHECKING:
-    from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.layers.parts import Adapter
 
 
 @torch.no_grad()
-def change_of_weight(layer: LimeLinear, name: str) -> Tensor:
-    """What the adapter adds to the frozen weight, (d_out, d_in), in the adapter's dtype."""
-    delta: Any = layer.lime_delta[name]
+def change_of_weight(adapter: Adapter) -> Tensor:
+    """What an adapter adds to the frozen weight, (d_out, d_in), in the adapter's dtype."""
+    delta = adapter.delta
     assert isinstance(delta, LowRankDelta)
     change_OI = delta.basis().t() @ delta.projection()
     if not delta.reads_weight:
         return change_OI
-    weight_OI = frozen_weight(layer.get_base_layer()).to(change_OI.dtype)
+    weight_OI = frozen_weight(adapter.base).to(change_OI.dtype)
     return delta.gain(weight_OI).unsqueeze(-1) * (weight_OI + change_OI) - weight_OI
 
 
 @torch.no_grad()
-def merge(layer: LimeLinear, safe_merge: bool, adapter_names: list[str] | None) -> None:
+def merge(layer: LimeLayer, adapters: dict[str, Adapter], safe_merge: bool) -> None:
     """Add the adapters' updates to the frozen weight, and remember them, so that they can be taken off again.
 
     Raises:
         ValueError: a frozen weight that is not a plain one, or, with `safe_merge`, a sum that is not finite.
     """
     base = layer.get_base_layer()
-    for name in check_adapters_to_merge(layer, adapter_names):
-        if name not in layer.lime_delta:
-            continue
+    for name, adapter in adapters.items():
         weight = _plain_weight(layer.key, base)
-        change_OI = change_of_weight(layer, name)
+        change_OI = change_of_weight(adapter)
         before = weight.detach().clone()
         change = change_OI.t() if isinstance(base, Conv1D) else change_OI
         merged = (weight.to(change.dtype) + change).to(weight.dtype)
@@ -54,7 +48,7 @@ def merge(layer: LimeLinear, safe_merge: bool, adapter_names: list[str] | None) 
 
 
 @torch.no_grad()
-def unmerge(layer: LimeLinear) -> None:
+def unmerge(layer: LimeLayer) -> None:
     """The frozen weight as it was, bit for bit."""
     if layer.merged_adapters:
         _plain_weight(layer.key, layer.get_base_layer()).copy_(layer.unmerged_weights[0])

@@ -2,88 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lime.method.deltas.mixture import MixtureDelta
 from lime.method.deltas.moe_dora import MoEDoRADelta
 from lime.method.modulation import add
 from lime.method.taps import FrozenWithTaps
-from lime.tuner.routing.call import ScopeCall
-from lime.tuner.routing.mixture import MixtureRouter
-
-if TYPE_CHECKING:
-    from lime.tuner.layers.linear import LimeLinear
+from lime.tuner.layers.frozen_linear import frozen_weight
+from lime.tuner.layers.parts import Adapter
+from lime.tuner.routing.call import TowerCall
 
 
-def parts(layer: LimeLinear, name: str) -> tuple[MixtureDelta, MixtureRouter]:
-    """The update and the router of the mixture `name`."""
-    delta, router = layer.lime_delta[name], layer.lime_router[name]
-    assert isinstance(delta, MixtureDelta)
-    assert isinstance(router, MixtureRouter)
-    return delta, router
-
-
-def adapt_by_mixture(layer: LimeLinear, name: str, x: Tensor, z: Tensor, out: Tensor, call: ScopeCall | None) -> Tensor:
-    """Add the update of the mixture `name` to `out`, (B, T, O); padding keeps exactly `out`.
+def add_mixture(part: Adapter, x: Tensor, z: Tensor, out: Tensor, call: TowerCall | None) -> Tensor:
+    """Add the update of a mixture to `out`, (B, T, O); padding keeps exactly `out`.
 
     Args:
         x: the layer's input, (B, T, I).
         z: its frozen output, (B, T, O).
         call: of its tokens.
     """
-    delta, router = parts(layer, name)
+    delta = part.delta
     x = x.to(delta.compute_dtype)
-    u, logits = F.linear(delta.drop(x), delta.A), None
-    if not router.by_sequence:
-        logits = F.linear(x, router.weight)
-    left, weights = _coefficients(layer, name, x, u, logits, call)
+    u = F.linear(delta.drop(x), delta.A)
+    logits = None if part.router.by_sequence else F.linear(x, part.router.weight)
+    left, basis, change = _factors(part, x, u, logits, delta.compute_dtype, call)
     out = out.to(torch.promote_types(out.dtype, u.dtype))
-    if not isinstance(delta, MoEDoRADelta):
-        return add(out, left, delta.basis())
-    gain_EO = delta.gain(layer._frozen_weight())
-    change = weights.to(gain_EO.dtype) @ (gain_EO - 1)
-    return add(out + _product(layer, z.to(gain_EO.dtype)) * change, left, delta.gained_basis(gain_EO))
+    if change is not None:
+        out = out + _product(part.base, z.to(change.dtype)) * change
+    return add(out, left, basis)
 
 
-def fused_mixture(layer: LimeLinear, name: str, x: Tensor, dtype: torch.dtype, call: ScopeCall | None) -> Tensor:
-    """Output of a plain frozen layer under the mixture `name` alone and without dropout, (B, T, O) in `dtype`: the same
-    as `adapt_by_mixture`, with the wide products in `dtype` and the update added in place.
-    """
-    delta, router = parts(layer, name)
-    base = layer.get_base_layer()
-    own = len(delta.A)
+def fused_mixture(part: Adapter, x: Tensor, dtype: torch.dtype, call: TowerCall | None) -> Tensor:
+    """Output of a plain frozen layer under one mixture without dropout, (B, T, O) in `dtype`: `add_mixture` with the
+    wide products in `dtype`, and the update added in place to a frozen output that nobody else reads."""
     with torch.autocast(x.device.type, enabled=False):
-        rows = delta.A if router.by_sequence else torch.cat([delta.A, router.weight])
-        z_NO, taps_NP = FrozenWithTaps.apply(x, base.weight, base.bias, rows, dtype)
-        u, logits = taps_NP.view(*x.shape[:-1], -1).split([own, len(rows) - own], -1)
-        left, weights = _coefficients(layer, name, x, u, None if router.by_sequence else logits, call)
-        basis = delta.basis()
-        if isinstance(delta, MoEDoRADelta):
-            gain_EO = delta.gain(layer._frozen_weight())
-            change_NO = weights.flatten(0, -2).to(dtype) @ (gain_EO - 1).to(dtype)
-            z_NO, basis = torch.addcmul(z_NO, _product(layer, z_NO), change_NO), delta.gained_basis(gain_EO)
+        A, by_token = part.delta.A, not part.router.by_sequence
+        rows = torch.cat([A, part.router.weight]) if by_token else A
+        z_NO, taps_NP = FrozenWithTaps.apply(x, part.base.weight, part.base.bias, rows, dtype)
+        u, logits = taps_NP.view(*x.shape[:-1], -1).split([len(A), len(rows) - len(A)], -1)
+        left, basis, change = _factors(part, x, u, logits if by_token else None, dtype, call)
+        if change is not None:
+            z_NO = torch.addcmul(z_NO, _product(part.base, z_NO), change.flatten(0, -2))
         out_NO: Tensor = z_NO.addmm_(left.flatten(0, -2).to(dtype), basis.to(dtype))
         return out_NO.view(*x.shape[:-1], -1)
 
 
-def _coefficients(
-    layer: LimeLinear, name: str, x: Tensor, u: Tensor, logits: Tensor | None, call: ScopeCall | None
-) -> tuple[Tensor, Tensor]:
-    """Coefficients of the update's basis, (B, T, K), and expert weights, (B, T, E), from `A x` and the router's logits;
-    zero at padding."""
-    delta, router = parts(layer, name)
-    weights = router.route(x, logits, f"{layer.key}:{name}", call).to(u.dtype)
-    kept = None if call is None else call.kept(u.dtype)
-    if kept is None:
-        return delta.mix(u, weights), weights
-    return delta.mix(u * kept, weights), weights * kept
+def _factors(
+    part: Adapter, x: Tensor, u: Tensor, logits: Tensor | None, dtype: torch.dtype, call: TowerCall | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """From `A x` and the router's logits: coefficients (B, T, K) of the basis (K, O), zero at padding; and, of experts
+    with magnitudes, the factor of `W0 x` that is added to the frozen output, (B, T, O) in `dtype`."""
+    delta: Any = part.delta
+    weights = part.router.route(x, logits, part.key, call).to(u.dtype)
+    real = None if call is None else call.real(u.dtype)
+    left = delta.mix(u if real is None else u * real, weights)
+    if not isinstance(delta, MoEDoRADelta):
+        return left, delta.basis(), None
+    gain_EO = delta.gain(frozen_weight(part.base))
+    weights = weights if real is None else weights * real
+    return left, delta.gained_basis(gain_EO), weights.to(dtype) @ (gain_EO - 1).to(dtype)
 
 
-def _product(layer: LimeLinear, z: Tensor) -> Tensor:
+def _product(base: Any, z: Tensor) -> Tensor:
     """`W0 x` from `z = W0 x + b0`."""
-    base: nn.Linear = layer.get_base_layer()  # type: ignore[assignment]
     return z if base.bias is None else z - base.bias.to(z.dtype)

@@ -33,14 +33,15 @@ from torch import Tensor, nn
 from lime.method.modulation import modulate
 from lime.tuner.layers.base import LimeLayer
 from lime.tuner.layers.frozen_linear import shape_of
-from lime.tuner.routing.call import RoutingState
+from lime.tuner.layers.parts import Choice
+from lime.tuner.routing.state import RoutingState
 from lime.tuner.settings import LimeSettings
 
 _watching = threading.RLock()
 """Held while a wrapped layer runs, since it is changed for that time: one adapter active, the frozen layer watched."""
 
 
-class LimeOver(LimeLayer):
+class LimeWrapped(LimeLayer):
     """A tuner layer of the `peft` library whose update is modulated.
 
     Args:
@@ -85,13 +86,17 @@ class LimeOver(LimeLayer):
 
     # -- computation -----------------------------------------------------------------------------------------
 
+    def choose(self) -> Choice:
+        """The way that every call takes."""
+        return Choice("torch", "its update is that of another adapter, formed at full width")
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.lime_settings]
         if not names or not x.numel():
             with _watching:
                 z = self.get_base_layer()(x, *args, **kwargs)
             return self._idle(z) if names else z
-        call, tokens = self._seen(x)
+        call, tokens = self.open_call().seen(self.key, x)
         out: Tensor | None = None
         dtype = x.dtype
         for name in names:
@@ -99,9 +104,9 @@ class LimeOver(LimeLayer):
                 z, zhat = self._frozen_and_update(name, tokens)
             dtype = z.dtype
             weights = self._route(name, tokens, z, zhat, call)
-            kept = call.kept(zhat.dtype)
-            if kept is not None:  # padding keeps exactly z
-                zhat = zhat * kept
+            real = call.real(zhat.dtype)
+            if real is not None:  # padding keeps exactly z
+                zhat = zhat * real
             out = z.to(zhat.dtype) if out is None else out
             out = modulate(out, zhat, weights, *self._modulators(name))
         assert out is not None
@@ -141,7 +146,8 @@ class LimeOver(LimeLayer):
         handles = (base.register_forward_pre_hook(narrow), base.register_forward_hook(widen))
         try:
             with self._only(name):
-                y: Tensor = self.adapter_layer(x_wide)
+                widened = {} if x.dtype == wide else self._widened(wide)
+                y: Tensor = torch.func.functional_call(self.adapter_layer, widened, (x_wide,))
         finally:
             for handle in handles:
                 handle.remove()
@@ -157,13 +163,22 @@ class LimeOver(LimeLayer):
         with self._only(name):
             if type(base) is not nn.Linear or (z.dtype == wide and not autocast):
                 return z, self.adapter_layer(x).to(wide) - z.to(wide)
-            prefix = ".".join(["base_layer"] * _depth(self.adapter_layer))
-            widened = {f"{prefix}.{key}": p.to(wide) for key, p in base.named_parameters()}
+            prefix = _path_to_base(self.adapter_layer)
+            frozen = {f"{prefix}{key}": p.to(wide) for key, p in base.named_parameters()}
             with torch.autocast(x.device.type, enabled=False):
-                y = torch.func.functional_call(self.adapter_layer, widened, (x.to(wide),))
-                return z, y - nn.functional.linear(
-                    x.to(wide), widened[f"{prefix}.weight"], widened.get(f"{prefix}.bias")
-                )
+                y = torch.func.functional_call(self.adapter_layer, frozen | self._widened(wide), (x.to(wide),))
+                return z, y - nn.functional.linear(x.to(wide), frozen[f"{prefix}weight"], frozen.get(f"{prefix}bias"))
+
+    def _widened(self, wide: torch.dtype) -> dict[str, Tensor]:
+        """What the wrapped layer keeps beside the frozen one, where a cast model has it in a lower precision: not every
+        type casts its input to that."""
+        prefix = _path_to_base(self.adapter_layer)
+        tensors = (*self.adapter_layer.named_parameters(), *self.adapter_layer.named_buffers())
+        return {
+            key: one.to(wide)
+            for key, one in tensors
+            if one.is_floating_point() and one.dtype != wide and not key.startswith(prefix)
+        }
 
     @contextmanager
     def _only(self, name: str) -> Iterator[None]:
@@ -176,9 +191,9 @@ class LimeOver(LimeLayer):
             layer._active_adapter = before
 
 
-def _depth(layer: Any) -> int:
-    """Number of tuner layers down to the frozen one."""
-    depth = 0
+def _path_to_base(layer: Any) -> str:
+    """What the names of the frozen layer's parameters begin with, in the tuner layers around it."""
+    path = ""
     while isinstance(layer, BaseTunerLayer):
-        depth, layer = depth + 1, layer.base_layer  # type: ignore[attr-defined]
-    return depth
+        path, layer = path + "base_layer.", layer.base_layer  # type: ignore[attr-defined]
+    return path

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from lime.method.deltas.prompt import PromptDelta
 from lime.method.modulation import modulate
 from lime.tuner.layers.base import LimeLayer
-from lime.tuner.routing.call import RoutingState, ScopeCall
+from lime.tuner.routing.call import TowerCall
 from lime.tuner.routing.hooks import in_backward
+from lime.tuner.routing.state import RoutingState
 from lime.tuner.settings import LimeSettings
 from lime.tuner.towers import Tower, find_towers
 
@@ -145,7 +146,7 @@ class PromptLayer(LimeLayer):
             return (delta.initial + delta.offset).expand(batch, -1, -1)
         z = delta.frozen_signal(embeddings, mask)
         zhat = delta.offset.expand_as(z)
-        call = ScopeCall(self.key)  # every virtual token is real, whatever the sequence's padding
+        call = TowerCall(self.key)  # every virtual token is real, whatever the sequence's padding
         if not in_backward():  # a recomputed pass was recorded the first time
             call.recorder = self.routing_state.recorder
         weights = self._route(name, z, z, zhat, call)

@@ -1,7 +1,7 @@
 """What one forward pass of a tower knows: real tokens, windows, the recorder.
 
 Adapted layers see only hidden states. The innermost `PreTrainedModel` around them (language model or vision
-tower) opens a `ScopeCall` when it is entered and closes it when it returns (`lime.tuner.routing.hooks`); its layers
+tower) opens a `TowerCall` when it is entered and closes it when it returns (`lime.tuner.routing.hooks`); its layers
 read the open call. So vision and text tokens never mix, nor do calls of different threads.
 """
 
@@ -10,20 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from lime.method import windows
-from lime.tuner.routing.state import Generation, RoutingState
-
-if TYPE_CHECKING:
-    from lime.tuner.routing.recorder import Recorder
-
-
-__all__ = ["Generation", "RoutingCacheLayer", "RoutingState", "ScopeCall"]
+from lime.tuner.routing.recorder import Recorder
 
 
 class RoutingCacheLayer(DynamicLayer):
@@ -40,7 +33,7 @@ class RoutingCacheLayer(DynamicLayer):
 
 
 @dataclass(eq=False)
-class ScopeCall:
+class TowerCall:
     """One forward pass of one tower.
 
     Attributes:
@@ -77,7 +70,7 @@ class ScopeCall:
     position_BT: Tensor | None = None
     repeats: bool = False
     deciding: int | None = None
-    memory: tuple[Tensor, ScopeCall] | None = None
+    memory: tuple[Tensor, TowerCall] | None = None
     frames: Callable[[int], Tensor] | None = None
     unknown_padding: str = ""
     unknown_order: str = ""
@@ -89,8 +82,8 @@ class ScopeCall:
     _anchors: dict[tuple[int, str, int], Tensor] = field(default_factory=dict)
     _index: dict[tuple[int, str, torch.Size], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _past: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
-    _kept: dict[torch.dtype, Tensor] = field(default_factory=dict)
-    _others: dict[str, ScopeCall] = field(default_factory=dict)
+    _real: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    _derived: dict[str, TowerCall] = field(default_factory=dict)
     _sequences: tuple[Tensor, int] | None = None
 
     def __post_init__(self) -> None:
@@ -99,7 +92,7 @@ class ScopeCall:
         if self.batch is None and self.shape is not None:
             self.batch = self.shape[0]
 
-    def seen(self, layer: str, x: Tensor) -> tuple[ScopeCall, Tensor]:
+    def seen(self, layer: str, x: Tensor) -> tuple[TowerCall, Tensor]:
         """The call of the tokens that a layer sees, and its input as (sequences, tokens, features).
 
         They are those of its tower, in (B, T, I) or in order as (B T, I); or those that a decoder attends to; or one
@@ -122,21 +115,21 @@ class ScopeCall:
             if self.shape is not None and shape[0] == self.shape.numel():
                 return self, x.view(*self.shape, -1)
             if shape[0] == self.batch:
-                rows = self._other("rows", lambda: ScopeCall(self.scope, closed=True, recorder=self.recorder))
+                rows = self._derive("rows", lambda: TowerCall(self.scope, closed=True, recorder=self.recorder))
                 return rows, x.unsqueeze(1)
         return self._unknown(layer, shape), x if x.dim() > 1 else x.unsqueeze(0)
 
-    def _of_frames(self, tokens: int) -> ScopeCall:
+    def _of_frames(self, tokens: int) -> TowerCall:
         assert self.frames is not None
         frames = self.frames
 
-        def made() -> ScopeCall:
+        def of_frames() -> TowerCall:
             mask_BT = frames(tokens).bool()
-            return ScopeCall(self.scope, mask_BT, mask_BT, closed=True, recorder=self.recorder)
+            return TowerCall(self.scope, mask_BT, mask_BT, closed=True, recorder=self.recorder)
 
-        return self._other(f"{tokens} frames", made)
+        return self._derive(f"{tokens} frames", of_frames)
 
-    def _unknown(self, layer: str, shape: torch.Size) -> ScopeCall:
+    def _unknown(self, layer: str, shape: torch.Size) -> TowerCall:
         of_tower = "which of them form a sequence is unknown"
         if self.shape is not None:
             of_tower = f"those of its tower are {tuple(self.shape)}"
@@ -146,9 +139,9 @@ class ScopeCall:
                 f"{layer}: {reason}, with padding; adapt only layers that see every token of the sequence "
                 "(target_modules, exclude_modules)"
             )
-        return self._other(
+        return self._derive(
             reason,
-            lambda: ScopeCall(
+            lambda: TowerCall(
                 self.scope,
                 unknown_padding=self.unknown_padding,
                 unknown_order=reason,
@@ -157,23 +150,23 @@ class ScopeCall:
             ),
         )
 
-    def _other(self, key: str, make: Callable[[], ScopeCall]) -> ScopeCall:
-        if key not in self._others:
-            self._others[key] = make()
-        return self._others[key]
+    def _derive(self, key: str, make: Callable[[], TowerCall]) -> TowerCall:
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
 
-    def kept(self, dtype: torch.dtype) -> Tensor | None:
+    def real(self, dtype: torch.dtype) -> Tensor | None:
         """1 at real tokens and 0 at padding, shape (B, T, 1); absent when all are real."""
         if self.mask_BT is None:
             return None
-        if dtype not in self._kept:
-            self._kept[dtype] = self.mask_BT.unsqueeze(-1).to(dtype)
-        return self._kept[dtype]
+        if dtype not in self._real:
+            self._real[dtype] = self.mask_BT.unsqueeze(-1).to(dtype)
+        return self._real[dtype]
 
-    def kept_where_padded(self, dtype: torch.dtype) -> Tensor | None:
-        """As `kept`, but on a CPU absent too where the mask, read once for all layers, says that all are real."""
+    def real_where_padded(self, dtype: torch.dtype) -> Tensor | None:
+        """As `real`, but on a CPU absent too where the mask, read once for all layers, says that all are real."""
         mask = self.mask_BT
-        return None if mask is None or (mask.device.type == "cpu" and not self.is_padded()) else self.kept(dtype)
+        return None if mask is None or (mask.device.type == "cpu" and not self.is_padded()) else self.real(dtype)
 
     def is_padded(self) -> bool:
         """Whether there is padding, read once from the mask; where a graph is made, every mask counts."""
@@ -289,13 +282,13 @@ class ScopeCall:
             sequence_T = torch.repeat_interleave(lengths, output_size=tokens)
             sums = x.new_zeros(len(lengths), x.shape[-1], dtype=wide).index_add(0, sequence_T, x.to(wide))
             return of_means(sums / lengths.unsqueeze(-1).clamp_min(1)).index_select(0, sequence_T)
-        mask = self.kept(wide)
+        mask = self.real(wide)
         if packed is not None:
             sequence_N, count = packed
             x_NI = x.flatten(0, -2).to(wide)
-            kept_N1 = torch.ones_like(x_NI[:, :1]) if mask is None else mask.view(-1, 1)
-            sums = x_NI.new_zeros(count, x.shape[-1]).index_add(0, sequence_N, x_NI * kept_N1)
-            counts = x_NI.new_zeros(count, 1).index_add(0, sequence_N, kept_N1)
+            real_N1 = torch.ones_like(x_NI[:, :1]) if mask is None else mask.view(-1, 1)
+            sums = x_NI.new_zeros(count, x.shape[-1]).index_add(0, sequence_N, x_NI * real_N1)
+            counts = x_NI.new_zeros(count, 1).index_add(0, sequence_N, real_N1)
             decided = of_means(sums / counts.clamp_min(1)).index_select(0, sequence_N)
             return self._to_be_cached(layer, decided.view(*x.shape[:-1], -1))
         means = _mean(x[..., : self.deciding, :], None if mask is None else mask[..., : self.deciding, :])
@@ -358,12 +351,12 @@ class ScopeCall:
             self.recorder.add_sums(self, layer, probability_sum, statistics, tokens)
 
 
-def _mean(x: Tensor, kept: Tensor | None) -> Tensor:
-    """Mean over the tokens that are kept, in float32 or wider, (…, I); zero where there are none."""
+def _mean(x: Tensor, real: Tensor | None) -> Tensor:
+    """Mean over the real tokens, in float32 or wider, (…, I); zero where there are none."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if kept is None:
+    if real is None:
         return x.mean(-2)
-    return (kept.mT @ x).squeeze(-2) / kept.sum(-2).clamp_min(1)
+    return (real.mT @ x).squeeze(-2) / real.sum(-2).clamp_min(1)
 
 
 def _is_dispatched(layer: str) -> bool:

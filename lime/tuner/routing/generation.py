@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lime.tuner.layers.base import LimeLayer
 from lime.tuner.prompt.layer import PromptLayer
-from lime.tuner.routing.call import Generation, RoutingState
+from lime.tuner.routing.state import Generation, RoutingState
 
 ASSISTED = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
 

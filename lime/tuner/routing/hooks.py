@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 
-from lime.tuner.routing.call import RoutingCacheLayer, RoutingState, ScopeCall
+from lime.tuner.routing.call import RoutingCacheLayer, TowerCall
 from lime.tuner.routing.reading import key_value_cache, read_flat, read_sequences
+from lime.tuner.routing.state import RoutingState
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -37,7 +38,7 @@ class OpenCall:
 
     def __call__(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         check_arguments(kwargs)
-        call = ScopeCall(self.scope)
+        call = TowerCall(self.scope)
         if not in_backward():  # a whole tower that is recomputed was recorded the first time
             call.recorder = self.state.recorder
         if tower.training and torch.is_grad_enabled():
@@ -68,7 +69,7 @@ class CloseCall:
         call.close()
 
 
-def _store(cache: Cache, call: ScopeCall) -> None:
+def _store(cache: Cache, call: TowerCall) -> None:
     names, values = list(call.to_cache), list(call.to_cache.values())
     flat_BHTE = torch.cat(values, -1).unsqueeze(1)
     layer = call.cache_layer
@@ -89,10 +90,10 @@ def in_backward() -> bool:
 
 
 def checkpoint_contexts(
-    state: RoutingState, other: Callable[[], tuple[Any, Any]] | None = None
+    state: RoutingState, around: Callable[[], tuple[Any, Any]] | None = None
 ) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
     """`context_fn` of `torch.utils.checkpoint`: recompute with the calls that were open in the first pass."""
-    first, again = other() if other is not None else (contextlib.nullcontext(), contextlib.nullcontext())
+    first, again = around() if around is not None else (contextlib.nullcontext(), contextlib.nullcontext())
     return first, _Both(again, state.restored(dict(state.open)))
 
 
@@ -130,8 +131,8 @@ def secure_checkpointing(tower: nn.Module, state: RoutingState) -> None:
         if isinstance(context, functools.partial) and context.func is checkpoint_contexts:
             if context.args[0] is state:
                 continue
-            context = context.keywords["other"]  # LiME's own, of the model that this one was copied from
-        secured = functools.partial(checkpoint_contexts, state, other=context)
+            context = context.keywords["around"]  # LiME's own, of the model that this one was copied from
+        secured = functools.partial(checkpoint_contexts, state, around=context)
         assert isinstance(function, functools.partial)
         module._gradient_checkpointing_func = functools.partial(  # type: ignore[assignment]
             function.func, *function.args, **{**options, "context_fn": secured}

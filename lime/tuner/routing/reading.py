@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from lime.tuner.routing.call import Generation, RoutingCacheLayer, ScopeCall
+from lime.tuner.routing.call import RoutingCacheLayer, TowerCall
+from lime.tuner.routing.state import Generation
 
 MEMORIES = {
     "encoder_hidden_states": "encoder_attention_mask",
@@ -26,7 +27,7 @@ STATES = ("cache_params", "state", "mems", "past_buckets_states")
 
 
 def read_sequences(
-    call: ScopeCall, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], generation: Generation | None
+    call: TowerCall, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], generation: Generation | None
 ) -> None:
     """Language models, and vision or audio towers with a batch dimension: (B, T) tokens and an optional 2-D mask. In a
     run of `generate` the tokens of its prompt decide for their sequences, with a cache and without.
@@ -74,13 +75,13 @@ def _batch(tower: nn.Module, tokens: Tensor | None, kwargs: dict[str, Any]) -> i
     return main.shape[0]
 
 
-def _read_memory(call: ScopeCall, kwargs: dict[str, Any]) -> None:
+def _read_memory(call: TowerCall, kwargs: dict[str, Any]) -> None:
     for name, of_mask in MEMORIES.items():
         states = kwargs.get(name)
         if not isinstance(states, Tensor) or states.dim() != 3:
             continue
         mask = kwargs.get(of_mask) if of_mask else None
-        memory = ScopeCall(call.scope, recorder=call.recorder, closed=True)
+        memory = TowerCall(call.scope, recorder=call.recorder, closed=True)
         memory.shape, memory.batch = states.shape[:2], states.shape[0]
         if isinstance(mask, Tensor) and mask.shape == states.shape[:2]:
             memory.mask_BT = memory.mask_BS = mask.bool()
@@ -95,7 +96,7 @@ def key_value_cache(cache: Any) -> Cache | None:
     return cache if isinstance(cache, Cache) else None
 
 
-def _read_cache(call: ScopeCall, kwargs: dict[str, Any]) -> None:
+def _read_cache(call: TowerCall, kwargs: dict[str, Any]) -> None:
     given = kwargs.get("past_key_values")
     cache = key_value_cache(given)
     foreign = next((name for name in STATES if kwargs.get(name) is not None), None)
@@ -116,7 +117,7 @@ def _read_cache(call: ScopeCall, kwargs: dict[str, Any]) -> None:
     )
 
 
-def _read_mask(call: ScopeCall, tower: nn.Module, mask: Any) -> None:
+def _read_mask(call: TowerCall, tower: nn.Module, mask: Any) -> None:
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -144,11 +145,11 @@ def _read_mask(call: ScopeCall, tower: nn.Module, mask: Any) -> None:
 
 def _frames(downsampled: Any, mask: Tensor, tokens: int) -> Tensor:
     options = {"add_adapter": False} if "add_adapter" in inspect.signature(downsampled).parameters else {}
-    found: Tensor = downsampled(tokens, mask, **options)
-    return found
+    mask_BT: Tensor = downsampled(tokens, mask, **options)
+    return mask_BT
 
 
-def _read_positions(call: ScopeCall, positions: Any) -> None:
+def _read_positions(call: TowerCall, positions: Any) -> None:
     """(B, T), (T,), or several kinds of positions for each token, (K, B, T): first those of the text, of four; else, of
     three, the temporal ones, which the tokens of an image share."""
     if not isinstance(positions, Tensor) or call.shape is None or positions.shape[-1:] != call.shape[1:]:
@@ -163,7 +164,7 @@ def _shape(mask: Any) -> str:
     return f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
 
 
-def read_flat(call: ScopeCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def read_flat(call: TowerCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Qwen2-VL's vision tower: the patches of all images in one dimension, no mask, `grid_thw` (images,
     3)."""
     patches = args[0] if args else kwargs["hidden_states"]

@@ -8,18 +8,23 @@ Shapes: L layers, N tokens, E experts.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from lime.method.balance import BalanceTerms, balance_losses, masked_sum
 
-if TYPE_CHECKING:
-    from lime.tuner.routing.call import RoutingState, ScopeCall
+Summand = TypeVar("Summand", Tensor, "LayerStatistics")
+
+
+class RecordedCall(Protocol):
+    """What the recorder reads of a tower's forward pass (`lime.tuner.routing.call.TowerCall`)."""
+
+    mask_BT: Tensor | None
+    unknown_padding: str
 
 
 @dataclass
@@ -57,11 +62,6 @@ class LayerStatistics:
         return self.active_sum / self.token_count.clamp_min(1)
 
     @property
-    def mean_weight(self) -> Tensor:
-        """Mean weight of each expert after selection, (E,)."""
-        return self.weight_sum / self.token_count.clamp_min(1)
-
-    @property
     def experts_per_token(self) -> Tensor:
         """Mean number of experts that carry weight in a token's modulation, scalar."""
         return self.active_sum.sum() / self.token_count.clamp_min(1)
@@ -78,7 +78,7 @@ class RoutingStatistics(dict[str, LayerStatistics]):
     def __add__(self, other: RoutingStatistics) -> RoutingStatistics:
         merged = RoutingStatistics(self)
         for name, statistics in other.items():
-            merged[name] = merged[name] + statistics if name in merged else statistics
+            _accumulate(merged, name, statistics)
         return merged
 
     def mean(self, of: Callable[[LayerStatistics], Tensor]) -> Tensor:
@@ -101,7 +101,7 @@ class _Sums:
 
     layer: str
     probability_sum: Tensor
-    others: Tensor
+    statistics: Tensor
     tokens: int
 
 
@@ -125,43 +125,45 @@ class Recorder:
     backward pass."""
 
     def __init__(self) -> None:
-        self._entries: dict[ScopeCall, list[_Entry]] = {}
-        self._sums: dict[ScopeCall, list[_Sums]] = {}
+        self._entries: dict[RecordedCall, list[_Entry]] = {}
+        self._sums: dict[RecordedCall, list[_Sums]] = {}
 
-    def add(self, call: ScopeCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
+    def add(self, call: RecordedCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
         """Called by the layers: routing probabilities before and weights after selection, (..., E)."""
         _check_padding(call, layer)
         self._entries.setdefault(call, []).append(_Entry(layer, probabilities, weights))
 
-    def add_sums(self, call: ScopeCall, layer: str, probability_sum: Tensor, statistics: Tensor, tokens: int) -> None:
+    def add_sums(
+        self, call: RecordedCall, layer: str, probability_sum: Tensor, statistics: Tensor, tokens: int
+    ) -> None:
         """Called by fused layers: sums over the real ones of `tokens` tokens. `statistics` holds the tokens in which
         each expert carries weight, the sum of the weights, and that of the entropy, (2 E + 1,)."""
         _check_padding(call, layer)
         self._sums.setdefault(call, []).append(_Sums(layer, probability_sum, statistics, tokens))
 
     def __len__(self) -> int:
-        return sum(len(found) for kind in (self._entries, self._sums) for found in kind.values())
+        return sum(len(layers) for kind in (self._entries, self._sums) for layers in kind.values())
 
     def _summed(self) -> Iterator[tuple[_Sums, Tensor]]:
         """Sums of fused layers, and the number of real tokens behind them."""
-        for call, found in self._sums.items():
-            real = None if call.mask_BT is None else call.mask_BT.sum().to(found[0].others.dtype)
+        for call, layers in self._sums.items():
+            real = None if call.mask_BT is None else call.mask_BT.sum().to(layers[0].statistics.dtype)
             counts: dict[int, Tensor] = {}
-            for one in found:
-                if one.tokens not in counts:
-                    counts[one.tokens] = one.others.new_full((), float(one.tokens)) if real is None else real
-                yield one, counts[one.tokens]
+            for sums in layers:
+                if sums.tokens not in counts:
+                    counts[sums.tokens] = sums.statistics.new_full((), float(sums.tokens)) if real is None else real
+                yield sums, counts[sums.tokens]
 
     def _groups(self) -> Iterator[_Group]:
         for call, entries in self._entries.items():
             by_shape: dict[torch.Size, list[_Entry]] = {}
             for entry in entries:
                 by_shape.setdefault(entry.probabilities.shape, []).append(entry)
-            for alike in by_shape.values():
-                probabilities = torch.stack([entry.probabilities for entry in alike]).flatten(1, -2)
-                weights = torch.stack([entry.weights.detach() for entry in alike]).flatten(1, -2)
+            for same_shape in by_shape.values():
+                probabilities = torch.stack([entry.probabilities for entry in same_shape]).flatten(1, -2)
+                weights = torch.stack([entry.weights.detach() for entry in same_shape]).flatten(1, -2)
                 real = None if call.mask_BT is None else call.mask_BT.flatten().to(probabilities.dtype)
-                yield _Group([entry.layer for entry in alike], probabilities, weights, real)
+                yield _Group([entry.layer for entry in same_shape], probabilities, weights, real)
 
     def balance(self) -> BalanceTerms:
         """Balance losses (Eq. 5), each averaged over the adapted layers that routed; they carry gradient.
@@ -176,11 +178,11 @@ class Recorder:
         for group in self._groups():
             sum_LE, count = masked_sum(group.probabilities_LNE, group.real_N), group.count()
             for name, sum_E in zip(group.names, sum_LE.unbind(0), strict=True):
-                sums[name] = sums[name] + sum_E if name in sums else sum_E
-                counts[name] = counts[name] + count if name in counts else count
-        for one, count in self._summed():
-            sums[one.layer] = sums[one.layer] + one.probability_sum if one.layer in sums else one.probability_sum
-            counts[one.layer] = counts[one.layer] + count if one.layer in counts else count
+                _accumulate(sums, name, sum_E)
+                _accumulate(counts, name, count)
+        for layer_sums, count in self._summed():
+            _accumulate(sums, layer_sums.layer, layer_sums.probability_sum)
+            _accumulate(counts, layer_sums.layer, count)
         if not sums:
             raise ValueError(
                 "no routing was recorded: run the model inside `lime.tuner.record(model)`, with LiME switched on"
@@ -209,25 +211,20 @@ class Recorder:
             count = group.count()
             for i, name in enumerate(group.names):
                 layer = LayerStatistics(probability_LE[i], active_LE[i], weight_LE[i], entropy_L[i], count)
-                merged[name] = merged[name] + layer if name in merged else layer
-        for one, count in self._summed():
-            E = one.probability_sum.shape[0]
-            active_E, weight_E, entropy_1 = one.others.split([E, E, 1])
-            layer = LayerStatistics(one.probability_sum.detach(), active_E, weight_E, entropy_1.squeeze(0), count)
-            merged[one.layer] = merged[one.layer] + layer if one.layer in merged else layer
+                _accumulate(merged, name, layer)
+        for layer_sums, count in self._summed():
+            E = layer_sums.probability_sum.shape[0]
+            active_E, weight_E, entropy_1 = layer_sums.statistics.split([E, E, 1])
+            probability_E, entropy = layer_sums.probability_sum.detach(), entropy_1.squeeze(0)
+            layer = LayerStatistics(probability_E, active_E, weight_E, entropy, count)
+            _accumulate(merged, layer_sums.layer, layer)
         return merged
 
 
-def _check_padding(call: ScopeCall, layer: str) -> None:
+def _accumulate(sums: dict[str, Summand], layer: str, value: Summand) -> None:
+    sums[layer] = sums[layer] + value if layer in sums else value
+
+
+def _check_padding(call: RecordedCall, layer: str) -> None:
     if call.unknown_padding:
         raise ValueError(f"{layer}: statistics count real tokens, but {call.unknown_padding}")
-
-
-@contextlib.contextmanager
-def recording(state: RoutingState) -> Iterator[Recorder]:
-    """Make a new recorder active for the forward passes inside."""
-    before, state.recorder = state.recorder, Recorder()
-    try:
-        yield state.recorder
-    finally:
-        state.recorder = before

@@ -6,11 +6,9 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lime.tuner.routing.call import ScopeCall
-    from lime.tuner.routing.recorder import Recorder
+from lime.tuner.routing.call import TowerCall
+from lime.tuner.routing.recorder import Recorder
 
 
 @dataclass
@@ -38,21 +36,27 @@ class RoutingState(threading.local):
     of each thread its own: calls belong to the thread that makes them."""
 
     def __init__(self) -> None:
-        self.open: dict[str, ScopeCall] = {}
+        self.open: dict[str, TowerCall] = {}
         self.recorder: Recorder | None = None
         self.generation: Generation | None = None
 
-    def call(self, scope: str) -> ScopeCall | None:
-        return self.open.get(scope)
-
     @contextlib.contextmanager
-    def restored(self, calls: dict[str, ScopeCall]) -> Iterator[None]:
+    def restored(self, calls: dict[str, TowerCall]) -> Iterator[None]:
         """Make earlier calls current again, while a checkpointed segment is recomputed."""
         before, self.open = self.open, calls
         try:
             yield
         finally:
             self.open = before
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Recorder]:
+        """Make a new recorder active for the forward passes inside."""
+        before, self.recorder = self.recorder, Recorder()
+        try:
+            yield self.recorder
+        finally:
+            self.recorder = before
 
     def __deepcopy__(self, memo: dict[int, object]) -> RoutingState:
         new = RoutingState()
