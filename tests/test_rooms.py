@@ -39,8 +39,6 @@ ROOMS = {
 
 CIRCLES: list[set[str]] = [
     {"lime.method.fused.kernels", "lime.method.fused.function"},
-    {"lime.tuner.routing.recorder", "lime.tuner.routing.state", "lime.tuner.routing.call"},
-    {f"lime.tuner.layers.{name}" for name in ("mixture", "mixture_fused", "merging", "fused", "decoding", "linear")},
 ]
 """Circles that are still there; an entry that is no longer needed fails."""
 
