@@ -386,6 +386,35 @@ def test_a_traced_model_computes_the_same(options: dict[str, Any]) -> None:
         torch.testing.assert_close(traced(x), model(x))
 
 
+class Logits(nn.Module):
+    """Of a whole model, what a trace can hold: tensors in, a tensor out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["lora", "windows", "learned", "dora", "any", "hydra_lora", "moe_dora", "mocle"])
+@torch.no_grad()
+def test_a_whole_model_is_traced(name: str) -> None:
+    """With other tokens, padding and lengths than it was traced with."""
+    whole = Logits(adapted(**TYPES[name])).eval()
+    traced = torch.jit.trace(whole, tuple(inputs().values()), check_trace=False)
+    for given in (inputs(), inputs(seed=1), inputs(tokens=6)):
+        real = given["attention_mask"].bool()
+        torch.testing.assert_close(traced(**given)[real], whole(**given)[real])
+
+
+@torch.no_grad()
+def test_virtual_tokens_cannot_be_traced_and_say_so() -> None:
+    whole = Logits(adapted(**TYPES["prompt_tuning"])).eval()
+    with pytest.raises(NotImplementedError, match=r"virtual_tokens: torch.jit.trace"):
+        torch.jit.trace(whole, tuple(inputs().values()), check_trace=False)
+
+
 # -- modes, names, compiled models ---------------------------------------------------------------------------
 
 
