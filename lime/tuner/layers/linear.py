@@ -3,14 +3,15 @@
 `z'` is the frozen output `z`, or its rescaling where the PEFT type has one (DoRA). Without LiME (`enabled: false`) the
 same layer has neither modulators nor routing: `out = z' + zhat`.
 
-`LimeLinear.choose` decides which of three ways a call takes. Between this file and the result the input passes, under
-LiME over LoRA,
+`LimeLinear.choose` decides which of three ways a call takes. Between this file and the result the input passes
 
 - `torch`, the definition, differentiable as often as one likes: `routing/call.py` (which tokens these are),
-  `method/deltas/lora.py` (A and B), `routing/router.py` and `method/routing.py` (Eq. 3 and 4), `method/modulation.py`;
+  `routing/router.py` with `method/routing.py` (Eq. 3 and 4), `method/modulation.py` (Eq. 1);
 - `fused`, the same as one function with a backward pass of its own, for memory: `routing/call.py`, `layers/fused.py`
-  (what it is given), `method/deltas/lora.py`, `method/fused/function.py`, `method/routing.py`;
+  (what the function is given), `method/fused/`;
 - `decoding`, the same with few operations, for the tokens of a generation: `routing/call.py`, `layers/decoding.py`.
+
+The update's own tensors come from `lime/method/deltas`. A mixture's way, fused or not, is `layers/mixture.py`.
 """
 
 from __future__ import annotations
