@@ -27,13 +27,12 @@ def _checked(name: str, of: str) -> str:
     return name
 
 
-current = _checked(os.environ.get("LIME_PATH") or "auto", "environment variable LIME_PATH")
-"""The path in force; read by every layer in every call, changed by `use` alone."""
+_current = _checked(os.environ.get("LIME_PATH") or "auto", "environment variable LIME_PATH")
 
 
 def path() -> str:
     """The path in force."""
-    return current
+    return _current
 
 
 @contextmanager
@@ -45,9 +44,9 @@ def use(name: str) -> Iterator[None]:
     Raises:
         ValueError: unknown path.
     """
-    global current
-    before, current = current, _checked(name, "fused path")
+    global _current
+    before, _current = _current, _checked(name, "fused path")
     try:
         yield
     finally:
-        current = before
+        _current = before

@@ -8,10 +8,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from lime.tuner.layers.frozen_linear import Shape
 from lime.tuner.routing.call import TowerCall
 from lime.tuner.routing.hooks import in_backward
 from lime.tuner.routing.recorder import Recorder
-from lime.tuner.routing.router import MixtureRouter, Router, Shape
+from lime.tuner.routing.router import MixtureRouter, Router
 from lime.tuner.routing.state import RoutingState
 from lime.tuner.settings import LimeSettings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
@@ -12,6 +13,19 @@ from lime.tuner.settings import LimeSettings
 
 LINEAR = (nn.Linear, Conv1D)
 """Layers that LiME adapts: `nn.Linear` and kinds derived from it, and GPT-2's `Conv1D`, whose weight is (in, out)."""
+
+
+class Shape(Protocol):
+    """What a router needs to know of the layer it routes: widths, and a weight on its device."""
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def weight(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def fused_forward(part: Adapter, x: Tensor, dtype: torch.dtype, call: TowerCall 
     plan = Plan(
         router.plan,
         router.start,
-        part.delta.dropout if part.drops else 0.0,
+        part.delta.dropout if part.delta.drops else 0.0,
         records,
         caches,
         None if x.dtype == base.weight.dtype == dtype else dtype,

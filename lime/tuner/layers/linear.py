@@ -97,10 +97,7 @@ class LimeLinear(LimeLayer):
             return self._idle(self.base_layer(x, *args, **kwargs))
         call, tokens = None, x
         if len(self.lime_router):  # an adapter routes
-            call = self.routing_state.open.get(self.scope)
-            if call is None or self.origin_recorder is not None:
-                call = self.open_call()
-            call, tokens = call.seen(self.key, x)
+            call, tokens = self.open_call().seen(self.key, x)
         way = Choice("torch", "the frozen layer is given further arguments")
         if not args and not kwargs:
             way = self.choose(tokens, call)
@@ -124,14 +121,9 @@ class LimeLinear(LimeLayer):
         """What the ways through this layer are given of the adapter `name`."""
         settings = self.lime_settings[name]
         delta: Any = self.lime_delta[name]
-        modulators: tuple[Tensor, ...] = ()
-        if name in self.lime_experts:
-            modulators = (self.lime_experts[name],)
-            if name in self.lime_shared:
-                modulators = (*modulators, self.lime_shared[name], self.lime_gamma[name])
         router = self.lime_router[name] if settings.enabled else None
-        drops = delta.training and delta.dropout > 0
-        return Adapter(f"{self.key}:{name}", settings, self.base_layer, delta, router, modulators, self.training, drops)
+        modulators = self._modulators(name) if name in self.lime_experts else ()
+        return Adapter(f"{self.key}:{name}", settings, self.base_layer, delta, router, modulators, self.training)
 
     def add_update(self, name: str, x: Tensor, z: Tensor, out: Tensor, call: TowerCall | None) -> Tensor:
         """By the definition: add the modulated update of the adapter `name` to `out`, (B, T, O).
@@ -204,7 +196,7 @@ class LimeLinear(LimeLayer):
             if way == "fused" and is_decodable(self.lime_settings[name]) and not getattr(self, "_is_replica", False):
                 constants = constants_of(self.part(name), self._active_adapter)
             self.decoding = constants  # not of a replica, which lives for one pass
-        if constants is None or many or call.recorder is not None or fused.current != "auto":
+        if constants is None or many or call.recorder is not None or fused.path() != "auto":
             return False
         return not torch.is_autocast_enabled(x.device.type)
 
@@ -226,8 +218,8 @@ class LimeLinear(LimeLayer):
 
 def _of_process() -> str:
     """Why no layer takes the fused function just now; empty where layers may."""
-    if fused.current not in fused.BY_FUNCTION:
-        return f"the path {fused.current!r} was asked for"
+    if fused.path() not in fused.BY_FUNCTION:
+        return f"the path {fused.path()!r} was asked for"
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return "operations are compiled, traced or transformed"
     return ""
@@ -311,7 +303,7 @@ def _update(part: Adapter, x: Tensor, z: Tensor) -> _Update:
     x, u, z_picked = x.to(basis.dtype), None, None
     plain = type(base) is nn.Linear and type(base.weight) is nn.Parameter  # quantised rows cannot be read
     if plain and part.router is not None and part.settings.router == "zero":
-        u, z_picked = part.router.frozen_signal(x, base, None if part.drops else delta.projection())
+        u, z_picked = part.router.frozen_signal(x, base, None if part.delta.drops else delta.projection())
     u = delta.rank_space(x) if u is None else u
     return _Update(u, basis if gain is None else basis * gain, gain, change, z_picked)
 

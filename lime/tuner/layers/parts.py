@@ -22,7 +22,6 @@ class Adapter(NamedTuple):
         modulators: experts (E, O), and shared modulator (O,) with its gamma (1,) where there is one; empty for a
             mixture.
         training: the layer is in training mode.
-        drops: dropout acts just now.
     """
 
     key: str
@@ -32,7 +31,6 @@ class Adapter(NamedTuple):
     router: Any
     modulators: tuple[Tensor, ...]
     training: bool
-    drops: bool
 
 
 class Choice(NamedTuple):

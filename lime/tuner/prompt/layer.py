@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lime.method.deltas.prompt import PromptDelta
 from lime.method.modulation import modulate
 from lime.tuner.layers.base import LimeLayer
+from lime.tuner.layers.frozen_linear import LinearShape
 from lime.tuner.routing.call import TowerCall
 from lime.tuner.routing.hooks import in_backward
 from lime.tuner.routing.state import RoutingState
@@ -40,13 +41,6 @@ class Insertion:
     tokens: int = 0
     inserted: bool = False
     cache: Any = None
-
-
-@dataclass(frozen=True)
-class _Shape:
-    in_features: int
-    out_features: int
-    weight: Tensor
 
 
 class _Running(threading.local):
@@ -103,7 +97,7 @@ class PromptLayer(LimeLayer):
             dtype=dtype,
             zero_init=init_weights,
         )
-        self._add_modulators(name, settings, _Shape(self.width, self.width, embedding), dtype)
+        self._add_modulators(name, settings, LinearShape(self.width, self.width, embedding), dtype)
         self._keep_mode()
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +14,9 @@ from lime.method import routing, windows
 from lime.method.deltas.mixture import MixtureDelta
 from lime.method.fused.routing import RoutingPlan
 from lime.method.selection import select
+from lime.tuner.layers.frozen_linear import LinearShape, Shape
 from lime.tuner.routing.call import TowerCall
 from lime.tuner.settings import LimeSettings
-
-
-class Shape(Protocol):
-    """What a router needs to know of the layer it routes: widths, and a weight on its device."""
-
-    @property
-    def in_features(self) -> int: ...
-
-    @property
-    def out_features(self) -> int: ...
-
-    @property
-    def weight(self) -> Tensor: ...
 
 
 class Router(nn.Module):
@@ -155,15 +142,6 @@ class Router(nn.Module):
         )
 
 
-@dataclass(frozen=True)
-class _Input:
-    """What the router reads of a layer's input."""
-
-    in_features: int
-    out_features: int
-    weight: Tensor
-
-
 class MixtureRouter(Router):
     """The learned router of a MoE-PEFT baseline, `E x d_in` without bias: by token, or once for a whole sequence.
 
@@ -174,7 +152,7 @@ class MixtureRouter(Router):
     def __init__(self, base: Shape, settings: LimeSettings, layer: str, dtype: torch.dtype):
         kind = settings.spec.delta_class()
         assert issubclass(kind, MixtureDelta)
-        shape = _Input(kind.router_features(base.in_features), base.out_features, base.weight)
+        shape = LinearShape(kind.router_features(base.in_features), base.out_features, base.weight)
         super().__init__(shape, replace(settings, router="learned"), layer, dtype)
         self.kind, self.by_sequence = kind, settings.spec.by_sequence
 
