@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,19 +116,16 @@ class TowerCall:
             if self.shape is not None and shape[0] == self.shape.numel():
                 return self, x.view(*self.shape, -1)
             if shape[0] == self.batch:
-                rows = self._derive("rows", lambda: TowerCall(self.scope, closed=True, recorder=self.recorder))
-                return rows, x.unsqueeze(1)
+                return self._derive("rows"), x.unsqueeze(1)
         return self._unknown(layer, shape), x if x.dim() > 1 else x.unsqueeze(0)
 
     def _of_frames(self, tokens: int) -> TowerCall:
         assert self.frames is not None
-        frames = self.frames
-
-        def of_frames() -> TowerCall:
-            mask_BT = frames(tokens).bool()
-            return TowerCall(self.scope, mask_BT, mask_BT, closed=True, recorder=self.recorder)
-
-        return self._derive(f"{tokens} frames", of_frames)
+        key = f"{tokens} frames"
+        if key in self._derived:
+            return self._derived[key]
+        mask_BT = self.frames(tokens).bool()
+        return self._derive(key, mask_BT=mask_BT, mask_BS=mask_BT)
 
     def _unknown(self, layer: str, shape: torch.Size) -> TowerCall:
         of_tower = "which of them form a sequence is unknown"
@@ -139,20 +137,12 @@ class TowerCall:
                 f"{layer}: {reason}, with padding; adapt only layers that see every token of the sequence "
                 "(target_modules, exclude_modules)"
             )
-        return self._derive(
-            reason,
-            lambda: TowerCall(
-                self.scope,
-                unknown_padding=self.unknown_padding,
-                unknown_order=reason,
-                closed=True,
-                recorder=self.recorder,
-            ),
-        )
+        return self._derive(reason, unknown_padding=self.unknown_padding, unknown_order=reason)
 
-    def _derive(self, key: str, make: Callable[[], TowerCall]) -> TowerCall:
+    def _derive(self, key: str, **fields: Any) -> TowerCall:
+        """The call of other tokens in this tower's pass, made once."""
         if key not in self._derived:
-            self._derived[key] = make()
+            self._derived[key] = TowerCall(self.scope, closed=True, recorder=self.recorder, **fields)
         return self._derived[key]
 
     def real(self, dtype: torch.dtype) -> Tensor | None:

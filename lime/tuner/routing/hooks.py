@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -94,19 +94,15 @@ def checkpoint_contexts(
 ) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
     """`context_fn` of `torch.utils.checkpoint`: recompute with the calls that were open in the first pass."""
     first, again = around() if around is not None else (contextlib.nullcontext(), contextlib.nullcontext())
-    return first, _Both(again, state.restored(dict(state.open)))
+    return first, _both(again, state.restored(dict(state.open)))
 
 
-class _Both(contextlib.ExitStack):
-    def __init__(self, *contexts: contextlib.AbstractContextManager[Any]):
-        super().__init__()
-        self.contexts = contexts
-
-    def __enter__(self) -> _Both:
-        super().__enter__()
-        for context in self.contexts:
-            self.enter_context(context)
-        return self
+@contextlib.contextmanager
+def _both(
+    outer: contextlib.AbstractContextManager[Any], inner: contextlib.AbstractContextManager[Any]
+) -> Iterator[None]:
+    with outer, inner:
+        yield
 
 
 def secure_checkpointing(tower: nn.Module, state: RoutingState) -> None:
