@@ -233,7 +233,7 @@ class LimeModel(BaseTuner):
         for what, keys in (("lacks", missing), ("has, beyond those of this model,", extra)):
             if keys:
                 raise ValueError(
-                    f"adapter {adapter_name!r}: the file {what} {len(keys)} loaded, first {keys[0]}; load it on the "
+                    f"adapter {adapter_name!r}: the file {what} {len(keys)} tensors, first {keys[0]}; load it on the "
                     "model it was trained on"
                 )
         for key in sorted(embedding_keys(model) & loaded.keys()):
