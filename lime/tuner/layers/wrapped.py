@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lime.method.modulation import modulate
 from lime.tuner.layers.base import LimeLayer
@@ -146,8 +147,8 @@ class LimeWrapped(LimeLayer):
         handles = (base.register_forward_pre_hook(narrow), base.register_forward_hook(widen))
         try:
             with self._only(name):
-                widened = {} if x.dtype == wide else self._widened(wide)
-                y: Tensor = torch.func.functional_call(self.adapter_layer, widened, (x_wide,))
+                layer, widened = self.adapter_layer, {} if x.dtype == wide else self._widened(wide)
+                y: Tensor = functional_call(layer, widened, (x_wide,)) if widened else layer(x_wide)
         finally:
             for handle in handles:
                 handle.remove()
@@ -166,7 +167,7 @@ class LimeWrapped(LimeLayer):
             prefix = _path_to_base(self.adapter_layer)
             frozen = {f"{prefix}{key}": p.to(wide) for key, p in base.named_parameters()}
             with torch.autocast(x.device.type, enabled=False):
-                y = torch.func.functional_call(self.adapter_layer, frozen | self._widened(wide), (x.to(wide),))
+                y = functional_call(self.adapter_layer, frozen | self._widened(wide), (x.to(wide),))
                 return z, y - nn.functional.linear(x.to(wide), frozen[f"{prefix}weight"], frozen.get(f"{prefix}bias"))
 
     def _widened(self, wide: torch.dtype) -> dict[str, Tensor]:
