@@ -104,7 +104,7 @@ def test_config_fields_of_an_adapter() -> None:
 def test_names() -> None:
     assert sorted(lime.__all__) == NAMES
     assert sorted(lime.tuner.__all__) == sorted(TUNER_NAMES)
-    for name in NAMES:
+    for name in {*NAMES} - {"open_run"}:
         assert getattr(lime, name) is getattr(lime.tuner, name)
 
 
