@@ -408,13 +408,6 @@ def test_a_whole_model_is_traced(name: str) -> None:
         torch.testing.assert_close(traced(**given)[real], whole(**given)[real])
 
 
-@torch.no_grad()
-def test_virtual_tokens_cannot_be_traced_and_say_so() -> None:
-    whole = Logits(adapted(**TYPES["prompt_tuning"])).eval()
-    with pytest.raises(NotImplementedError, match=r"virtual_tokens: torch.jit.trace"):
-        torch.jit.trace(whole, tuple(inputs().values()), check_trace=False)
-
-
 # -- modes, names, compiled models ---------------------------------------------------------------------------
 
 

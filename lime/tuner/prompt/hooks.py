@@ -26,7 +26,6 @@ class InsertPrompt:
     the input embeddings; with a filled one it makes mask and positions count those in the cache.
 
     Raises:
-        NotImplementedError: it is traced (`torch.jit.trace`).
         ValueError: an attention mask that is not 2-D, or a cache that cannot hold virtual tokens.
         RuntimeError: the cache was filled under another prompt, or under none.
     """
@@ -38,11 +37,6 @@ class InsertPrompt:
         if layer is None:
             return None
         check_arguments(kwargs)
-        if torch.jit.is_tracing():
-            raise NotImplementedError(
-                f"{layer.key}: torch.jit.trace cannot follow virtual tokens, which hooks put into a call; run the "
-                "model as it is"
-            )
         layer.running.insertion = Insertion()
         names = layer.acting()
         if args:
