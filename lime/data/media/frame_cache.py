@@ -15,12 +15,15 @@ import json
 import logging
 import os
 import re
+import time
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
+
+from lime.system.atomic import PART
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ _MAGIC = b"limeframes1\n"
 _SUFFIX = ".frames"
 _ENTRY = re.compile(r"[0-9a-f]{64}\.frames")
 _LOCK, _TOTAL, _PART = ".lime-frames.lock", ".lime-frames.total", ".lime-frames.part"
+_STALE = 3600.0  # seconds after which an unfinished write of an earlier version is a dead process's
 _LOWEST = 0.9  # eviction goes on down to this share of the bound, so that it is rare
 
 
@@ -123,13 +127,20 @@ class FrameCache:
         return max(total, 0)
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of every entry."""
+        """(time of last use, bytes, path) of every entry; unfinished writes of dead processes are removed."""
         entries: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
-            if _ENTRY.fullmatch(path.name):
-                with contextlib.suppress(FileNotFoundError):
-                    state = path.stat()
-                    entries.append((state.st_mtime, state.st_size, path))
+            entry = _ENTRY.fullmatch(path.name) is not None
+            if not entry and PART.fullmatch(path.name) is None:  # not of this cache
+                continue
+            try:
+                state = path.stat()
+            except FileNotFoundError:
+                continue
+            if entry:
+                entries.append((state.st_mtime, state.st_size, path))
+            elif time.time() - state.st_mtime > _STALE:
+                path.unlink(missing_ok=True)
         return entries
 
     def _read_total(self) -> int | None:
