@@ -23,6 +23,12 @@ def test_the_readme_prints_it_word_for_word(program: Path) -> None:
     assert program.read_text(encoding="utf-8") in blocks
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/records.md"])
+def test_no_printed_command_writes_into_the_checkout(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert [place for place in re.findall(r"--out (\S+)", text) if place.startswith("docs/")] == []
+
+
 def test_the_shipped_adapter_is_small_and_says_where_it_comes_from() -> None:
     folder = ROOT / "examples" / "adapter"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 400_000
