@@ -68,6 +68,13 @@ def test_the_map_has_every_room_in_its_order() -> None:
     assert re.findall(r"^\| `lime/(\w+)(?:\.py)?` \|", PAGE, re.MULTILINE) == list(ROOMS)
 
 
+def test_places_that_it_names_are_there() -> None:
+    text = PAGE.partition("\n## Recipes\n")[0]
+    named = re.findall(r"\b(?:lime|tests|docs|conf|experiments|scripts|examples)/[\w./]*", text)
+    assert len(named) > 25
+    assert not [place for place in named if not (ROOT / place.rstrip(".")).exists()]
+
+
 def test_a_commit_is_checked_as_ci_checks() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     lint = re.findall(r"-m (.*)", makefile.partition("\nlint:")[2].partition("\n\n")[0])
