@@ -6,6 +6,7 @@ import argparse
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -173,7 +174,8 @@ def read_line(arguments: Sequence[str], schema: type, config_dir: Path, config_n
     folder = absolute(options.config_path, config_dir.parent) if options.config_path else str(config_dir)
     if not folder.startswith("pkg://") and not Path(folder).is_dir():
         raise ConfigError([f"--config-path: {options.config_path}: no such folder"])
-    import_types_of([extra_folder(options), folder])
+    searched = [text for text in options.overrides if text.lstrip("+").startswith("hydra.searchpath=")]
+    import_types_of([extra_folder(options), folder, *re.findall(r"file://([^],'\"]+)", " ".join(searched))])
     overrides = with_method(without_null_groups(with_home(options.overrides)), schema)
     return Line(options, overrides, folder, options.config_name or config_name)
 

@@ -104,6 +104,9 @@ def test_what_is_wrong_with_a_type_of_ones_own_is_told(mine: Path) -> None:
     assert "lime.router: 'learned' has no effect without LiME; tiny_mixture has neither modulators" in done.stderr
     done = run(mine, "train.py", "--config-dir", "mine", "peft=odd")
     assert "peft.type: expected one of lora, lora_fa, " in done.stderr
+    for place in ("--config-dir=mine", f"hydra.searchpath=[file://{mine}/mine]"):
+        for choice in ("peft=lora_xs", "method=lime_lora_xs"):
+            assert "\nmethod: lime_lora_xs\n" in run(mine, "train.py", place, choice, "--cfg", "job").stdout
     (mine / "lora_xs.py").write_text("import nothing_of_that_name")
     done = run(mine, "train.py", "--config-dir", "mine", "peft=lora_xs")
     assert done.returncode == 2
