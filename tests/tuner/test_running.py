@@ -397,7 +397,9 @@ class Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", ["lora", "windows", "learned", "dora", "any", "hydra_lora", "moe_dora", "mocle"])
+@pytest.mark.parametrize(
+    "name", ["lora", "windows", "learned", "dora", "any", "hydra_lora", "moe_dora", "mocle", "prompt_tuning"]
+)
 @torch.no_grad()
 def test_a_whole_model_is_traced(name: str) -> None:
     """With other tokens, padding and lengths than it was traced with."""

@@ -70,6 +70,8 @@ class PromptLayer(LimeLayer):
         Others as in `LimeLayer`.
     """
 
+    weight = bias = None  # type: ignore[assignment]  # there is no base layer, which peft would look for without end
+
     def __init__(self, key: str, scope: str, state: RoutingState, width: int):
         super().__init__(key, scope, state)
         self.width = width
