@@ -38,7 +38,6 @@ ROOMS = {
 """From the ground up: a room imports those above it in this list alone. ``import lime`` itself is open to all."""
 
 CIRCLES: list[set[str]] = [
-    {"lime.method.fused.kernels", "lime.method.fused.function"},
 ]
 """Circles that are still there; an entry that is no longer needed fails."""
 

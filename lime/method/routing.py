@@ -6,6 +6,8 @@ Shapes: B batch, T tokens, I input width, O output width, E experts. Leading dim
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,27 @@ DIVISOR_FLOOR = 1e-6
 """Every norm clamps its divisor from below at this value."""
 LEAST_SHARE = 0.03
 """In the gradient, the update's divisor is at least this share of the frozen signal's."""
+
+
+@dataclass(frozen=True)
+class RoutingPlan:
+    """How a layer routes; the options of the same name in `lime.tuner.LimeSettings`.
+
+    Attributes:
+        learned: logits come from a learned router, not from the two signals.
+        norm: `slice`, `token` or `tensor` (`divisor`).
+    """
+
+    learned: bool = False
+    gamma_routing: float = 0.7
+    temperature: float = 0.5
+    norm: str = "slice"
+    selection: str = "auto"
+    threshold: float = 0.7
+    top_k: int = 2
+    max_experts: int | None = None
+    soft: bool = False
+    soft_temperature: float = 0.5
 
 
 def routing_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -51,7 +74,12 @@ def pick(signal_BTO: Tensor, features: int | Tensor, num_experts: int) -> Tensor
 
 
 def divisor(
-    picked_BTE: Tensor, norm: str, signal_BTO: Tensor | None = None, considered_BT1: Tensor | None = None
+    picked_BTE: Tensor,
+    norm: str,
+    signal_BTO: Tensor | None = None,
+    considered_BT1: Tensor | None = None,
+    *,
+    stacked: bool = False,
 ) -> Tensor:
     """What the picked features of a signal are divided by, at least `DIVISOR_FLOOR`; shape (B, T, 1), or () for
     `tensor`.
@@ -61,22 +89,25 @@ def divisor(
             vector of each token; `tensor`, of the picked features of the whole tensor.
         signal_BTO: the whole vectors; needed by `token`.
         considered_BT1: tokens that count in the maximum of `tensor`; all when absent.
+        stacked: `picked` holds both signals, experts before tokens, (2, E, N), and `considered` is (N,); the result is
+            (2, 1, N), or (2, 1, 1) for `tensor`. The fused function's layout: along tokens that lie next to each
+            other in memory a maximum over a few experts is a vector operation.
 
     Source: Eq. 3; `tensor` is the authors' code.
     """
     if norm == "slice":
-        found = picked_BTE.abs().amax(-1, keepdim=True)
+        largest = picked_BTE.abs().amax(1 if stacked else -1, keepdim=True)
     elif norm == "token":
         assert signal_BTO is not None
-        found = signal_BTO.abs().amax(-1, keepdim=True).to(picked_BTE.dtype)
+        largest = signal_BTO.abs().amax(-1, keepdim=True).to(picked_BTE.dtype)
     elif norm == "tensor":
         magnitude_BTE = picked_BTE.abs()
         if considered_BT1 is not None:
-            magnitude_BTE = magnitude_BTE.masked_fill(~considered_BT1, 0.0)
-        found = magnitude_BTE.amax()
+            magnitude_BTE = magnitude_BTE.masked_fill(~considered_BT1.bool(), 0.0)
+        largest = magnitude_BTE.amax((1, 2), keepdim=True) if stacked else magnitude_BTE.amax()
     else:
         raise ValueError(f"routing_norm: expected one of slice, token, tensor, got {norm!r}")
-    return found.clamp_min(DIVISOR_FLOOR)
+    return largest.clamp_min(DIVISOR_FLOOR)
 
 
 def normalise(

@@ -1,15 +1,37 @@
 """Expert selection (Eq. 4): from routing probabilities to modulation weights.
 
-Shapes: B batch, T tokens, E experts. Leading dimensions may be any; `BT` stands for them.
+Shapes: B batch, T tokens, E experts. Leading dimensions may be any; `BT` stands for them. With `dim=0` experts come
+    first: every E of a name then stands before the tokens, as in the fused function.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from lime.method.routing import RoutingPlan
+
 SOFT_FLOOR = 1e-9
 """Added to the divisor of soft weights, as in the authors' code."""
+
+
+class Selected(NamedTuple):
+    """Weights after selection, rows summing to one, and what a backward pass needs.
+
+    Attributes:
+        chosen_BTE: the hard set; absent where all experts take part.
+        total_BT1: the divisor of the weights; absent for `dense`.
+        limit_BT1: of a soft mask, the expert that sets its limit.
+        mask_BTE: the soft mask.
+    """
+
+    weights_BTE: Tensor
+    chosen_BTE: Tensor | None = None
+    total_BT1: Tensor | None = None
+    limit_BT1: Tensor | None = None
+    mask_BTE: Tensor | None = None
 
 
 def select(
@@ -26,7 +48,8 @@ def select(
 
     - `auto`: `S = {i : w_i >= threshold * max_j w_j}`, renormalised over `S` (Auto Top-K, Eq. 4);
       `max_experts` caps `S` at its largest members.
-    - `topk`: the `top_k` largest, renormalised. - `dense`: the probabilities themselves.
+    - `topk`: the `top_k` largest, renormalised.
+    - `dense`: the probabilities themselves.
     - `soft`: instead of the hard set `m_i = sigmoid((w_i - t) / soft_temperature)` with `t = threshold * max
       w` (auto) or the k-th largest `w` (topk); weights `w m / (sum w m + 1e-9)`. Every expert then carries
       weight.
@@ -37,32 +60,61 @@ def select(
     Raises:
         ValueError: unknown selection.
     """
-    if selection == "dense":
-        return probabilities_BTE
-    if selection == "auto":
-        limit_BT1 = threshold * probabilities_BTE.amax(-1, keepdim=True)
-    elif selection == "topk":
-        limit_BT1 = probabilities_BTE.topk(min(top_k, probabilities_BTE.shape[-1]), -1).values[..., -1:]
+    how = RoutingPlan(
+        selection=selection,
+        threshold=threshold,
+        top_k=top_k,
+        max_experts=max_experts,
+        soft=soft,
+        soft_temperature=soft_temperature,
+    )
+    return selected(probabilities_BTE, how).weights_BTE
+
+
+def selected(probabilities_BTE: Tensor, how: RoutingPlan, dim: int = -1, chosen_BTE: Tensor | None = None) -> Selected:
+    """As `select`, with what a backward pass needs.
+
+    Args:
+        dim: of the experts.
+        chosen_BTE: the hard set, where it is known: a forward pass found it.
+    """
+    if how.selection == "dense":
+        return Selected(probabilities_BTE)
+    if how.selection not in ("auto", "topk"):
+        raise ValueError(f"selection: expected one of auto, topk, dense, got {how.selection!r}")
+    if how.soft:
+        return _softly(probabilities_BTE, how, dim)
+    if chosen_BTE is None:
+        chosen_BTE = _hard_set(probabilities_BTE, how, dim)
+    kept_BTE = probabilities_BTE * chosen_BTE
+    total_BT1 = kept_BTE.sum(dim, keepdim=True)
+    return Selected(kept_BTE / total_BT1, chosen_BTE, total_BT1)
+
+
+def _hard_set(probabilities_BTE: Tensor, how: RoutingPlan, dim: int) -> Tensor:
+    if how.selection == "topk":
+        return _largest(probabilities_BTE, how.top_k, dim)
+    chosen_BTE = probabilities_BTE >= how.threshold * probabilities_BTE.amax(dim, keepdim=True)
+    if how.max_experts is not None and how.max_experts < probabilities_BTE.shape[dim]:
+        chosen_BTE = chosen_BTE & _largest(probabilities_BTE, how.max_experts, dim)
+    return chosen_BTE
+
+
+def _softly(probabilities_BTE: Tensor, how: RoutingPlan, dim: int) -> Selected:
+    if how.selection == "auto":
+        limit_BT1, index_BT1 = probabilities_BTE.max(dim, keepdim=True)
+        limit_BT1 = how.threshold * limit_BT1
     else:
-        raise ValueError(f"selection: expected one of auto, topk, dense, got {selection!r}")
-
-    if soft:
-        mask_BTE = ((probabilities_BTE - limit_BT1) / soft_temperature).sigmoid()
-        kept_BTE = probabilities_BTE * mask_BTE
-        return kept_BTE / (kept_BTE.sum(-1, keepdim=True) + SOFT_FLOOR)
-
-    if selection == "topk":
-        chosen_BTE = _largest(probabilities_BTE, top_k)
-    else:
-        chosen_BTE = probabilities_BTE >= limit_BT1
-        if max_experts is not None and max_experts < probabilities_BTE.shape[-1]:
-            chosen_BTE = chosen_BTE & _largest(probabilities_BTE, max_experts)
-    kept_BTE = probabilities_BTE.where(chosen_BTE, 0.0)
-    return kept_BTE / kept_BTE.sum(-1, keepdim=True)
+        largest = probabilities_BTE.topk(min(how.top_k, probabilities_BTE.shape[dim]), dim)
+        limit_BT1, index_BT1 = (one.narrow(dim, -1, 1) for one in largest)
+    mask_BTE = ((probabilities_BTE - limit_BT1) / how.soft_temperature).sigmoid()
+    kept_BTE = probabilities_BTE * mask_BTE
+    total_BT1 = kept_BTE.sum(dim, keepdim=True) + SOFT_FLOOR
+    return Selected(kept_BTE / total_BT1, None, total_BT1, index_BT1, mask_BTE)
 
 
-def _largest(probabilities_BTE: Tensor, count: int) -> Tensor:
+def _largest(probabilities_BTE: Tensor, count: int, dim: int) -> Tensor:
     """Mask of exactly the `count` largest entries of each row (ties go to the earlier one that `topk`
     returns)."""
-    index_BTK = probabilities_BTE.topk(min(count, probabilities_BTE.shape[-1]), -1).indices
-    return torch.zeros_like(probabilities_BTE, dtype=torch.bool).scatter_(-1, index_BTK, 1)
+    index_BTK = probabilities_BTE.topk(min(count, probabilities_BTE.shape[dim]), dim).indices
+    return torch.zeros_like(probabilities_BTE, dtype=torch.bool).scatter_(dim, index_BTK, 1)

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lime.method import fused
-from lime.method.fused import kernels
+from lime.method import fused, triton
 from tests.method.test_fused import layer
 
-needs_triton = pytest.mark.skipif(not kernels.installed(), reason="the package triton is not installed")
+needs_triton = pytest.mark.skipif(not triton.installed(), reason="the package triton is not installed")
 
 
 def run(arguments: list[str], **environment: str) -> str:
@@ -49,15 +48,29 @@ def test_they_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
 
 def test_asked_for_where_they_cannot_run_they_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     x, made = torch.randn(2, 3, 16), layer(torch.float32)
-    monkeypatch.setattr(kernels, "_interpreted", lambda: False)
+    monkeypatch.setattr(triton, "_interpreted", lambda: False)
     with fused.use("triton"), pytest.raises(RuntimeError, match=r"needs a GPU|needs the package triton"):
         made(x)
-    monkeypatch.setattr(kernels, "installed", lambda: False)
+    monkeypatch.setattr(triton, "installed", lambda: False)
     with fused.use("triton"), pytest.raises(RuntimeError, match="needs the package triton"):
         made(x)
 
 
-@pytest.mark.parametrize(("given", "expected"), [("fused", "fused"), ("", "auto")])
+@pytest.mark.parametrize("path", ["auto", "fused"])
+def test_they_are_never_taken_without_being_asked_for(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise AssertionError("kernels")
+
+    for name in ("add_update", "backward", "_takes"):
+        monkeypatch.setattr(triton, name, refuse)
+    x, made = torch.randn(2, 3, 16), layer(torch.float32)
+    with fused.use(path):
+        made(x).sum().backward()
+    with fused.use("triton"), pytest.raises(AssertionError, match="kernels"):
+        made(x)
+
+
+@pytest.mark.parametrize(("given", "expected"), [("fused", "fused"), ("triton", "triton"), ("", "auto")])
 def test_the_environment_names_the_path_of_a_process(given: str, expected: str) -> None:
     assert run(["-c", "from lime.method import fused; print(fused.path())"], LIME_PATH=given).strip() == expected
 

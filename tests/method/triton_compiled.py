@@ -9,15 +9,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lime.method.fused import kernels, triton_backward, triton_forward
-from lime.method.fused.function import Plan
-from lime.method.fused.routing import RoutingPlan
+from lime.method.fused.parts import Plan
+from lime.method.routing import RoutingPlan
+from lime.method.triton import backward_kernels, forward_kernels, launches
 
 KERNELS = (
-    triton_forward.add_update,
-    triton_backward.write_factors,
-    triton_backward.route_backward,
-    triton_backward.modulate_backward,
+    forward_kernels.add_update,
+    backward_kernels.write_factors,
+    backward_kernels.route_backward,
+    backward_kernels.modulate_backward,
 )
 WIDE = ("z_p", "left_p", "right_p", "grad_taps_p", "grad_left_p", "grad_right_p")
 TYPES = {"features_p": "*i64", "anchor_p": "*i64", "chosen_p": "*u8"}
@@ -34,10 +34,14 @@ which Triton makes constants."""
 def compiled(
     kernel: Any, capability: int, wide: str, plan: Plan, absent: tuple[str, ...], ones: tuple[str, ...]
 ) -> Any:
-    """The machine code of a kernel, as the launches of `lime.method.fused.kernels` would ask for it."""
-    constants = {**kernels.routing_constants(plan), **kernels.selection_constants(plan), **kernels.blocks(4, 2)}
+    """The machine code of a kernel, as the launches of `lime.method.triton.launches` would ask for it."""
+    constants = {**launches.routing_constants(plan), **launches.selection_constants(plan), **launches.blocks(4, 2)}
     constants |= dict.fromkeys(ones, 1) | dict.fromkeys(absent)
-    constants |= {"TOKENS": kernels.TOKENS, "OUTPUTS": kernels.OUTPUTS, "PRECISION": kernels.precision(wide == "fp32")}
+    constants |= {
+        "TOKENS": launches.TOKENS,
+        "OUTPUTS": launches.OUTPUTS,
+        "PRECISION": launches.precision(wide == "fp32"),
+    }
     signature, values = {}, {}
     for name in kernel.arg_names:
         if name in constants:

@@ -3,6 +3,7 @@ because Triton is either interpreted or compiled."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lime.analysis.benchmark.forms import Subject
 from lime.analysis.benchmark.layer import Case
-from lime.method import fused
-from lime.method.fused import kernels, triton_backward, triton_forward
-from lime.method.fused.function import Plan, Tokens, Weights
-from lime.method.fused.routing import RoutingPlan
+from lime.method import fused, triton
+from lime.method.fused import operations
+from lime.method.fused.parts import Plan, Weights
+from lime.method.routing import RoutingPlan
+from lime.method.triton import backward_kernels, checking, forward_kernels, launches
 from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.routing.call import TowerCall
 from lime.tuner.settings import LimeSettings
@@ -121,38 +123,95 @@ def test_padding_keeps_the_frozen_output() -> None:
     assert not torch.equal(out[mask], frozen[mask])
 
 
-def test_it_counts_what_it_moves_and_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the launches from here on."""
     taken: list[str] = []
     for name in ("add_update", "backward"):
-        original = getattr(kernels, name)
-        monkeypatch.setattr(kernels, name, lambda *a, _of=original, _name=name: taken.append(_name) or _of(*a))
+        original = getattr(launches, name)
+        monkeypatch.setattr(launches, name, lambda *a, _of=original, _name=name: taken.append(_name) or _of(*a))
+    return taken
+
+
+def test_it_takes_the_kernels_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome(layer(torch.float32).train(), example(), "triton")  # the checks of these kinds are over
+    outcome(layer(torch.float32, n_gram=3).train(), example(), "triton")
+    taken = count_launches(monkeypatch)
     outcome(layer(torch.float32).train(), example(), "triton")
     assert taken == ["add_update", "backward"]
     outcome(layer(torch.float32, n_gram=3).train(), example(), "triton")  # windows: backward by torch
     assert taken == ["add_update", "backward", "add_update"]
     for options in ({"routing_norm": "tensor"}, {"num_experts": 80}):
         outcome(layer(torch.float32, width=WIDTH, **options).train(), example(), "triton")
-    outcome(layer(torch.float32).train(), example(), "auto")  # on a CPU only where it is asked for
+    for path in ("auto", "fused", "torch"):
+        outcome(layer(torch.float32).train(), example(), path)
     assert taken == ["add_update", "backward", "add_update"]
+
+
+def test_each_kind_is_checked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(checking, "_agrees", {})
+    taken = count_launches(monkeypatch)
+    for _ in range(2):
+        outcome(layer(torch.float32).train(), example(), "triton")
+    assert taken == ["add_update", "add_update", "backward", "backward", "add_update", "backward"]
+    outcome(layer(torch.bfloat16).train(), example().bfloat16(), "triton")  # another kind
+    assert len(taken) == 10
+    assert not caplog.records
+
+
+def wrong_forward(z_NO: Tensor, *given: Any) -> Any:
+    routed = operations.add_update(z_NO, *given)
+    z_NO[:, -1] *= 1.1
+    return routed
+
+
+def wrong_backward(*given: Any) -> Any:
+    made = operations.backward(*given)
+    return made._replace(basis_RO=made.basis_RO * 1.01)
+
+
+def uncompiled(*given: Any) -> Any:
+    raise RuntimeError("CompilationError at 41:8\nmore lines")
+
+
+@pytest.mark.parametrize(
+    ("name", "planted", "said"),
+    [
+        ("add_update", wrong_forward, "forward kernels.*they differ by"),
+        ("backward", wrong_backward, "backward kernels.*they differ by"),
+        ("add_update", uncompiled, "forward kernels.*RuntimeError: CompilationError at 41:8\\)"),
+        ("backward", uncompiled, "backward kernels.*RuntimeError: CompilationError at 41:8\\)"),
+    ],
+)
+def test_a_fault_warns_once_and_torch_acts(
+    name: str, planted: Any, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checking, "_agrees", {})
+    monkeypatch.setattr(launches, name, planted)
+    made = layer(torch.float32).train()
+    expected = outcome(made, example(), "fused")
+    for _ in range(2):
+        got = outcome(made, example(), "triton")
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert re.search(said, record.getMessage())
 
 
 def test_what_is_left_to_torch() -> None:
     def taken(x: Tensor, plan: Plan = PLAIN, experts: int = 4, rank: int = 2) -> bool:
         some = torch.ones
-        return kernels.apply(x, Weights(some(8, 4), None, some(rank, 4), some(rank, 8), some(experts, 8)), plan)
+        weights = Weights(some(8, 4), None, some(rank, 4), some(rank, 8), some(experts, 8))
+        return triton._takes(x, weights, plan)
 
     x = torch.ones(3, 4)
-    with fused.use("triton"):
-        assert taken(x)
-        assert taken(x.bfloat16())
-        assert not taken(x.double())
-        assert not taken(x[:0])
-        assert not taken(x, experts=65)
-        assert not taken(x, rank=65)
-        assert not taken(x, Plan(RoutingPlan(norm="tensor")))
-        assert taken(x, Plan(RoutingPlan(norm="tensor", learned=True)))
-    assert not kernels.apply_backward(Tokens(anchor_N=torch.zeros(3)), Plan())
-    assert not kernels.apply_backward(Tokens(), Plan(RoutingPlan(soft=True)))
+    assert taken(x)
+    assert taken(x.bfloat16())
+    assert not taken(x.double())
+    assert not taken(x[:0])
+    assert not taken(x, experts=65)
+    assert not taken(x, rank=65)
+    assert not taken(x, Plan(RoutingPlan(norm="tensor")))
+    assert taken(x, Plan(RoutingPlan(norm="tensor", learned=True)))
 
 
 class Launches(TorchDispatchMode):
@@ -189,10 +248,11 @@ def test_at_most_eight_launches_beyond_lora(dtype: torch.dtype, variant: str, mo
     for name in ("lora", "lime_lora:triton"):
         case, counter = Case(base, Subject.of(name), settings, variant, 32, 0), Launches()
         with monkeypatch.context() as patch:
-            patch.setattr(triton_forward, "add_update", Launched(counter))
+            patch.setattr(forward_kernels, "add_update", Launched(counter))
             for kernel in ("write_factors", "route_backward", "modulate_backward"):
-                patch.setattr(triton_backward, kernel, Launched(counter))
-            patch.setattr(kernels, "_interpreted", lambda: True)
+                patch.setattr(backward_kernels, kernel, Launched(counter))
+            patch.setattr(triton, "_interpreted", lambda: True)
+            patch.setattr(checking, "_once", lambda kind, difference: True)
             with counter:
                 case.run()
         counts[name] = counter.count

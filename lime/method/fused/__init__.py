@@ -1,9 +1,9 @@
 """Ways through an adapted layer, and which one is taken.
 
-- `auto`: the fused function (`lime.method.fused.function`) wherever it applies, on CUDA with the kernels of
-  `lime.method.fused.kernels` where they apply; else `torch`;
-- `triton`: the same, but an error where the kernels cannot run: for comparisons on a GPU and for Triton's interpreter;
-- `fused`: the fused function by torch operations alone, on CUDA too;
+- `auto`: the fused function (`lime.method.fused.function`) wherever it applies, few tokens of a generation by constants
+  of their own; else `torch`;
+- `fused`: the fused function wherever it applies, in a generation too;
+- `triton`: the same with the kernels of `lime.method.triton`, and an error where they cannot run;
 - `torch`: differentiable torch, the update as one product on the frozen output (`modulate_low_rank`).
 
 All compute the same up to rounding. The environment variable `LIME_PATH` names the one of a whole process; `auto` where

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lime.method import routing, windows
 from lime.method.deltas.mixture import MixtureDelta
-from lime.method.fused.routing import RoutingPlan
+from lime.method.routing import RoutingPlan
 from lime.method.selection import select
 from lime.tuner.layers.frozen_linear import LinearShape, Shape
 from lime.tuner.routing.call import TowerCall

@@ -1,5 +1,5 @@
 """The Triton kernel of the fused layer's forward pass, and the routing that both passes compute;
-`lime.method.fused.kernels` launches it.
+`lime.method.triton.launches` launches it.
 
 Each program handles a block of tokens. Experts and ranks are padded to a power of two of at least 16; what lies beyond
 them is masked. Everything is computed in float32 whatever the frozen output's dtype.

@@ -1,5 +1,5 @@
-"""Triton kernels of the fused layer's backward pass, around its wide products; `lime.method.fused.kernels` launches
-them. Names as in `triton_forward`.
+"""Triton kernels of the fused layer's backward pass, around its wide products; `lime.method.triton.launches` launches
+them. Names as in `forward_kernels`.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lime.method.fused.triton_forward import (
+from lime.method.triton.forward_kernels import (
     DIVISOR_FLOOR,
     by_experts,
     divisor,

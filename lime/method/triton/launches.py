@@ -1,23 +1,18 @@
-"""The fused layer's own kernels on a GPU (Triton), and when they apply. Their torch counterparts, which compute the
-same, are in `lime.method.fused.function`.
+"""The launches of the fused layer's Triton kernels; their torch counterparts are `lime.method.fused.operations`.
 
 Shapes: N tokens, O outputs, R rank, E experts.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lime.method.fused import path
-
-if TYPE_CHECKING:
-    from lime.method.fused.function import Plan, Tokens, Weights
+from lime.method.fused.parts import Gradients, Plan, Routed, Tokens, Weights
+from lime.method.triton import backward_kernels, forward_kernels
 
 TOKENS, OUTPUTS = 32, 128
 """Of one program: the block of the frozen output that it changes."""
@@ -29,53 +24,6 @@ MOST = 64
 """Experts, or ranks, of one program."""
 
 
-@functools.cache
-def installed() -> bool:
-    """Whether Triton is; a torch for CUDA brings it."""
-    return importlib.util.find_spec("triton") is not None
-
-
-def apply(x_NI: Tensor, weights: Weights, plan: Plan) -> bool:
-    """Whether the kernels take a layer with this input.
-
-    They leave to torch: float64, more than 64 experts or ranks, and `routing_norm: tensor`, whose divisor is one for
-    all tokens. Under the path `auto` they run on CUDA alone.
-
-    Raises:
-        RuntimeError: the path is `triton`, which cannot run here.
-    """
-    if path() == "fused" or (path() != "triton" and not (x_NI.is_cuda and installed())):
-        return False
-    if not installed():
-        raise RuntimeError("the path 'triton' needs the package triton: pip install triton")
-    if not x_NI.is_cuda and not _interpreted():
-        raise RuntimeError("the path 'triton' needs a GPU, or TRITON_INTERPRET=1 before triton is first imported")
-    how = plan.routing
-    fits = max(len(weights.experts), len(weights.projection)) <= MOST and len(x_NI) > 0
-    return fits and x_NI.dtype != torch.float64 and (how.learned or how.norm == "slice")
-
-
-def _interpreted() -> bool:
-    from lime.method.fused.triton_forward import add_update
-
-    return not hasattr(add_update, "device_caches")
-
-
-class Routed(NamedTuple):
-    """What the routing of a forward pass leaves, each (E, N).
-
-    Attributes:
-        chosen_EN: the hard set, boolean; absent where all experts take part.
-        own_EN: probabilities before windows; where asked for.
-        shared_EN, weights_EN: probabilities after windows, and weights after selection; where asked for.
-    """
-
-    chosen_EN: Tensor | None
-    own_EN: Tensor | None
-    shared_EN: Tensor | None
-    weights_EN: Tensor | None
-
-
 def add_update(
     z_NO: Tensor, u_RN: Tensor, source_EN: Tensor, basis_RO: Tensor, weights: Weights, tokens: Tokens, plan: Plan
 ) -> Routed:
@@ -83,11 +31,9 @@ def add_update(
 
     Args:
         z_NO: frozen output, contiguous.
-        u_RN, source_EN: as in `lime.method.fused.function.State`, contiguous, in float32.
+        u_RN, source_EN: as in `lime.method.fused.operations.add_update`, contiguous, in float32.
         basis_RO: in any layout.
     """
-    from lime.method.fused.triton_forward import add_update as kernel
-
     how = plan.routing
     (N, width), (E, R) = z_NO.shape, (len(source_EN), len(u_RN))
     hard = how.selection != "dense" and not how.soft
@@ -97,7 +43,7 @@ def add_update(
     own_EN = torch.empty_like(source_EN) if plan.shows else None
     grid = (-(-N // TOKENS), -(-width // OUTPUTS))
     with _on(z_NO):
-        kernel[grid](
+        forward_kernels.add_update[grid](
             z_NO,
             u_RN,
             source_EN,
@@ -131,26 +77,6 @@ def add_update(
     return Routed(chosen_EN, own_EN, shared_EN, weights_EN)
 
 
-class Gradients(NamedTuple):
-    """What the backward pass finds before the products with the frozen weight and the input.
-
-    Attributes:
-        taps: of `u` and of the routing's source, (R + E, N).
-        basis_RO, experts_EO, shared_O, gamma: of the tensors of those names.
-    """
-
-    taps: Tensor
-    basis_RO: Tensor
-    experts_EO: Tensor
-    shared_O: Tensor | None
-    gamma: Tensor | None
-
-
-def apply_backward(tokens: Tokens, plan: Plan) -> bool:
-    """Whether they also take its backward pass: windows and soft masks are left to torch."""
-    return tokens.anchor_N is None and not plan.routing.soft
-
-
 def backward(
     grad_NO: Tensor,
     grad_sum_E: Tensor | None,
@@ -163,8 +89,6 @@ def backward(
     plan: Plan,
 ) -> Gradients:
     """Three launches around the two products with the incoming gradient, and one small product."""
-    from lime.method.fused import triton_backward as of
-
     (N, width), (E, R) = grad_NO.shape, (len(source_EN), len(u_RN))
     experts_EO = weights.experts.contiguous()
     chosen = None if chosen_EN is None else chosen_EN.view(torch.uint8)
@@ -178,7 +102,7 @@ def backward(
     if weights.shared is not None:
         grad_shared_O, total_O = torch.empty_like(weights.shared), u_RN.new_empty(width)
     with _on(grad_NO):
-        of.write_factors[max(-(-N // TOKENS), -(-width // TOKENS)), 2](
+        backward_kernels.write_factors[max(-(-N // TOKENS), -(-width // TOKENS)), 2](
             left_KN,
             right_KO,
             u_RN,
@@ -197,7 +121,7 @@ def backward(
             **options,
         )
         grad_left_KN, grad_right_KO = torch.mm(right_KO, grad_NO.t()), torch.mm(left_KN, grad_NO)
-        of.route_backward[-(-N // TOKENS),](
+        backward_kernels.route_backward[-(-N // TOKENS),](
             grad_taps,
             grad_update_EN,
             grad_left_KN,
@@ -215,7 +139,7 @@ def backward(
         )
         if grad_update_EN is not None:
             grad_picked_RE = torch.mm(u_RN, grad_update_EN.t())
-        of.modulate_backward[-(-width // OUTPUTS),](
+        backward_kernels.modulate_backward[-(-width // OUTPUTS),](
             grad_basis_RO,
             grad_experts_EO,
             grad_shared_O,
