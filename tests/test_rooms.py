@@ -37,8 +37,7 @@ ROOMS = {
 }
 """From the ground up: a room imports those above it in this list alone. ``import lime`` itself is open to all."""
 
-CIRCLES: list[set[str]] = [
-]
+CIRCLES: list[set[str]] = []
 """Circles that are still there; an entry that is no longer needed fails."""
 
 
