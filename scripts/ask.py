@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lime.config.scripts import run_script, script_parser
 from lime.data.files import MediaError
 from lime.system.printing import plain, print
 
@@ -32,7 +33,7 @@ SHOWN = 4  # experts of a token
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__, overwrite=None)
     parser.add_argument("run", metavar="RUN", help="folder of a run or of its adapter, or ORG/NAME[@REVISION]")
     parser.add_argument("words", nargs="*", metavar="QUESTION", help="in quotes; settings of eval.py as KEY=VALUE")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture it is about")
@@ -55,8 +56,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, MediaError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
@@ -104,4 +103,4 @@ def _interactive(run: AdaptedRun, media: dict[str, Path], options: argparse.Name
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.live import Live
 
-from lime.config.scripts import errors_in_one_line, script_parser
+from lime.config.scripts import errors_in_one_line, run_script, script_parser
 from lime.experiments.listing import runs_below, runs_table
 
 
@@ -27,20 +27,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="default: %(default)s")
     options = parser.parse_args(arguments)
     console = Console()
-    try:
-        runs = runs_below(options.folder)
-        if not options.watch:
-            console.print(runs_table(runs, options.folder))
-            return 0
-        with Live(runs_table(runs, options.folder), console=console, auto_refresh=False) as live:
-            while any(run.state.startswith("running") for run in runs):
-                time.sleep(options.every)
-                runs = runs_below(options.folder)
-                live.update(runs_table(runs, options.folder), refresh=True)
-    except KeyboardInterrupt:
-        return 130
+    runs = runs_below(options.folder)
+    if not options.watch:
+        console.print(runs_table(runs, options.folder))
+        return 0
+    with Live(runs_table(runs, options.folder), console=console, auto_refresh=False) as live:
+        while any(run.state.startswith("running") for run in runs):
+            time.sleep(options.every)
+            runs = runs_below(options.folder)
+            live.update(runs_table(runs, options.folder), refresh=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)
