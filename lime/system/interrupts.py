@@ -73,13 +73,21 @@ def check() -> None:
 def taken() -> Iterator[None]:
     """Signals raise :class:`Interrupted` inside. Those that somebody else handles or ignores (nohup, a launcher of
     jobs) stay theirs. Processes that this one started and that still run when a signal ends the block are ended."""
-    before, hook = dict(_state.taken), sys.unraisablehook
+    before, hook, stopped = dict(_state.taken), sys.unraisablehook, False
+
+    def unless_stopped(lost: sys.UnraisableHookArgs) -> None:
+        if not stopped and _state.received is None and not isinstance(lost.exc_value, Interrupted):
+            hook(lost)
+
     take()
-    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Interrupted) else hook(lost)
+    sys.unraisablehook = unless_stopped
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        if _state.received is None:
+            sys.unraisablehook = hook
+        else:  # finalisers of what the signal left half-made, e.g. a loader without its workers, run after this block
+            stopped = True
         for number in _state.taken.keys() - before.keys():
             signal.signal(number, _state.taken.pop(number))
         if _state.received is not None:

@@ -277,3 +277,29 @@ def test_ctrl_c_while_it_is_imported_ends_in_a_line(program: str, seconds: float
     assert running.returncode == 130, said
     assert "Traceback" not in said
     assert "KeyboardInterrupt" not in said
+
+
+HALF_MADE = """
+import os, signal, sys
+from lime.system import interrupts
+
+class Loader:
+    def __init__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.workers = []
+
+    def __del__(self):
+        self.workers.clear()
+
+with interrupts.taken():
+    try:
+        Loader()
+    except interrupts.Interrupted as stop:
+        sys.stderr.write(f"{stop}\\n")
+        raise
+"""
+
+
+def test_finalisers_of_what_a_signal_left_half_made_say_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "stopped by SIGTERM\n")
