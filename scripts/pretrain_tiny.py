@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported: see lime.system.threads
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # read when torch is imported: see lime.system.threads
 
 import numpy as np
 import torch

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from lime.system import interrupts
 from lime.system.printing import plain_logging, print
-from lime.system.threads import sleep_while_waiting
+from lime.system.threads import spin_briefly
 
 WITH_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
 """Options of Hydra that take the next word."""
@@ -24,7 +24,7 @@ _PLAIN = re.compile(r"[\w./+@-]+")
 
 def run_script(main: Callable[[list[str]], Any]) -> NoReturn:
     """Run a script's ``main(arguments)`` and exit with the code that it returns; a signal ends it with a line."""
-    sleep_while_waiting()
+    spin_briefly()
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a retry of the hub is worth no line, let alone two
     with interrupts.taken():
         try:

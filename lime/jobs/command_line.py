@@ -36,7 +36,7 @@ from lime.system import interrupts
 from lime.system.limits import explained
 from lime.system.printing import plain, plain_logging
 from lime.system.slurm import first_task, requeue, under_slurm
-from lime.system.threads import sleep_while_waiting
+from lime.system.threads import spin_briefly
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def launch(
         prepare: changes the command line before it is read.
     """
     speak_plainly()
-    sleep_while_waiting()
+    spin_briefly()
     with interrupts.taken():
         try:
             arguments = prepare(sys.argv[1:]) if prepare else sys.argv[1:]

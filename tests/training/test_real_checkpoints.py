@@ -74,7 +74,12 @@ def test_every_type_on_other_architectures(model_type: str, peft: str, root: Pat
 
 def goes_through(model: dict[str, object], peft: str, root: Path, tmp_path: Path) -> None:
     """Five steps from a folder of weights, an evaluation, and the same answers from the saved adapter."""
-    changes = {"method": method_of(peft, enabled=True).name, "peft__type": peft, "model": model, "data__root": str(root)}
+    changes = {
+        "method": method_of(peft, enabled=True).name,
+        "peft__type": peft,
+        "model": model,
+        "data__root": str(root),
+    }
     changes["trainer__batch_size"] = 1
     if peft == "any":
         changes["peft__base"] = "LORA"
