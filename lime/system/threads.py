@@ -1,4 +1,4 @@
-"""OpenMP threads that wait spin for a moment, then sleep, so that a busy machine does not slow a run down many times."""
+"""OpenMP threads that wait spin for a moment, then sleep: a busy machine slows a run down less."""
 
 from __future__ import annotations
 
