@@ -133,7 +133,7 @@ def test_the_gradient_of_an_update_that_is_not_small_is_the_derivative() -> None
 
 
 def test_kernels_share_the_constant() -> None:
-    source = Path(routing.__file__).with_name("triton") / "backward.py"
+    source = Path(routing.__file__).with_name("triton") / "backward_kernels.py"
     assert f"LEAST_SHARE: tl.constexpr = tl.constexpr({routing.LEAST_SHARE})" in source.read_text()
 
 
