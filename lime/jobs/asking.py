@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from lime.method.fused import use
 from lime.models.loading import load_backbone
 from lime.runs.adapter import adapter_folder, check_backbone, check_recorded
 from lime.tuner.model import routing_state
-from lime.tuner.routing.recorder import RecordedCall, Recorder
+from lime.tuner.routing.recorder import TokenRecorder
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,15 @@ class AdaptedRun:
         inputs = {
             key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"
         }
-        with _every_token(state) as recorder, use("torch"):
-            self.model(**inputs, use_cache=False, logits_to_keep=1)
+        before, state.recorder = state.recorder, TokenRecorder()
+        try:
+            with use("torch"):
+                self.model(**inputs, use_cache=False, logits_to_keep=1)
+            calls = [weights_TE for pairs in state.recorder.calls.values() for _, weights_TE in pairs]
+        finally:
+            state.recorder = before
         ids_T = batch["input_ids"][0]
-        layers = [weights_TE for weights_TE in recorder.weights if len(weights_TE) == len(ids_T)]
+        layers = [weights_TE for weights_TE in calls if len(weights_TE) == len(ids_T)]
         mean_TE = torch.stack(layers).float().mean(0)
         at = (batch["labels"][0] != IGNORED).nonzero().flatten().tolist()
         tokens = [self.processor.tokenizer.decode([ids_T[index]]) for index in at]
@@ -145,23 +149,3 @@ def open_run(run: str | Path, *overrides: str) -> AdaptedRun:
     if config.model.device_map is None:
         model.to(device_of("auto"))
     return AdaptedRun(model, backbone.processor, backbone.family, config)
-
-
-class _EveryToken(Recorder):
-    """A recorder that keeps the weights of every token, (T, E) a layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[Tensor] = []
-
-    def add(self, call: RecordedCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
-        self.weights.append(weights.detach().flatten(0, -2))
-
-
-@contextmanager
-def _every_token(state: Any) -> Iterator[_EveryToken]:
-    before, state.recorder = state.recorder, _EveryToken()
-    try:
-        yield state.recorder
-    finally:
-        state.recorder = before

@@ -26,7 +26,7 @@ from lime.method.fused import use
 from lime.system.progress import ProgressDisplay
 from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.model import lime_layers, routing_state
-from lime.tuner.routing.recorder import RecordedCall, Recorder
+from lime.tuner.routing.recorder import TokenRecorder
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,6 @@ class Collected:
         return self.states_LRH
 
 
-class _EveryToken(Recorder):
-    """A recorder that keeps the routing of each layer's last call by token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def add(self, call: RecordedCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
-        pair = (probabilities.detach().flatten(0, -2), weights.detach().flatten(0, -2))
-        self.seen.setdefault(layer.rpartition(":")[0], []).append(pair)
-
-
 class _Pass:
     """Hooks on a model, and what they gather of the row under way."""
 
@@ -110,7 +98,7 @@ class _Pass:
         spread = np.linspace(0, len(linear) - 1, min(wanted.maps, len(linear))).round().astype(int)
         self.linear = {layer.key for layer in linear}
         self.mapped = {linear[index].key for index in dict.fromkeys(spread.tolist())}
-        self.recorder = _EveryToken()
+        self.recorder = TokenRecorder()
         self.shares: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, float]]] = {}
         self.last: dict[str, list[np.ndarray]] = {}
         self.cloud: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -137,11 +125,11 @@ class _Pass:
 
     def start(self, row: Row, index: int) -> None:
         self.row = index
-        self.recorder.seen.clear()
+        self.recorder.calls.clear()
         self.draw = np.random.default_rng(zlib.crc32(row.id.encode()))
 
     def end(self) -> None:
-        for key, pairs in self.recorder.seen.items():
+        for key, pairs in self.recorder.calls.items():
             p_TE, w_TE = (torch.cat(side).float() for side in zip(*pairs, strict=True))
             entropy = float(torch.special.entr(p_TE).sum(-1).mean())
             if key not in self.linear:
@@ -168,8 +156,8 @@ class _Pass:
         update_TO = update_of(layer, name, x).flatten(0, -2)
         if self.wanted.states:
             self.last.setdefault(key, []).append(_numpy(update_TO[-1]))
-        if key in self.mapped and key in self.recorder.seen:
-            weights_TE = self.recorder.seen[key][-1][1]
+        if key in self.mapped and key in self.recorder.calls:
+            weights_TE = self.recorder.calls[key][-1][1]
             at = self.draw.choice(len(update_TO), min(self.wanted.tokens, len(update_TO)), replace=False)
             self.cloud.setdefault(key, []).append((_numpy(update_TO[at]), _numpy(weights_TE[at].argmax(-1))))
 

@@ -225,6 +225,22 @@ def _accumulate(sums: dict[str, Summand], layer: str, value: Summand) -> None:
     sums[layer] = sums[layer] + value if layer in sums else value
 
 
+class TokenRecorder(Recorder):
+    """A recorder that keeps the routing of every token instead.
+
+    Attributes:
+        calls: of each layer, by its full name, one pair for each call: probabilities and weights, (N, E).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def add(self, call: RecordedCall, layer: str, probabilities: Tensor, weights: Tensor) -> None:
+        pair = (probabilities.detach().flatten(0, -2), weights.detach().flatten(0, -2))
+        self.calls.setdefault(layer.rpartition(":")[0], []).append(pair)
+
+
 def _check_padding(call: RecordedCall, layer: str) -> None:
     if call.unknown_padding:
         raise ValueError(f"{layer}: statistics count real tokens, but {call.unknown_padding}")
