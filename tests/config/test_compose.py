@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -189,7 +188,6 @@ def test_key_inside_a_null_section_can_be_set() -> None:
 
 
 def test_wrong_configuration_fails_fast_without_torch() -> None:
-    started = time.perf_counter()
     code = "import runpy, sys; sys.argv = ['train.py', 'lime.num_expert=3']\n"
     code += "try: runpy.run_path('train.py', run_name='__main__')\n"
     code += "finally: print('torch' in sys.modules)"
@@ -198,4 +196,3 @@ def test_wrong_configuration_fails_fast_without_torch() -> None:
     assert "did you mean lime.num_experts?" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.strip() == "False"
-    assert time.perf_counter() - started < 10  # generous: the machine may be busy; seconds are measured by hand

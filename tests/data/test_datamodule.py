@@ -122,7 +122,7 @@ def test_the_next_batches_are_prepared_while_the_consumer_computes():
     loader = ResumableLoader(list(range(40)), LengthBucketSampler(range(1, 41), 4), collate_fn=collate)
     stream = iter(loader)
     next(stream)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(made) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(made) == 3, "two ahead, and no more"

@@ -54,7 +54,7 @@ def group(leader: int) -> list[str]:
 
 
 def gone(leader: int) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while group(leader) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not group(leader)
