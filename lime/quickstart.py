@@ -63,14 +63,17 @@ def apply_peft(
 ) -> PeftModel:
     """Adapt a model with LiME over LoRA, as `lime.apply` does; the model alone is returned.
 
+    The other arguments are as in `lime.tuner.LimeSettings`, under the page's names, with the defaults of its table.
+
     Args:
         model: a model of transformers; its layers are replaced in place.
         targets: ends of names of linear layers, in the language model and in the vision tower; or a function of a
             layer's name and the layer; all linear layers of both when absent. Names that match nothing are left out.
         top_k: number of experts where `auto_topk` is off; 1 when absent.
-        tokenizer, rep_mode, peft_dtype, moe_dtype: without effect: padding is read from the attention mask, routing is
-            by token, adapters are float32.
-        Others as in `lime.tuner.LimeSettings`, under the page's names; the defaults are those of its table.
+        tokenizer: without effect, as padding is read from the attention mask.
+        rep_mode: without effect, as routing is by token.
+        peft_dtype: without effect, as adapters are float32.
+        moe_dtype: without effect, for the same reason.
 
     Raises:
         ValueError: options out of range, targets that match nothing at all, or another `rep_mode` or dtype.

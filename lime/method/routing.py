@@ -119,9 +119,10 @@ def normalise(
 ) -> Tensor:
     """Divide the picked features by their norm; shape (B, T, E). The gradient is bounded, see `gradient_divisor`.
 
+    The other arguments are as in `divisor`.
+
     Args:
         least: divisor of the frozen signal, where `picked` is the update's.
-        Others as in `divisor`.
     """
     by = divisor(picked_BTE, norm, signal_BTO, considered_BT1)
     values_BTE = picked_BTE / by

@@ -1,4 +1,4 @@
-"""The programs of the README are those in examples/, and they run."""
+"""The programs of docs/library.md are those in examples/, and they run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ARGUMENTS = {"apply_lime": [], "train_lime": ["2"]}  # short settings
 
 
 @pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
-def test_the_readme_prints_it_word_for_word(program: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_page_prints_it_word_for_word(program: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/library.md").read_text(encoding="utf-8"), re.DOTALL)
     assert program.read_text(encoding="utf-8") in blocks
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/records.md"])
+@pytest.mark.parametrize("page", ["docs/start.md", "docs/records.md"])
 def test_no_printed_command_writes_into_the_checkout(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert [place for place in re.findall(r"--out (\S+)", text) if place.startswith("docs/")] == []

@@ -16,9 +16,10 @@ class DoRADelta(LoRADelta):
     `c` counts as a constant in the backward pass (section 4.3 of the source). `z' + zhat` is standard DoRA. Dropout
     acts on the update alone; the peft library's DoRA drops the input of the frozen product as well.
 
+    The other arguments are as in `LoRADelta`.
+
     Args:
         weight: frozen weight (d_out, d_in) in floating point, where `base` keeps it in another form.
-        Others as in `LoRADelta`.
 
     Trains `r (d_in + d_out) + d_out` parameters: A, B and `magnitude` (d_out,).
     """

@@ -14,10 +14,11 @@ from lime.method.deltas.base import LowRankDelta
 class LoRADelta(LowRankDelta):
     """`zhat = (lora_alpha / r) B A dropout(x)`; A (r, d_in) Kaiming-uniform, B (d_out, r) zero.
 
+    The other arguments are as in `Delta`.
+
     Args:
         r: rank of the update.
         lora_alpha: numerator of the scale `s = lora_alpha / r`.
-        Others as in `Delta`.
 
     Trains `r (d_in + d_out)` parameters.
     """

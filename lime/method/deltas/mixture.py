@@ -25,11 +25,12 @@ class MixtureDelta(Delta):
     A (P, I) stacks the experts' down-projections, B (O, K) their up-projections; `mix` spreads `A x` over the columns
     of B and weights it. A is Kaiming-uniform, B zero, so that a fresh adapter changes nothing.
 
+    The other arguments are as in `Delta`.
+
     Args:
         num_experts: E.
         r: rank of one expert.
         lora_alpha: numerator of the scale.
-        Others as in `Delta`.
     """
 
     straight_through: ClassVar[bool] = False

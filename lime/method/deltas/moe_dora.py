@@ -28,9 +28,10 @@ class MoEDoRADelta(MoELoRADelta):
     No paper was found that fixes this baseline; that the shared expert has no magnitude follows the published count.
     Dropout acts on the update alone.
 
+    The other arguments are as in `MixtureDelta`.
+
     Args:
         weight: frozen weight (d_out, d_in) in floating point, where `base` keeps it in another form.
-        Others as in `MixtureDelta`.
 
     Trains `(E + 1) r (d_in + d_out) + E d_out` parameters, `magnitude` (E, d_out) among them, and its router `E d_in`.
     """

@@ -22,10 +22,11 @@ class SliceFineDelta(LowRankDelta):
     adapter as the integer buffers `columns` and `rows`, shape (r,). The source moves the slice during training; here
     it stays.
 
+    The other arguments are as in `Delta`.
+
     Args:
         r: width of the slice.
         orientation: `columns`, `rows` or `both`.
-        Others as in `Delta`.
 
     Trains `r d_out` (columns), `r d_in` (rows) or `r (d_in + d_out)` (both) parameters.
 

@@ -49,10 +49,11 @@ def backward(
 ) -> Gradients:
     """Through the product, selection and routing.
 
+    The other arguments are as in `add_update`.
+
     Args:
         grad_NO: of the layer's output.
         grad_sum_E: of the sum of the probabilities over real tokens.
-        Others as in `add_update`.
     """
     dtype, wide = weights.weight.dtype, u_RN.dtype
     (N, width), (R, E) = grad_NO.shape, (len(u_RN), len(source_EN))

@@ -45,9 +45,10 @@ _watching = threading.RLock()
 class LimeWrapped(LimeLayer):
     """A tuner layer of the `peft` library whose update is modulated.
 
+    The other arguments are as in `LimeLayer`.
+
     Args:
         base_layer: the tuner layer; its own base is a linear layer.
-        Others as in `LimeLayer`.
     """
 
     def __init__(self, base_layer: nn.Module, key: str, scope: str, state: RoutingState):

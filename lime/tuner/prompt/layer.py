@@ -64,10 +64,11 @@ class PromptLayer(LimeLayer):
     mean; without LiME the prompt is constant, and causal. `generate` takes the mean over its prompt alone, in every
     step, with a cache and without.
 
+    The other arguments are as in `LimeLayer`.
+
     Args:
         width: H.
         device: of the embeddings.
-        Others as in `LimeLayer`.
     """
 
     weight = bias = None  # type: ignore[assignment]  # there is no base layer, which peft would look for without end
