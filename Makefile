@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow coverage lint docs format clean
+.PHONY: help setup train test test-slow coverage lint docs real format clean
 
 help:  ## Print the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ lint: $(STAMP)  ## Check style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+real: $(STAMP)  ## Make data/smol_llava, a small model of real pretrained weights (downloads 183 MB; an hour)
+	$(BIN)/python scripts/real_backbone.py data/smol_llava $(ARGS)
 
 docs: $(STAMP)  ## Build the documentation site in site/, strictly; site/index.html opens without a server
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
