@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 from lime.data.files import BOUNDS, Bounds
 
-DATASETS = ("mmt47_mini", "mmt47")
+OWN = "own"
+"""Rows with a table of tasks of their own."""
+DATASETS = ("mmt47_mini", "mmt47", OWN)
+TRAIN_ON = ("last", "all")
 VIDEO_BACKENDS = ("pyav", "decord")
 ON_BAD_ROW = {"on_missing_media": ("error", "skip"), "on_overlong": ("error", "drop")}
 _COUNTS = ("train_per_task", "test_per_task", "workers")
@@ -48,12 +51,15 @@ class DataConfig:
     """A data root in the published layout, the part of it to use, and what to do with unusable rows.
 
     Attributes:
-        name: data set: `mmt47_mini`, the embedded benchmark, or `mmt47`, the published rows.
+        name: data set: `mmt47_mini`, the embedded benchmark, `mmt47`, the published rows, or `own`, a folder of one's
+            own (docs/data.md).
         root: folder that holds the data (for `mmt47_mini`: will hold them).
         rows_per_split: test rows of each split, scattered, chosen by a hash of the row, so independent of seed and file
             order; null for all.
         train_rows: training rows, chosen in the same way; null for all.
         validation_fraction: share of the training rows held out by the same hash.
+        test_fraction: of `own` data without test files: share of the rows held out as test rows; 0 for none.
+        train_on: of rows of several turns: the `last` answer or `all` of them.
         max_length: longest row in tokens: prompt, visual placeholders and answer.
         system_prompt: text of a system turn before every question; null for none.
         on_missing_media: what becomes of rows whose media are missing or damaged: an `error`, or `skip`, which counts
@@ -74,6 +80,8 @@ class DataConfig:
     rows_per_split: int | None = None
     train_rows: int | None = None
     validation_fraction: float = 0.05
+    test_fraction: float = 0.2
+    train_on: str = "last"
     max_length: int = 2048
     system_prompt: str | None = None
     on_missing_media: str = "error"
@@ -95,14 +103,20 @@ class DataConfig:
     def errors(self) -> list[str]:
         """Everything wrong with this configuration, one sentence each, beginning with the full key."""
         problems: list[str] = []
-        for key, choices in {"name": DATASETS, **ON_BAD_ROW, "video_backend": VIDEO_BACKENDS}.items():
+        for key, choices in {
+            "name": DATASETS,
+            **ON_BAD_ROW,
+            "video_backend": VIDEO_BACKENDS,
+            "train_on": TRAIN_ON,
+        }.items():
             if getattr(self, key) not in choices:
                 problems.append(f"data.{key}: expected one of {', '.join(choices)}, got {getattr(self, key)!r}")
         if not self.root:
             text = "expected the folder that holds (for mmt47_mini: will hold) the data, got nothing"
             problems.append(f"data.root: {text}")
-        if not 0.0 <= self.validation_fraction < 1.0:
-            problems.append(f"data.validation_fraction: expected a number in [0, 1), got {self.validation_fraction}")
+        for key in ("validation_fraction", "test_fraction"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                problems.append(f"data.{key}: expected a number in [0, 1), got {getattr(self, key)}")
         if not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
             problems.append(f"data.max_seconds: expected a number above 0, got {self.max_seconds}")
         for key, value, least, text in (

@@ -18,8 +18,9 @@ from lime.data.collate import OverlongError, overlong_message
 from lime.data.collate_processor import ProcessorCollator
 from lime.data.collators import make_collator
 from lime.data.config import DataConfig
+from lime.data.datasets import open_dataset
 from lime.data.media import MediaError, media_file
-from lime.data.rows import DataError, MMTDataset, Row, Rows, content_hash
+from lime.data.rows import DataError, Row, Rows, content_hash
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
 from lime.data.shared_memory import check_room
 from lime.system import interrupts
@@ -73,11 +74,9 @@ class MMTDataModule(LightningDataModule):
         family: str,
     ) -> None:
         super().__init__()
-        if data.root is None:
-            raise DataError("data.root: expected the folder that holds the data set, got nothing")
         self.config, self.seed = data, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.dataset = MMTDataset(data.root)
+        self.dataset = open_dataset(data)
         self.collator = make_collator(data, processor, family)
         self.one_modality = False
         self.left_out = LeftOut()
@@ -172,6 +171,8 @@ class MMTDataModule(LightningDataModule):
     def _split(self, rows: Rows) -> tuple[Rows, Rows]:
         """Training and validation rows. `train_rows` bounds the first, and the second in proportion."""
         fraction, limit = self.config.validation_fraction, self.config.train_rows
+        if self.dataset.validation is not None:
+            return rows.sample(limit), self.dataset.validation
         held = [content_hash(row) < fraction * 2**64 for row in rows]
         train = rows.take([i for i, out in enumerate(held) if not out]).sample(limit)
         validation = rows.take([i for i, out in enumerate(held) if out])
@@ -219,8 +220,8 @@ class MMTDataModule(LightningDataModule):
         return [row for row in rows if row.id not in bad]
 
     def _find(self, row: Row) -> None:
-        if row.source_type != "text":
-            media_file(self.dataset.root, row.media_path, row.id)
+        for path in row.media_paths:
+            media_file(self.dataset.root, path, row.id)
 
     def _note(self, part: str, reason: str, where: dict[str, list[str]], ids: list[str], total: int) -> None:
         where[part] = ids

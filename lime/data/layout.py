@@ -35,6 +35,18 @@ class SplitFiles:
         schemas = [_names_of(shard) for shard in self.shards]
         return [name for name in schemas[0] if all(name in names for names in schemas)]
 
+    def class_names(self) -> dict[str, list[str]]:
+        """The names of the classes of columns that `datasets` keeps as numbers."""
+        if self.folder is not None:
+            with _reading(self.folder):
+                features = self._arrow().features.to_dict()
+        else:
+            with _reading(self.shards[0]):
+                known = (pq.read_schema(self.shards[0]).metadata or {}).get(b"huggingface", b"{}")
+                features = json.loads(known).get("info", {}).get("features", {})
+        kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+        return {name: kind["names"] for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
+
     def columns(self, names: tuple[str, ...]) -> dict[str, list[Any]]:
         """These columns as lists of Python values. ValueError naming the first row whose text is not UTF-8."""
         table = self.table(names)

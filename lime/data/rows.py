@@ -24,7 +24,8 @@ from lime.data.tasks import MODALITIES, TaskTable, mmt47
 log = logging.getLogger(__name__)
 
 COLUMNS = ("source_type", "media_path", "question", "answer")
-TRAIN = "train"
+MORE_COLUMNS = ("more_media", "turns")  # of rows that have them
+TRAIN, VALIDATION = "train", "validation"
 MANIFEST = "manifest.json"
 
 
@@ -33,8 +34,33 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A turn of a conversation: its `role` (system, user, assistant) and `parts`, (kind, text) in order.
+
+    The kind is text, image or video; an image or video part, without a text, shows the row's next medium.
+    """
+
+    role: str
+    parts: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        """Its text, without what it shows."""
+        return "\n".join(text for kind, text in self.parts if kind == "text")
+
+    @property
+    def shown(self) -> list[str]:
+        """The kinds of what it shows, in order."""
+        return [kind for kind, _ in self.parts if kind != "text"]
+
+
+@dataclass(frozen=True)
 class Row:
-    """One row. `id` is "<split>/<index>", with the index in the file, whatever part of the split is used."""
+    """One row. `id` is "<split>/<index>", with the index in the file, whatever part of the split is used.
+
+    A row is asked as its one medium and its question, unless `turns` says more: then these are the turns before the
+    answer, the question being the last one's text. `more_media` are the media after the first.
+    """
 
     id: str
     split: str
@@ -43,12 +69,19 @@ class Row:
     media_path: str
     question: str
     answer: str
+    more_media: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def media_paths(self) -> tuple[str, ...]:
+        """Every medium of the row, in order."""
+        return (self.media_path, *self.more_media) if self.source_type != "text" else ()
 
 
 class Rows(Sequence[Row]):
     """A read-only view of one split's rows; slicing and `take` give views of the same columns."""
 
-    def __init__(self, split: str, columns: dict[str, list[str]], indices: Sequence[int] | None = None) -> None:
+    def __init__(self, split: str, columns: dict[str, list[Any]], indices: Sequence[int] | None = None) -> None:
         self.split = split
         self._columns = columns
         self._indices: Sequence[int] = range(len(columns["answer"])) if indices is None else indices
@@ -74,6 +107,10 @@ class Rows(Sequence[Row]):
         """The rows at these positions of this view, in that order."""
         return Rows(self.split, self._columns, [self._indices[p] for p in positions])
 
+    def named(self, split: str) -> Rows:
+        """These rows as those of another split."""
+        return Rows(split, self._columns, self._indices)
+
     def sample(self, count: int | None) -> Rows:
         """`count` rows (all, if fewer or None) chosen by a hash of their content, in file order."""
         if count is None or count >= len(self):
@@ -84,23 +121,27 @@ class Rows(Sequence[Row]):
     def digest(self) -> str:
         """SHA-256 over the content of these rows (text and media paths, not the media files)."""
         total = hashlib.sha256(self.split.encode())
+        names = [*COLUMNS, *(name for name in MORE_COLUMNS if name in self._columns)]
         for index in self._indices:
-            for name in COLUMNS:
-                value = self._columns[name][index].encode()
+            for name in names:
+                value = str(self._columns[name][index]).encode()
                 total.update(len(value).to_bytes(8, "little") + value)
         return total.hexdigest()
 
 
 def content_hash(row: Row) -> int:
     """A 64-bit hash of what the row asks (question and media), so that equal questions always fall on one side."""
-    data = f"{row.media_path}\0{row.question}".encode()
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+    data = f"{row.media_path}\0{row.question}"
+    if row.more_media or row.turns:
+        data += f"\0{row.more_media}\0{row.turns}"
+    return int.from_bytes(hashlib.sha256(data.encode()).digest()[:8], "big")
 
 
 class MMTDataset:
     """An opened data root.
 
-    `table` its tasks (MMT-47's, unless given); `train` the training rows; `tests` {split: rows} in the order of the
+    `table` its tasks (MMT-47's, unless given); `train` the training rows; `validation` its own validation rows, None
+    where they are a part of the training rows; `tests` {split: rows} in the order of the
     table; `absent` the test splits not there; `manifest` the content of root/manifest.json ({} without one). Raises
     DataError for a root that does not exist or holds no split, a split that lacks a column, a row with an empty
     question or answer, an unknown source type, or a path that leaves the root.
@@ -123,6 +164,7 @@ class MMTDataset:
             )
         loaded = {name: _read(self.root, files[name]) for name in known}
         self._train = loaded.pop(TRAIN, None)
+        self.validation: Rows | None = None
         self.tests: dict[str, Rows] = loaded
         self.absent: list[str] = [name for name in tasks if name not in loaded]
         self.manifest: dict[str, Any] = read_manifest(self.root)
@@ -165,11 +207,12 @@ class MMTDataset:
     @property
     def splits(self) -> dict[str, Rows]:
         """All rows present by split, the training rows first."""
-        return {**({TRAIN: self._train} if self._train is not None else {}), **self.tests}
+        trained = {TRAIN: self._train, VALIDATION: self.validation}
+        return {**{name: rows for name, rows in trained.items() if rows is not None}, **self.tests}
 
     def media_paths(self) -> list[str]:
         """The media that rows name, each once, in order."""
-        return sorted({row.media_path for rows in self.splits.values() for row in rows if row.source_type != "text"})
+        return sorted({path for rows in self.splits.values() for row in rows for path in row.media_paths})
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

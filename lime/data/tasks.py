@@ -70,23 +70,33 @@ class TaskTable:
         return tasks
 
 
+def load_yaml(path: Path) -> Any:
+    """The content of a YAML file, every scalar as text. ValueError where it is not valid."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
 def read_table(path: Path) -> TaskTable:
     """The table in a YAML file of the form of mmt47.yaml. ValueError naming the file and the row that is wrong."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    return table_from(load_yaml(path), str(path))
+
+
+def table_from(content: Any, source: str) -> TaskTable:
+    """The table in plain values, all of them texts. ValueError beginning with ``source`` and naming the row that is
+    wrong."""
     categories = content.get("categories") if isinstance(content, dict) else None
     rows = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(categories, dict) or not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: expected categories (name: title) and tasks (a list with a row for each)")
+        raise ValueError(f"{source}: expected categories (name: title) and tasks (a list with a row for each)")
     tasks: dict[str, Task] = {}
     for number, row in enumerate(rows, 1):
         problem = _problem(row, categories)
         if not problem and row["split"] in tasks:
             problem = "the split has a row already"
         if problem:
-            raise ValueError(f"{path}: row {number} of tasks: {problem}")
+            raise ValueError(f"{source}: row {number} of tasks: {problem}")
         labels = tuple(row["answers"]) if "answers" in row else None
         optional = {"metric": row["metric"]} if "metric" in row else {}
         tasks[row["split"]] = Task(
