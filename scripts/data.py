@@ -4,6 +4,7 @@ python scripts/data.py download FOLDER --accept-licences   rows, pictures and cl
 python scripts/data.py prepare FOLDER                      unpack archives, write manifest.json and media.sha256
 python scripts/data.py verify FOLDER                       decode every file, name every fault; exit 1 if there is one
 python scripts/data.py stats FOLDER [model=qwen2vl …]      rows and tokens per task and modality
+python scripts/data.py infer FOLDER                        write what was inferred of your own rows to FOLDER/tasks.yaml
 python scripts/data.py tasks                               the names that evaluation.splits takes
 python scripts/data.py sample FOLDER                       a small made root, as download leaves one, for trying these
 
@@ -29,7 +30,14 @@ FAULTS = 1  # exit code
 def main(arguments: list[str]) -> int:
     parser = script_parser(__doc__, overwrite=None)
     commands = parser.add_subparsers(dest="command", required=True)
-    runs = {"download": _download, "prepare": _prepare, "verify": _verify, "stats": _stats, "sample": _sample}
+    runs = {
+        "download": _download,
+        "prepare": _prepare,
+        "verify": _verify,
+        "stats": _stats,
+        "sample": _sample,
+        "infer": _infer,
+    }
     runs["tasks"] = _tasks
     for name, run in runs.items():
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
@@ -48,6 +56,8 @@ def main(arguments: list[str]) -> int:
         if name in ("verify", "stats"):
             command.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
             command.add_argument("--overwrite", action="store_true", help="replace FILE if something else is there")
+        if name == "infer":
+            command.add_argument("--overwrite", action="store_true", help="replace a tasks.yaml that leaves parts out")
         if name == "stats":
             command.add_argument("overrides", nargs="*", help="options of train.py: model, data.max_length, …")
         if name == "sample":
@@ -126,21 +136,44 @@ def _stats(options: argparse.Namespace) -> int:
     """Rows and tokens per task and modality, as a model's processor counts them."""
     from lime.config.schema import TrainConfig
     from lime.data.collators import make_collator
-    from lime.data.rows import MMTDataset
+    from lime.data.datasets import open_dataset
+    from lime.data.own.folder import is_own
     from lime.data.tools.stats import statistics
     from lime.jobs.compose import composed
     from lime.models.loading import load_processor_alone
     from lime.system.atomic import write_json
 
     _check_json(options)
-    overrides = ["data=mmt47", f"data.root={options.folder}", *options.overrides]
+    group = "data=own" if is_own(options.folder) else "data=mmt47"
+    overrides = [group, f"data.root={options.folder}", *options.overrides]
     config = composed(overrides, ROOT / "conf", "train", TrainConfig)
     family, processor = load_processor_alone(config.model)
-    found = statistics(MMTDataset(options.folder), make_collator(config.data, processor, family))
+    found = statistics(open_dataset(config.data), make_collator(config.data, processor, family))
     print(found.table())
     if options.json:
         content = {"schema": "lime-stats/1", "model": config.model.name, **found.to_dict()}
         write_json(options.json, content, indent=1)
+    return 0
+
+
+def _infer(options: argparse.Namespace) -> int:
+    """Write what is inferred of a folder of your own rows to its tasks.yaml, to be corrected there."""
+    import yaml
+
+    from lime.data.own.folder import Folder
+    from lime.data.own.spec import SPEC
+    from lime.system.atomic import write_text
+
+    folder, path = Folder(options.folder), options.folder / SPEC
+    if not folder.inferred:
+        print(f"{path} says everything; nothing is left to be inferred")
+        return 0
+    if path.exists() and not options.overwrite:
+        raise ValueError(f"{path} is there, and leaves out {', '.join(folder.inferred)}; --overwrite completes it")
+    text = yaml.safe_dump(folder.written, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    write_text(path, text)
+    print(f"{text}written to {path}; correct what is wrong there (docs/data.md)")
+    print(f"next: python train.py data=own data.root={options.folder}")
     return 0
 
 

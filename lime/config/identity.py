@@ -64,6 +64,11 @@ def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict):
         embedded = data.get("name") == EMBEDDED_DATA
         data.pop("root" if embedded else "mini", None)
+        if data.get("name") != OWN:  # what came with data of one's own
+            for key in ("test_fraction", "train_on"):
+                data.pop(key, None)
+        if data.get("least_steps") is None:
+            data.pop("least_steps", None)
         if isinstance(data.get("root"), str):
             data["root"] = _place(data["root"])
     if isinstance(model, dict) and isinstance(model.get("path"), str) and Path(model["path"]).expanduser().exists():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from lime.data.conversation import Conversation, expand
+from lime.data.conversation import Conversation, repeats
 from lime.data.media import BOUNDS, Bounds, MediaError, image_size, load_image, load_video, media_file, video_size
 from lime.data.media.frame_cache import FrameCache
 from lime.data.rows import Row
@@ -80,7 +80,7 @@ class BaseCollator(ABC, Generic[M]):
     `max_length` bounds prompt, visual placeholders and answer together: a longer row raises OverlongError,
     nothing is ever truncated. `cache_mb` bounds the media kept: once full, no more is added (rows come in
     another order each epoch, so evicting would only turn hits into misses). Missing and damaged media raise
-    MediaError.
+    MediaError. `train_on`: of rows of several turns, label the `last` answer or `all`.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class BaseCollator(ABC, Generic[M]):
         video_backend: str = "pyav",
         cache_mb: int = 512,
         bounds: Bounds = BOUNDS,
+        train_on: str = "last",
     ) -> None:
         self.processor: Any = processor
         self.family, self.root, self.conversation = family, Path(root), conversation
@@ -101,13 +102,14 @@ class BaseCollator(ABC, Generic[M]):
         self.end_token_id = conversation.end_token_id
         pad = self.processor.tokenizer.pad_token_id
         self.pad_token_id = int(pad) if pad is not None else self.end_token_id
+        self.train_on = train_on
         self._answers: dict[tuple[str, str], np.ndarray] = {}
         self._media: dict[str, M] = {}
         self._room = cache_mb * 2**20
 
     def training_batch(self, rows: Sequence[Row]) -> Batch:
         """Right-padded prompts with their answers; labels on the answers and their end tokens only."""
-        return self._batch(rows, self._own_answers(rows))
+        return self._batch(rows, self._own_answers(rows), earlier=self.train_on == "all")
 
     def continuation_batch(self, pairs: Sequence[tuple[Row, str]]) -> Batch:
         """As `training_batch`, with the given answers in place of the rows' own: for scoring them by likelihood."""
@@ -142,19 +144,21 @@ class BaseCollator(ABC, Generic[M]):
         """
         total = 0
         for kind in ("image", "video"):
-            absent = {self._key(row) for row in rows if row.source_type == kind} - self._media.keys()
+            paths = (path for row in rows if row.source_type == kind for path in row.media_paths)
+            absent = {self._key(kind, path) for path in paths} - self._media.keys()
             sizes = [self._size(media) for key, media in self._media.items() if key.startswith(f"{kind}:")]
             total += round(len(absent) * float(np.mean(sizes))) if sizes else 0
         return min(total, self._room)
 
-    def media(self, row: Row) -> M | None:
-        """The row's image or clip as batches take it (None for a text row). Raises MediaError naming file and row."""
-        if row.source_type == "text":
-            return None
-        key = self._key(row)
+    def media(self, row: Row) -> list[M]:
+        """The row's images or clip as batches take them (none for a text row). MediaError naming file and row."""
+        return [self._medium(row, path) for path in row.media_paths]
+
+    def _medium(self, row: Row, media_path: str) -> M:
+        key = self._key(row.source_type, media_path)
         if key in self._media:
             return self._media[key]
-        path = media_file(self.root, row.media_path, row.id)
+        path = media_file(self.root, media_path, row.id)
         with refusals(path, row):
             media = self._read(path, row)
         if (size := self._size(media)) <= self._room:
@@ -178,11 +182,11 @@ class BaseCollator(ABC, Generic[M]):
         """Bytes in memory."""
 
     @abstractmethod
-    def _batch(self, rows: Sequence[Row], answers: Sequence[np.ndarray] | None) -> Batch:
-        """Prompts padded left, or with their answers, labelled and padded right."""
+    def _batch(self, rows: Sequence[Row], answers: Sequence[np.ndarray] | None, earlier: bool = False) -> Batch:
+        """Prompts padded left, or with their answers, padded right and labelled, where `earlier` in every turn."""
 
-    def _key(self, row: Row) -> str:
-        return f"{row.source_type}:{row.media_path}"
+    def _key(self, kind: str, media_path: str) -> str:
+        return f"{kind}:{self.root / media_path}"
 
     def _own_answers(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Tokens of the rows' answers, each tokenised once."""
@@ -223,21 +227,21 @@ class Collator(BaseCollator[Visual]):
         self._sampling = f"{self.video_backend} {self.bounds} {self.visual.video_sampling()}"
 
     def visual_tokens(self, row: Row) -> int:
-        if row.source_type == "text":
-            return 0
-        if (kept := self._media.get(self._key(row))) is not None:
+        return sum(self._visual_tokens(row, media_path) for media_path in row.media_paths)
+
+    def _visual_tokens(self, row: Row, media_path: str) -> int:
+        if (kept := self._media.get(self._key(row.source_type, media_path))) is not None:
             return kept.tokens
         if row.source_type == "video" and not self.visual.patched:
             return self.visual.video_tokens(1, 1)  # LLaVA-OneVision pools every clip to the same number of tokens
-        path = media_file(self.root, row.media_path, row.id)
+        path = media_file(self.root, media_path, row.id)
         with refusals(path, row):
             if row.source_type == "image":
                 return self.visual.image_tokens(*image_size(path, row.id, self.bounds))
             return self.visual.video_tokens(*video_size(path, row.id, self.bounds))
 
     def _text_lengths(self, rows: Sequence[Row]) -> list[int]:
-        placeholders = (int(row.source_type != "text") for row in rows)
-        return [len(ids) - one for ids, one in zip(self._tokens(rows), placeholders, strict=True)]
+        return [len(ids) - len(row.media_paths) for ids, row in zip(self._tokens(rows), rows, strict=True)]
 
     def _size(self, media: Visual) -> int:
         return media.values.nbytes
@@ -266,13 +270,14 @@ class Collator(BaseCollator[Visual]):
             self._prompts[row.id] = ids
         return [self._prompts[row.id] for row in rows]
 
-    def _batch(self, rows: Sequence[Row], answers: Sequence[np.ndarray] | None) -> Batch:
+    def _batch(self, rows: Sequence[Row], answers: Sequence[np.ndarray] | None, earlier: bool = False) -> Batch:
         visuals = [self.media(row) for row in rows]
         kinds = self.conversation.placeholders
-        tokens = [
-            ids if visual is None else expand(ids, kinds[row.source_type], visual.tokens)
-            for row, ids, visual in zip(rows, self._tokens(rows), visuals, strict=True)
+        times = [
+            repeats(ids, kinds.get(row.source_type, IGNORED), [one.tokens for one in own])
+            for row, ids, own in zip(rows, self._tokens(rows), visuals, strict=True)
         ]
+        tokens = [np.repeat(ids, often) for ids, often in zip(self._tokens(rows), times, strict=True)]
         if answers is not None:
             tokens = [np.concatenate([prompt, answer]) for prompt, answer in zip(tokens, answers, strict=True)]
         longest = self._check_length(rows, [len(ids) for ids in tokens])
@@ -287,6 +292,9 @@ class Collator(BaseCollator[Visual]):
             if answers is not None:
                 answer = slice(len(ids) - len(answers[i]), len(ids))
                 labels[i, answer] = ids[answer]
+            if earlier and rows[i].turns:
+                said = np.repeat(self.conversation.turn_tokens(rows[i])[1], times[i])
+                labels[i, : len(said)][said] = ids[: len(said)][said]
         batch: Batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
         if answers is not None:
             batch["labels"] = torch.from_numpy(labels)
@@ -294,7 +302,7 @@ class Collator(BaseCollator[Visual]):
             types = (input_ids == kinds["image"]) + 2 * (input_ids == kinds["video"])
             batch["mm_token_type_ids"] = torch.from_numpy(types.astype(np.int64) * mask)
         images, videos = (
-            [v for row, v in zip(rows, visuals, strict=True) if v is not None and row.source_type == kind]
+            [one for row, own in zip(rows, visuals, strict=True) if row.source_type == kind for one in own]
             for kind in ("image", "video")
         )
         batch.update(self.visual.inputs(images, videos))

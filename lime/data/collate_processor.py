@@ -7,7 +7,7 @@ else goes to the model as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +58,21 @@ class ProcessorCollator(BaseCollator[list[Image.Image]]):
         super().__init__(processor, family, root, conversation, **limits)
         if self.processor.tokenizer.pad_token_id is None:
             self.processor.tokenizer.pad_token_id = self.pad_token_id
-        self._visual: dict[tuple[str, int, int], int] = {}
+        self._visual: dict[tuple[Any, ...], int] = {}
         check_images(self.processor, self._probe("image"))
 
     def visual_tokens(self, row: Row) -> int:
-        """Tokens that the row's pictures add to those of its text; found by trying a blank one of the same size."""
+        """Tokens that the row's pictures add to those of its text; found by trying blank ones of the same sizes."""
         if row.source_type == "text":
             return 0
         path = media_file(self.root, row.media_path, row.id)
-        height, width = (image_size if row.source_type == "image" else video_size)(path, row.id, self.bounds)
-        key = (row.source_type, height, width)
+        size_of = image_size if row.source_type == "image" else video_size
+        sizes = [size_of(media_file(self.root, one, row.id), row.id, self.bounds) for one in row.media_paths]
+        key = (row.source_type, *sizes)
         if key not in self._visual:
-            text = self._probe(row.source_type)
-            blank = [Image.new("RGB", (width, height))] * (1 if row.source_type == "image" else self.num_frames)
+            text = self._probe(row.source_type) * len(sizes)
+            each = 1 if row.source_type == "image" else self.num_frames
+            blank = [Image.new("RGB", (width, height)) for height, width in sizes for _ in range(each)]
             with refusals(path, row):
                 ids = self._process([text], [blank])["input_ids"][0]
             self._visual[key] = len(ids) - len(self.conversation.encode([text])[0])
@@ -99,7 +101,7 @@ class ProcessorCollator(BaseCollator[list[Image.Image]]):
     def _processed(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """What the processor makes of the rows' prompts; MediaError naming the one that it refuses."""
         prompts = [self.conversation.prompt(row) for row in rows]
-        pictures = [self.media(row) or [] for row in rows] if rows[0].source_type != "text" else None
+        pictures = [self._pictures(row) for row in rows] if rows[0].source_type != "text" else None
         try:
             return self._process(prompts, pictures)
         except ValueError as error:
@@ -109,7 +111,28 @@ class ProcessorCollator(BaseCollator[list[Image.Image]]):
             path = self.root / rows[0].media_path
             raise MediaError(path, f"the model's processor refuses it beside others: {error}", rows[0].id) from error
 
-    def _batch(self, rows: Sequence[Row], answers: Sequence[np.ndarray] | None) -> Batch:
+    def _pictures(self, row: Row) -> list[Image.Image]:
+        return [picture for medium in self.media(row) for picture in medium]
+
+    def _earlier(self, row: Row, ids: Tensor) -> Iterator[slice]:
+        """Where the row's earlier answers stand among the tokens of its prompt. ValueError where that is not clear."""
+        pictures, text, shown = self._pictures(row), "", 0
+        each = self.num_frames if row.source_type == "video" else 1
+        positions = iter([number for number, turn in enumerate(row.turns) if turn.role == "assistant"])
+        for piece, is_answer in self.conversation.segments(row):
+            if is_answer:
+                shown = each * sum(len(turn.shown) for turn in row.turns[: next(positions)])
+                own = [pictures[:shown]] if shown else None
+                start, end = (self._process([part], own)["input_ids"][0] for part in (text, text + piece))
+                if not torch.equal(ids[: len(end)], end):
+                    raise ValueError(
+                        f"row {row.id}: data.train_on=all: this model's processor does not show where earlier answers "
+                        "stand; take data.train_on=last"
+                    )
+                yield slice(len(start), len(end))
+            text += piece
+
+    def _batch(self, rows: Sequence[Row], answers: Sequence[np.ndarray] | None, earlier: bool = False) -> Batch:
         kinds = {row.source_type for row in rows}
         if len(kinds) != 1:
             raise ValueError(f"a batch of {', '.join(sorted(kinds))} rows; this model takes one modality at a time")
@@ -133,6 +156,9 @@ class ProcessorCollator(BaseCollator[list[Image.Image]]):
                 answer = torch.from_numpy(np.asarray(answers[i], dtype=np.int64))
                 out["input_ids"][i, end : start + length] = answer
                 labels[i, end : start + length] = answer
+            if earlier and rows[i].turns:
+                for said in self._earlier(rows[i], out["input_ids"][i, :end]):
+                    labels[i, said] = out["input_ids"][i, said]
         batch: Batch = {key: value for key, value in processed.items() if key not in per_token} | out
         if answers is not None:
             batch["labels"] = labels

@@ -23,6 +23,7 @@ def make_collator(data: DataConfig, processor: ProcessorMixin, family: str) -> B
         "video_backend": data.video_backend,
         "cache_mb": data.cache_mb // max(data.num_workers, 1),
         "bounds": data.bounds,
+        "train_on": data.train_on,
     }
     if isinstance(processor.video_processor, FrameProcessor):
         cache = FrameCache(frames.dir, frames.size_mb) if frames.dir is not None else None

@@ -59,6 +59,8 @@ class DataConfig:
         train_rows: training rows, chosen in the same way; null for all.
         validation_fraction: share of the training rows held out by the same hash.
         test_fraction: of `own` data without test files: share of the rows held out as test rows; 0 for none.
+        least_steps: fewest optimiser steps of a training: where the rows give fewer, each epoch repeats them; null for
+            no such bound.
         train_on: of rows of several turns: the `last` answer or `all` of them.
         max_length: longest row in tokens: prompt, visual placeholders and answer.
         system_prompt: text of a system turn before every question; null for none.
@@ -81,6 +83,7 @@ class DataConfig:
     train_rows: int | None = None
     validation_fraction: float = 0.05
     test_fraction: float = 0.2
+    least_steps: int | None = None
     train_on: str = "last"
     max_length: int = 2048
     system_prompt: str | None = None
@@ -117,6 +120,8 @@ class DataConfig:
         for key in ("validation_fraction", "test_fraction"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 problems.append(f"data.{key}: expected a number in [0, 1), got {getattr(self, key)}")
+        if self.name != OWN and (self.test_fraction, self.train_on) != (0.2, "last"):
+            problems.append(f"data.test_fraction, data.train_on: for data=own alone, but data.name is {self.name}")
         if not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
             problems.append(f"data.max_seconds: expected a number above 0, got {self.max_seconds}")
         for key, value, least, text in (
@@ -127,6 +132,7 @@ class DataConfig:
             ("prefetch", self.prefetch, 1, "at least 1"),
             ("rows_per_split", self.rows_per_split, 1, "at least 1 or null"),
             ("train_rows", self.train_rows, 1, "at least 1 or null"),
+            ("least_steps", self.least_steps, 1, "at least 1 or null"),
             *((f"mini.{key}", getattr(self.mini, key), 1, "at least 1") for key in _COUNTS),
         ):
             if value is not None and value < least:

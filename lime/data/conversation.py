@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lime.data.rows import Row
+from lime.data.rows import Row, Turn
 from lime.data.tasks import MODALITIES
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Conversation:
         self._forms = dict.fromkeys(MODALITIES, _FORMS[0])
         self._trims: dict[str, tuple[bool, bool]] = {}
         self.frames: dict[str, tuple[str, str]] = {}
+        self._outlines: dict[Any, list[str]] = {}
         for kind in MODALITIES:
             self.frames[kind] = self._frame(kind)
         self.end_token = self._end_token()
@@ -117,21 +118,96 @@ class Conversation:
         return str(self.tokenizer.convert_ids_to_tokens(token)) if token >= 0 else ""
 
     def prompt(self, row: Row) -> str:
-        """The prompt of a row, with one placeholder for its media."""
+        """The prompt of a row, with one placeholder for each of its media."""
+        if row.turns:
+            return "".join(text for text, _ in self.segments(row))
         before, after = self.frames[row.source_type]
         left, right = self._trims[row.source_type]
         question = row.question.lstrip() if left else row.question
         return before + self._plain(question.rstrip() if right else question, row) + after
 
+    def segments(self, row: Row) -> list[tuple[str, bool]]:
+        """The prompt of a row with turns, cut where answers are: (text, whether it is an earlier answer).
+
+        An earlier answer ends with the end token where the template has it there, as the last one does. ValueError
+        naming a row whose turns the template does not take.
+        """
+        turns = row.turns
+        if self.system_prompt is not None and turns[0].role != "system":
+            turns = (Turn("system", (("text", self.system_prompt),)), *turns)
+        shape = (row.source_type, *((turn.role, *(kind for kind, _ in turn.parts)) for turn in turns))
+        if shape not in self._outlines:
+            self._outlines[shape] = self._outline(row, turns)
+        outline = self._outlines[shape]
+        left, right = self._trims[row.source_type]
+        said = [(turn.role, text) for turn in turns for kind, text in turn.parts if kind == "text"]
+        segments, pending = [], outline[0]
+        for (role, text), behind in zip(said, outline[1:], strict=True):
+            if role == "assistant":
+                end = self.end_token if behind.startswith(self.end_token) else ""
+                segments += [(pending, False), (self._plain(text.strip(), row) + end, True)]
+                pending = behind.removeprefix(end)
+            else:
+                trimmed = text.lstrip() if left else text
+                pending += self._plain(trimmed.rstrip() if right else trimmed, row) + behind
+        return [*segments, (pending, False)]
+
+    def _outline(self, row: Row, turns: Sequence[Turn]) -> list[str]:
+        """What the template puts before, between and behind the texts of turns of this shape."""
+        count = sum(kind == "text" for turn in turns for kind, _ in turn.parts)
+        texts = [f"\u2460{number} said\u2461" for number in range(count)]
+        pending = iter(texts)
+        messages = []
+        for turn in turns:
+            parts = [(kind, next(pending) if kind == "text" else "") for kind, _ in turn.parts]
+            messages.append(self._message(row.source_type, turn.role, parts))
+        try:
+            rest = self._render(messages, True)
+        except Exception as error:  # a template is a program: it may raise anything
+            raise ValueError(
+                f"row {row.id}: the chat template of this model does not take its turns ({_said(error)})"
+            ) from error
+        outline = []
+        for text in texts:
+            before, found, rest = rest.partition(text)
+            if not found or text in rest:
+                roles = ", ".join(turn.role for turn in turns)
+                raise ValueError(
+                    f"row {row.id}: the chat template of this model does not show each text of its turns ({roles}) "
+                    "once and in order"
+                )
+            outline.append(before)
+        return [*outline, rest]
+
+    def _message(self, kind: str, role: str, parts: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """A turn as the chat template takes it in rows of this kind."""
+        form = self._forms[kind]
+        shown = [(one, text) for part, text in parts for one in ([part] if part == "text" else self.media(part))]
+        if form == "parts":
+            content: Any = [{"type": one, **({"text": text} if one == "text" else {})} for one, text in shown]
+        else:
+            content = "".join(text if one == "text" else f"{self._placeholder(one)}\n" for one, text in shown)
+            content = content if form == "plain" else [{"type": "text", "text": content}]
+        return {"role": role, "content": content}
+
+    def turn_tokens(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of the prompt of a row with turns, and which of them are of earlier answers."""
+        segments = self.segments(row)
+        encoded = self.encode([text for text, _ in segments])
+        answers = [np.full(len(ids), answered) for ids, (_, answered) in zip(encoded, segments, strict=True)]
+        return np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded]), np.concatenate(answers)
+
     def prompts(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """Token ids of the prompts, one placeholder for each row's media. ValueError naming a row without its own."""
-        texts = [self.prompt(row) for row in rows]
-        encoded = [np.asarray(ids, dtype=np.int32) for ids in self.encode(texts)]
+        """Token ids of the prompts, one placeholder for each medium. ValueError naming a row without its own."""
+        single = iter(self.encode([self.prompt(row) for row in rows if not row.turns]))
+        encoded = [self.turn_tokens(row)[0] if row.turns else np.asarray(next(single), dtype=np.int32) for row in rows]
         for row, ids in zip(rows, encoded, strict=True):
             for kind, token in self.placeholders.items():
-                if int((ids == token).sum()) != int(row.source_type == kind):
+                expected = len(row.media_paths) if row.source_type == kind else 0
+                if (count := int((ids == token).sum())) != expected:
+                    wanted = f"one {kind} placeholder" if expected <= 1 else f"{expected} {kind} placeholders"
                     raise ValueError(
-                        f"row {row.id}: the chat template did not place one {kind} placeholder in its prompt"
+                        f"row {row.id}: the chat template did not place {wanted} in its prompt (it has {count})"
                     )
         return encoded
 
@@ -248,6 +324,8 @@ def _said(error: Exception) -> str:
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
-def expand(ids: np.ndarray, placeholder: int, count: int) -> np.ndarray:
-    """`ids` with its one placeholder repeated `count` times."""
-    return np.repeat(ids, np.where(ids == placeholder, count, 1))
+def repeats(ids: np.ndarray, placeholder: int, counts: Sequence[int]) -> np.ndarray:
+    """How often each token stands in the prompt: the placeholders, in order, `counts` times."""
+    times = np.ones(len(ids), dtype=np.int64)
+    times[ids == placeholder] = counts
+    return times

@@ -52,6 +52,8 @@ class MMTDataModule(LightningDataModule):
     `left_out` the rows that could not be used. `setup` prepares the training and validation rows;
     `test_rows(split)` gives the usable rows of a test split.
 
+    `least_rows`: training rows are repeated until an epoch has so many.
+
     `one_modality`: training batches are of one modality each, and of the same one in all processes at a step.
 
     Training batches hold rows of like length (visual tokens counted) in a seeded order; its state is part of
@@ -79,6 +81,7 @@ class MMTDataModule(LightningDataModule):
         self.dataset = open_dataset(data)
         self.collator = make_collator(data, processor, family)
         self.one_modality = False
+        self.least_rows = 0
         self.left_out = LeftOut()
         self.train_rows: list[Row] = []
         self.val_rows: list[Row] = []
@@ -98,6 +101,9 @@ class MMTDataModule(LightningDataModule):
         if not self.train_rows:
             raise DataError(f"{self.dataset.root}: no usable training row; left out: {self.left_out.counts()}")
         log.info("%d training rows, %d validation rows", len(self.train_rows), len(self.val_rows))
+        if (times := -(-self.least_rows // len(self.train_rows))) > 1:
+            log.info("each epoch repeats the training rows %d times (data.least_steps)", times)
+            self.train_rows, self.train_lengths = self.train_rows * times, self.train_lengths * times
 
     def test_rows(self, split: str) -> list[Row]:
         """The usable rows of a test split. DataError for a split that is not there."""

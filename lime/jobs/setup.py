@@ -109,6 +109,10 @@ def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: 
         processor=backbone.processor,
         family=backbone.family,
     )
+    if isinstance(config, TrainConfig) and data.least_steps is not None:
+        options = config.trainer
+        each = batch_size * options.accumulate_grad_batches * processes.world_size()
+        module.least_rows = -(-data.least_steps // options.max_epochs) * each
     module.one_modality = processes.world_size() > 1 or backbone.family == AUTOMATIC
     return module
 

@@ -15,6 +15,7 @@ import yaml
 import lime.tuner
 from lime.config.reuse import RUN_FILE
 from lime.config.schema import TrainConfig
+from lime.data.config import OWN
 from lime.distributed import processes
 from lime.distributed.devices import device_of, process_group, processes_here
 from lime.distributed.launch import in_processes, started_from_outside
@@ -112,6 +113,9 @@ class _Run:
         self.data = open_data(config, self.backbone, config.trainer.batch_size)
         self.data.setup("fit")
         answers = config.evaluation.mode != "none"
+        if answers and config.data.name == OWN and not self.data.dataset.tests:
+            log.warning("%s has no test rows: nothing is evaluated", self.data.dataset.root)
+            answers = False
         self.tests = TestRows(self.data, config.evaluation.splits) if answers else None
         self.info = described(config.seed, self.backbone, self.data, overrides=self.overrides)
         self.record.environment(self.info, self.data.dataset.fingerprint)

@@ -138,7 +138,7 @@ def test_special_tokens_in_a_question_cannot_pose_as_placeholders(collator, rows
         batch = collator.training_batch([forged])
         assert batch["labels"].ne(IGNORED).sum() == len(collator.conversation.answers([row])[0])
         placeholders = sum(int((batch["input_ids"] == i).sum()) for i in collator.conversation.placeholders.values())
-        assert placeholders == (collator.media(row).tokens if row.source_type != "text" else 0)
+        assert placeholders == sum(medium.tokens for medium in collator.media(row))
     assert "forged" in caplog.text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -13,7 +14,7 @@ import torch
 from lime.config.check import build
 from lime.config.schema import EvalConfig
 from lime.data.collate_processor import ProcessorCollator
-from lime.data.rows import MMTDataset
+from lime.data.rows import MMTDataset, Turn
 from lime.jobs.evaluate import evaluate
 from lime.jobs.train import train
 from lime.models.loading import load_backbone
@@ -49,7 +50,7 @@ def test_rows_are_those_of_the_processor_itself() -> None:
     image = next(row for row in rows if row.source_type == "image")
     video = next(row for row in rows if row.source_type == "video")
     batch = collator.training_batch([image])
-    picture = collator.media(image)
+    (picture,) = collator.media(image)
     expected = backbone.processor(
         text=[collator.conversation.prompt(image)], images=[picture], return_tensors="pt", add_special_tokens=False
     )
@@ -64,6 +65,25 @@ def test_rows_are_those_of_the_processor_itself() -> None:
     assert int(clip["attention_mask"][0].sum()) == collator.prompt_length(video)
     with pytest.raises(ValueError, match="one modality"):
         collator.training_batch([image, video])
+
+
+@pytest.mark.parametrize("train_on", ["last", "all"])
+def test_several_pictures_and_turns(train_on: str) -> None:
+    backbone = load_backbone(other(checkpoint("smolvlm")))
+    collator = ProcessorCollator(backbone.processor, backbone.family, data_root(), train_on=train_on)
+    image, second = [row for row in MMTDataset(data_root()).train if row.source_type == "image"][:2]
+    turns = (
+        Turn("user", (("image", ""), ("text", "What is this?"))),
+        Turn("assistant", (("text", "A circle."),)),
+        Turn("user", (("text", "And"), ("image", ""), ("text", "this?"))),
+    )
+    row = dataclasses.replace(image, id="two", more_media=(second.media_path,), turns=turns, answer="A square.")
+    batch = collator.training_batch([row])
+    assert batch["pixel_values"].shape[1] == 2 * collator.prompt_batch([image])["pixel_values"].shape[1]
+    assert [int(batch["attention_mask"].sum())] == collator.lengths([row])
+    end = collator.conversation.end_token
+    said = backbone.processor.tokenizer.decode(batch["labels"][batch["labels"] != -100])
+    assert said == ("A square." if train_on == "last" else f"A circle.{end}A square.") + end
 
 
 def test_says_what_it_does_with_videos(caplog: pytest.LogCaptureFixture) -> None:

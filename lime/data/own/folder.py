@@ -9,16 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lime.data.layout import find_splits
 from lime.data.own import inference
 from lime.data.own.inference import TEST, Seen
 from lime.data.own.records import Fields, RowProblem, fields_of, task_of
-from lime.data.own.spec import Columns, read_spec
+from lime.data.own.spec import SPEC, Columns, read_spec
 from lime.data.own.tables import Table, read_table_file
-from lime.data.rows import TRAIN, VALIDATION, DataError
-from lime.data.tasks import TaskTable, table_from
+from lime.data.rows import COLUMNS, TRAIN, VALIDATION, DataError
+from lime.data.tasks import TaskTable, mmt47, table_from
 
 _CATEGORY = "own"
 _TITLES = {_CATEGORY: "Own tasks"}
+
+
+def is_own(root: Path) -> bool:
+    """Whether a folder is one's own: it has a `tasks.yaml`, or tables, but not those of the published layout."""
+    if not root.is_dir() or (root / SPEC).is_file():
+        return root.is_dir()
+    try:
+        splits, published = find_splits(root), set(COLUMNS[:2])
+        return not any(name in mmt47().tasks or published & set(at.column_names()) for name, at in splits.items())
+    except (OSError, ValueError):
+        return any(inference.is_rows(path) and path.suffix != ".parquet" for path in root.iterdir())
 
 
 @dataclass(frozen=True)
@@ -205,10 +217,9 @@ class Folder:
                 seen[row.task].kinds[row.fields.source_type] += 1
                 seen[row.task].answers[row.fields.answer.strip()] += 1
         said = self.spec.tasks or [{"split": split} for split in self.splits]
-        tasks = [inference.infer_task({"category": _CATEGORY} | row, seen[row["split"]]) for row in said]
-        if tasks != said:
-            self.inferred["tasks"] = [
-                {k: v for k, v in row.items() if (k, v) != ("category", _CATEGORY)} for row in tasks
-            ]
+        tasks = [inference.infer_task(row, seen[row["split"]]) for row in said]
+        if tasks != self.spec.tasks:
+            self.inferred["tasks"] = tasks
+        tasks = [{"category": _CATEGORY} | row for row in tasks]
         named = {row["category"]: _TITLES.get(row["category"], row["category"]) for row in tasks}
         return table_from({"categories": self.spec.categories or named, "tasks": tasks}, str(self.spec.path))

@@ -48,7 +48,7 @@ def infer_files(root: Path) -> dict[str, list[str]]:
     """{split: files} of the tables in a folder, by their names. DataError where that is not clear."""
     found: dict[str, list[str]] = {}
     for place in (root, root / "data", *sorted(path.parent for path in root.glob("*/dataset_dict.json"))):
-        tables = [path for path in sorted(place.iterdir()) if _is_rows(path)] if place.is_dir() else []
+        tables = [path for path in sorted(place.iterdir()) if is_rows(path)] if place.is_dir() else []
         for path in tables:
             found.setdefault(_split_of(path), []).append(path.relative_to(root).as_posix())
         if found:
@@ -70,7 +70,8 @@ def infer_files(root: Path) -> dict[str, list[str]]:
     return {name: found[name] for name in _WORDS if name in found}
 
 
-def _is_rows(path: Path) -> bool:
+def is_rows(path: Path) -> bool:
+    """Whether this is a table of rows by its name."""
     return is_table(path) and path.name not in _NOT_ROWS and not path.name.startswith(".")
 
 

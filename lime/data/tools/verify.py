@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 
 from lime.data.files import BOUNDS, MEDIA_KINDS, Bounds, one_line
 from lime.data.layout import SplitFiles, find_splits, is_blank, is_utf8
+from lime.data.own.folder import Folder, is_own
+from lime.data.own.records import Fields, RowProblem
 from lime.data.rows import COLUMNS, MANIFEST, TRAIN
 from lime.data.tasks import MODALITIES, TaskTable, mmt47
 from lime.data.tools.media_check import NOTE, Problem, check_chunk
@@ -29,6 +31,9 @@ ROW_KINDS = (
 )  # fmt: skip
 KINDS = (*ROW_KINDS, *MEDIA_KINDS)
 """Kinds of faults. `outside_root` is both a path that leaves the root and a link that does."""
+
+Users = dict[tuple[str, str], list[tuple[str, int]]]
+"""{(media path, kind): [(split, row)]}: each file with the rows that name it."""
 
 _CHUNK = 128
 _SERIAL = 200  # fewer files are checked faster than processes start
@@ -132,11 +137,13 @@ def verify(
     twice. Everything else is a fault in the report.
     """
     root = Path(root)
+    if table is None and is_own(root):
+        return _verify_own(root, workers, progress, bounds)
     files = find_splits(root)
     tasks = (table or mmt47()).tasks
     names = [name for name in (TRAIN, *tasks) if name in files]
     report = Report(str(root), unknown=sorted(set(files) - set(names)), absent=[n for n in tasks if n not in files])
-    users: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
+    users: Users = defaultdict(list)
     expected = Expected(root, tasks)
     if expected.problem:
         report.faults.append(Fault("bad_manifest", "", None, MANIFEST, expected.problem))
@@ -148,6 +155,12 @@ def verify(
         report.rows[name] = 0
         for index, media, kind in _check_rows(root, files[name], report, expected):
             users[media, kind].append((name, index))
+    _decode(root, users, report, workers, progress, bounds)
+    return report
+
+
+def _decode(root: Path, users: Users, report: Report, workers: int | None, progress: bool, bounds: Bounds) -> None:
+    """Decodes every file, and adds its fault or note to each row that names it."""
     report.media = len(users)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for file, (kind, text) in _check_files(root, list(users), workers or cores, progress, bounds, report.speed):
@@ -156,6 +169,31 @@ def verify(
     order = {name: i for i, name in enumerate(report.rows)}
     for faults in (report.faults, report.notes):
         faults.sort(key=lambda one: (order.get(one.split, -1), -1 if one.row is None else one.row))
+
+
+def _verify_own(root: Path, workers: int | None, progress: bool, bounds: Bounds) -> Report:
+    """The same for a folder of one's own. DataError where its files or its tasks.yaml cannot be read at all."""
+    folder = Folder(root)
+    report, users = Report(str(root)), Users()
+    expected = Expected(root, folder.tasks.tasks)
+    seen: dict[Any, int] = {}
+    for row in folder.rows:
+        fields, table = row.fields, row.table.path.relative_to(root).as_posix()
+        report.rows[row.part] = report.rows.get(row.part, 0) + 1
+        problem: tuple[str, str] | None = None
+        if isinstance(fields, RowProblem):
+            problem = (fields.kind, str(fields))
+        elif (first := seen.setdefault((row.part, fields), row.index)) != row.index:
+            problem = ("duplicate", f"the same row as {row.part}/{first}")
+        elif row.task is not None and (never := expected.answer_problem(row.task, fields.answer)):
+            problem = ("answer_not_allowed", never)
+        if problem is not None:
+            report.faults.append(Fault(problem[0], row.part, row.index, table, problem[1]))
+        if isinstance(fields, Fields):
+            for path in fields.media:
+                users.setdefault((path, fields.source_type), []).append((row.part, row.index))
+    report.absent = [split for split in folder.splits if split not in {row.task for row in folder.rows}]
+    _decode(root, users, report, workers, progress, bounds)
     return report
 
 
