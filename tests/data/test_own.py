@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import csv
+import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from lime.data.config import DataConfig
 from lime.data.datasets import open_dataset
+from lime.data.own.folder import Folder, is_own
 from lime.data.rows import DataError, MMTDataset
+from lime.data.tools.verify import verify
 
 
 def pictures(root: Path, count: int = 12) -> list[str]:
-    """Small pictures in a folder."""
+    """Small pictures in a folder; their names."""
     (root / "pictures").mkdir(parents=True)
     names = [f"{i:02d}.png" for i in range(count)]
     for i, name in enumerate(names):
-        Image.new("RGB", (32 + i, 32), (20 * i, 0, 0)).save(root / "pictures" / name)
+        Image.new("RGB", (32 + i, 32), (20 * i % 256, 0, 0)).save(root / "pictures" / name)
     return names
 
 
@@ -27,16 +34,23 @@ def write_csv(path: Path, rows: list[list[str]]) -> None:
         csv.writer(stream).writerows(rows)
 
 
-def opened(root: Path, **options: object) -> MMTDataset:
-    return open_dataset(DataConfig(name="own", root=str(root), **options))  # type: ignore[arg-type]
+def opened(root: Path, **options: Any) -> MMTDataset:
+    return open_dataset(DataConfig(name="own", root=str(root), **options))
 
 
-def test_two_columns_are_a_task(tmp_path: Path) -> None:
-    names = pictures(tmp_path, 40)
+def texts(root: Path, rows: int = 8, name: str = "train.csv") -> None:
+    """Text rows with two answers."""
     write_csv(
-        tmp_path / "labels.csv", [["picture", "label"], *([n, "cat" if i % 2 else "dog"] for i, n in enumerate(names))]
+        root / name, [["question", "answer"], *([f"Is {n} in {name}?", "yes" if n % 2 else "no"] for n in range(rows))]
     )
-    data = opened(tmp_path)
+
+
+def test_two_columns_are_a_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = pictures(tmp_path, 40)
+    cells = [[name, "cat" if i % 2 else "dog"] for i, name in enumerate(names)]
+    write_csv(tmp_path / "labels.csv", [["picture", "label"], *cells])
+    with caplog.at_level(logging.INFO):
+        data = opened(tmp_path)
     assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 32, "test": 8}
     row = data.train[0]
     assert (row.source_type, row.media_path) == ("image", "pictures/01.png")
@@ -44,11 +58,190 @@ def test_two_columns_are_a_task(tmp_path: Path) -> None:
     assert data.table.tasks["test"].answer_type == "label"
     assert data.allowed_answers("test") == ["cat", "dog"]
     assert not {r.media_path for r in data.train} & {r.media_path for r in data.tests["test"]}
-    assert len(opened(tmp_path, test_fraction=0.0).train) == 40
+    assert "columns: {image: picture, answer: label}" in caplog.text
+    assert "scripts/data.py infer" in caplog.text
+    every = opened(tmp_path, test_fraction=0.0)
+    assert (len(every.train), every.tests, every.absent) == (40, {}, ["test"])
 
 
-def test_a_missing_column_lists_what_is_there(tmp_path: Path) -> None:
-    write_csv(tmp_path / "train.csv", [["a", "b"], ["What?", "yes"]])
-    (tmp_path / "tasks.yaml").write_text("columns: {question: a, answer: c}\n")
-    with pytest.raises(DataError, match=r"train\.csv: no column 'c' for answer; found 'a', 'b'"):
+def test_what_was_inferred_can_be_written_down(tmp_path: Path) -> None:
+    names = pictures(tmp_path, 20)
+    write_csv(tmp_path / "labels.csv", [["file_name", "text"], *([name, "ab"[i % 2]] for i, name in enumerate(names))])
+    before, folder = opened(tmp_path), Folder(tmp_path)
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(folder.written))
+    assert not Folder(tmp_path).inferred
+    assert opened(tmp_path).fingerprint == before.fingerprint
+
+
+def test_files_tasks_and_questions_are_as_they_are_said(tmp_path: Path) -> None:
+    names = pictures(tmp_path)
+    rows = [["file", "kind", "label"], *([name, ("pets", "cars")[i % 2], "abc"[i % 3]] for i, name in enumerate(names))]
+    for part, file in (((0, 6), "a-1.csv"), ((6, 8), "a-2.csv"), ((8, 10), "b.csv"), ((10, 12), "c.csv")):
+        write_csv(tmp_path / file, [rows[0], *rows[1 + part[0] : 1 + part[1]]])
+    spec = {
+        "files": {"train": "a-*.csv", "validation": "b.csv", "test": ["c.csv"]},
+        "columns": {"image": "file", "answer": "label", "task": "kind"},
+        "question": {"pets": "Which pet?", "cars": "Which car?"},
+        "folder": "pictures",
+        "categories": {"photos": "Photographs"},
+        "tasks": [
+            {"split": "pets", "category": "photos", "answers": ["a", "b", "c"]},
+            {"split": "cars", "name": "cars!", "category": "photos", "answer_type": "text", "metric": "token_f1"},
+        ],
+    }
+    (tmp_path / "tasks.yaml").write_text(json.dumps(spec))
+    data = opened(tmp_path)
+    assert {split: len(part) for split, part in data.splits.items()} == {
+        "train": 8, "validation": 2, "pets": 1, "cars": 1
+    }  # fmt: skip
+    assert data.validation is not None
+    assert [row.question for row in data.validation] == ["Which pet?", "Which car?"]
+    assert [row.id for rows in data.tests.values() for row in rows] == ["pets/0", "cars/0"]
+    assert data.table.tasks["cars"].metric == "token_f1"
+    assert data.table.tasks["cars"].name == "cars!"
+    assert data.table.tasks["pets"].answer_type == "label"
+    assert data.table.tasks["pets"].modality == "image"
+    assert data.table.categories == {"photos": "Photographs"}
+
+
+def test_test_rows_are_held_out_by_what_they_ask(tmp_path: Path) -> None:
+    texts(tmp_path, 60)
+    first = opened(tmp_path)
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join([lines[0], *reversed(lines[1:]), lines[1]]))  # other order, one twice
+    again = opened(tmp_path)
+    asked = [{row.question for row in data.tests["test"]} for data in (first, again)]
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 12
+    assert not asked[1] & {row.question for row in again.train}
+
+
+def test_free_answers_stay_free(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", [["prompt", "response"], *([f"What is {n}?", f"It is {n}."] for n in range(20))])
+    task = opened(tmp_path).table.tasks["test"]
+    assert (task.modality, task.answer_type, task.labels, task.metric) == ("text", "text", None, "accuracy")
+
+
+def test_the_fingerprint_covers_rows_mapping_and_media(tmp_path: Path) -> None:
+    names = pictures(tmp_path, 8)
+    table = [
+        ["image", "question", "answer"],
+        *([f"pictures/{name}", "What?", "ab"[i % 2]] for i, name in enumerate(names)),
+    ]
+    write_csv(tmp_path / "train.csv", table)
+    seen = {opened(tmp_path).fingerprint}
+    (tmp_path / "tasks.yaml").write_text("tasks: [{split: test, answer_type: text}]\n")
+    seen.add(opened(tmp_path).fingerprint)
+    (tmp_path / "tasks.yaml").write_text("question: Why?\ncolumns: {image: image, answer: answer}\n")
+    seen.add(opened(tmp_path).fingerprint)
+    Image.new("RGB", (90, 90)).save(tmp_path / "pictures" / names[0])
+    seen.add(opened(tmp_path).fingerprint)
+    write_csv(tmp_path / "train.csv", [*table[:-1], [*table[-1][:-1], "a"]])
+    seen.add(opened(tmp_path).fingerprint)
+    assert len(seen) == 5
+    assert opened(tmp_path).fingerprint in seen
+
+
+def _file(name: str, content: str | bytes) -> Callable[[Path], None]:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda root: (root / name).write_bytes(data) and None
+
+
+def _spec(text: str) -> Callable[[Path], None]:
+    def write(root: Path) -> None:
+        texts(root)
+        (root / "tasks.yaml").write_text(text)
+
+    return write
+
+
+CHAT = '{"messages": [%s]}\n{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+USER, BOT = '{"role": "user", "content": "a"}', '{"role": "assistant", "content": "b"}'
+HEAD = "image,question,answer\n"
+WRONG: list[tuple[Callable[[Path], None], str]] = [
+    (lambda root: None, r"holds no table of rows: expected a \.csv"),
+    (_file("train.csv", ""), r"train\.csv: holds no row"),
+    (_file("train.csv", "a,a\n1,2\n"), r"train\.csv: two columns are named 'a'"),
+    (_file("train.csv", "question,answer\nx,y,z\n"), r"train\.csv: line 2: 3 values, 2 columns in the first line"),
+    (_file("train.csv", 'question,answer\n"x,y\n'), r"train\.csv: line \d: not valid CSV"),
+    (_file("train.csv", b"question,answer\nx,y\n\xff,z\n"), r"train\.csv: line 3: not UTF-8 text"),
+    (_file("train.csv", "question,answer\nx,\n"), r"train\.csv: row train/0: its answer is empty or blank"),
+    (_file("train.csv", "question,answer\nx,y\n \u200b,y\n"), r"train\.csv: row train/1: its question is empty"),
+    (_file("train.csv", "a,b,c\n1,2,3\n"), r"which column is the answer\? It has 'a', 'b', 'c'"),
+    (_file("train.json", "{"), r"train\.json: not valid JSON"),
+    (_file("train.json", "[1]"), r"train\.json: entry 0: expected an object"),
+    (_file("train.jsonl", '{"question": "a", "answer": "b"}\n\n{'), r"train\.jsonl: line 3: not valid JSON"),
+    (_file("train.jsonl", '{"question": "a", "answer": null}'), r"row train/0: its answer is absent"),
+    (_file("train.jsonl", '{"question": "a", "answer": ["b"]}'), r"row train/0: its answer is .* expected text"),
+    (_file("train.jsonl", '{"question": "\\ud800", "answer": "b"}'), r"row train/0: its question is not UTF-8"),
+    (_file("train.parquet", b"PAR1"), r"train\.parquet: damaged or incomplete"),
+    (_file("train.csv", HEAD + "../a.png,x,y\n"), r"row train/0: its image '\.\./a\.png' leaves the folder"),
+    (_file("train.csv", HEAD + "https://a/b.png,x,y\n"), r"row train/0: its image .* is an address"),
+    (_file("train.csv", HEAD + ",x,y\n"), r"row train/0: its image is empty or blank; expected a path"),
+    (_file("train.csv", HEAD + "a.png,<image> or <image>,y\n"), r"row train/0: 2 marks .* for 1 media"),
+    (_file("train.jsonl", CHAT % USER), r"row train/0: its messages is user; expected user and assistant in turn"),
+    (_file("train.jsonl", CHAT % f"{USER}, {USER}, {BOT}"), r"row train/0: its messages is user, user, assistant"),
+    (_file("train.jsonl", CHAT % f'{{"role": "x", "content": "a"}}, {BOT}'), r"turn 1 of its messages is of 'x'"),
+    (_file("train.jsonl", CHAT % f"3, {BOT}"), r"turn 1 of its messages is '3'; expected \{role, content\}"),
+    (_file("one.csv", "question,answer\nx,y\n"), ""),
+    (_spec("colums: {}"), r"tasks\.yaml: colums: no such key; expected files, columns"),
+    (_spec("columns: {answr: answer}"), r"tasks\.yaml: columns: answr: no such role"),
+    (_spec("columns: {question: question}"), r"tasks\.yaml: columns: answer is lacking"),
+    (_spec("columns: {question: question, answer: a}"), r"train\.csv: no column 'a' for answer; found 'question'"),
+    (_spec("files: {train: ../x.csv}"), r"tasks\.yaml: files: train: '\.\./x\.csv' leaves the folder"),
+    (_spec("files: {train: x-*.csv}"), r"tasks\.yaml: files: train: no file in .* fits 'x-\*\.csv'"),
+    (_spec("files: {train: x.csv}"), r"x\.csv: no such file"),
+    (_spec("folder: nowhere"), r"tasks\.yaml: folder: expected a folder inside"),
+    (_spec("question: []"), r"tasks\.yaml: question: expected a text"),
+    (_spec("tasks: [{split: a, answer_type: x}]"), r"tasks\.yaml: row 1 of tasks: answer_type: expected one of"),
+    (_spec("tasks: [{split: train}]"), r"tasks\.yaml: tasks: split: expected a name of its own"),
+    (_spec("a: ["), r"tasks\.yaml: not valid YAML"),
+    (_spec("files: {train: train.csv, x: train.csv}\ntasks: [{split: a}, {split: b}]"), r"rows of 'x' in .* task"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("write", "message"), WRONG, ids=[str(number) for number in range(len(WRONG))])
+def test_what_is_wrong_is_named(tmp_path: Path, write: Callable[[Path], None], message: str) -> None:
+    write(tmp_path)
+    if not message:
+        assert len(opened(tmp_path, test_fraction=0.0).train) == 1
+        return
+    with pytest.raises(ValueError, match=message) as caught:
         opened(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_files_of_unclear_use_are_asked_about(tmp_path: Path) -> None:
+    texts(tmp_path, name="a.csv")
+    texts(tmp_path, name="b.csv")
+    with pytest.raises(DataError, match=r"a\.csv, b\.csv: training rows or test rows\? Write it in .*tasks\.yaml"):
+        opened(tmp_path)
+
+
+def test_verify_names_every_fault(tmp_path: Path) -> None:
+    names = pictures(tmp_path, 6)
+    (tmp_path / "pictures" / names[1]).write_bytes(b"\x89PNG damaged")
+    cells = [[f"pictures/{name}", "What?", "ab"[i % 2]] for i, name in enumerate(names)]
+    table = [
+        *cells,
+        cells[0],
+        ["pictures/none.png", "What?", "a"],
+        ["pictures/00.png", " ", "a"],
+        [cells[2][0], "?", "c"],
+    ]
+    write_csv(tmp_path / "train.csv", [["image", "question", "answer"], *table])
+    (tmp_path / "tasks.yaml").write_text("tasks: [{split: test, answers: [a, b]}]\n")
+    report = verify(tmp_path, workers=1)
+    found = {(fault.kind, fault.row) for fault in report.faults}
+    assert found == {
+        ("damaged", 1), ("duplicate", 6), ("missing", 7), ("empty_question", 8), ("answer_not_allowed", 9)
+    }  # fmt: skip
+    assert report.rows == {"train": 10}
+
+
+def test_a_published_root_is_not_taken_for_one_of_ones_own(tmp_path: Path) -> None:
+    texts(tmp_path)
+    assert is_own(tmp_path)
+    (tmp_path / "train.csv").unlink()
+    assert not is_own(tmp_path)
+    assert not is_own(tmp_path / "nowhere")

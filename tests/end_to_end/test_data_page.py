@@ -25,9 +25,12 @@ SHORT = [
 ]  # fmt: skip
 
 
-def commands() -> list[str]:
-    """The commands of the page's code blocks, comments left out."""
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+OWN = "\n## Your own data\n"
+
+
+def commands(own: bool = False) -> list[str]:
+    """The commands of the page's code blocks, comments left out: those on MMT-47, or on one's own data."""
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split(OWN)[own]
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split(" #")[0].strip() for line in lines if line.strip()]

@@ -161,10 +161,7 @@ class Folder:
     def _read(self) -> Iterator[FoundRow]:
         counts: Counter[str] = Counter()
         for split, table, record in self._records():
-            trained = split in (TRAIN, VALIDATION)
-            place = split if trained or "task" not in self.columns else TEST
-            index, task = counts[place], None
-            counts[place] += 1
+            task = None
             fields: Fields | RowProblem
             try:
                 task = self._task(split, record)
@@ -172,7 +169,9 @@ class Folder:
                 fields = fields_of(record, self.columns, question)
             except RowProblem as problem:
                 fields = problem
-            yield FoundRow(table, split if trained else task or split, index, task, fields)
+            part = split if split in (TRAIN, VALIDATION) else task or split
+            yield FoundRow(table, part, counts[part], task, fields)
+            counts[part] += 1
 
     def _infer_questions(self) -> None:
         answers: dict[str, Counter[str]] = {split: Counter() for split in self.splits}
