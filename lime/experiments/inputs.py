@@ -58,15 +58,16 @@ def data_fingerprint(config: TrainConfig) -> str:
             test_per_task=mini.test_per_task,
             workers=mini.workers,
         )
-    return _fingerprint(root, _state_of(root))
+    return _fingerprint(config.data.name, root, config.data.test_fraction, _state_of(root))
 
 
 @functools.cache
-def _fingerprint(root: Path, state: str) -> str:
+def _fingerprint(name: str, root: Path, test_fraction: float, state: str) -> str:
     """``state`` makes changed data be read again."""
-    from lime.data.rows import MMTDataset
+    from lime.data.config import DataConfig
+    from lime.data.datasets import open_dataset
 
-    return MMTDataset(root).fingerprint
+    return open_dataset(DataConfig(name=name, root=str(root), test_fraction=test_fraction)).fingerprint
 
 
 def _state_of(folder: Path) -> str:
