@@ -239,6 +239,14 @@ def test_verify_names_every_fault(tmp_path: Path) -> None:
     assert report.rows == {"train": 10}
 
 
+def test_options_of_ones_own_data_are_for_it_alone() -> None:
+    assert not DataConfig(name="own", root="x", test_fraction=0.3, train_on="all", least_steps=5).errors()
+    for wrong in ({"test_fraction": 1.0}, {"train_on": "first"}, {"least_steps": 0}):
+        (problem,) = DataConfig(name="own", root="x", **wrong).errors()  # type: ignore[arg-type]
+        assert problem.startswith(f"data.{next(iter(wrong))}: expected")
+    assert "for data=own alone" in DataConfig(root="x", train_on="all").errors()[0]
+
+
 def test_a_published_root_is_not_taken_for_one_of_ones_own(tmp_path: Path) -> None:
     texts(tmp_path)
     assert is_own(tmp_path)

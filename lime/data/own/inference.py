@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -131,10 +132,12 @@ def infer_columns(table: Table, root: Path, constant: bool) -> Columns:
 
 def _are_files(table: Table, column: str, root: Path) -> bool:
     """Whether a column's first values are files somewhere in the folder."""
-    values = [row.get(column) for row in table.rows[:5]]
-    return all(isinstance(value, str) and 0 < len(value) < 1000 for value in values) and any(
-        all((base / str(value)).is_file() for value in values) for base in bases(root, table.path)
-    )
+    values = [str(row.get(column) or "\0") for row in table.rows[:5]]
+    return any(_all_there(base, values) for base in bases(root, table.path))
+
+
+def _all_there(base: Path, names: Iterable[str]) -> bool:
+    return all(os.path.isfile(base / name) for name in names)  # noqa: PTH113  # False, too, where it is no name at all
 
 
 def bases(root: Path, table: Path) -> list[Path]:
@@ -146,7 +149,7 @@ def bases(root: Path, table: Path) -> list[Path]:
 def infer_folder(root: Path, table: Path, paths: Sequence[str]) -> str:
     """Where these paths of media begin, relative to the root; the root where nothing fits."""
     first = paths[:20]
-    fitting = (base for base in bases(root, table) if first and all((base / path).is_file() for path in first))
+    fitting = (base for base in bases(root, table) if first and _all_there(base, first))
     return next(fitting, root).relative_to(root).as_posix()
 
 
