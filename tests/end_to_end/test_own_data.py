@@ -68,3 +68,17 @@ def test_every_command_of_the_section(tmp_path: Path) -> None:
     assert {answer["split"] for answer in answers} == {"test"}
     assert len(answers) == 8
     assert sum(answer["correct"] for answer in answers) > 4, "more than the majority answer"
+
+
+@pytest.mark.slow
+def test_without_test_rows_nothing_is_evaluated(tmp_path: Path) -> None:
+    write_pets(tmp_path / "pets", 8)
+    options = ["data=own", "data.root=pets", "data.test_fraction=0", "data.least_steps=null", "trainer.accelerator=cpu"]
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *options, "trainer.max_steps=1", "hydra.run.dir=run"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "pets has no test rows: nothing is evaluated" in ran.stdout + ran.stderr
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "run" / "results.json").exists()
