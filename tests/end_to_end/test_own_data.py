@@ -62,7 +62,7 @@ def test_every_command_of_the_section(tmp_path: Path) -> None:
     assert said["scripts/ask.py"].strip() == "square"
     run = tmp_path / "run"
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
-    assert "test" in (run / "results.md").read_text(encoding="utf-8")
+    assert "All tasks" in (run / "results.md").read_text(encoding="utf-8")
     answers = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     answers = [answer for answer in answers if "split" in answer]
     assert {answer["split"] for answer in answers} == {"test"}
