@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lime.config.searched import SEARCHED, searched
 from lime.config.source import values_of
+from lime.data.config import OWN
 from lime.data.tasks import split_names
 
 RUN_ID = "run_id"
