@@ -168,6 +168,8 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
     (_file("train.csv", "question,answer\nx,\n"), r"train\.csv: row train/0: its answer is empty or blank"),
     (_file("train.csv", "question,answer\nx,y\n \u200b,y\n"), r"train\.csv: row train/1: its question is empty"),
     (_file("train.csv", "a,b,c\n1,2,3\n"), r"which column is the answer\? It has 'a', 'b', 'c'"),
+    (_file("train.csv", "id,text,note\n1,2,3\n"), ""),
+    (_file("train.csv", "id,text\n1,2\n"), r"which column is the answer\? It has 'id', 'text'"),
     (_file("train.json", "{"), r"train\.json: not valid JSON"),
     (_file("train.json", "[1]"), r"train\.json: entry 0: expected an object"),
     (_file("train.jsonl", '{"question": "a", "answer": "b"}\n\n{'), r"train\.jsonl: line 3: not valid JSON"),

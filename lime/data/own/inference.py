@@ -42,6 +42,7 @@ _NAMES = {
     "task": ("task",),
     "kind": ("source_type", "modality"),
 }
+_KEYS = ("id", "idx", "index", "key", "uid", "split", "source")  # neither question nor answer
 _MEDIA = ("media_path", "media", "path")  # an image or, by its suffix, a video
 
 
@@ -101,7 +102,7 @@ def infer_columns(table: Table, root: Path, constant: bool) -> Columns:
     if "conversations" in roles or "messages" in roles:
         chat = "messages" if "messages" in roles else "conversations"
         return Columns({role: names for role, names in roles.items() if role in (chat, "image", "video", "task")})
-    rest = [name for name in table.columns if (name,) not in roles.values()]
+    rest = [name for name in table.columns if (name,) not in roles.values() and name.lower() not in _KEYS]
     if "image" not in roles and "video" not in roles:
         media = next((by_name[name] for name in _MEDIA if name in by_name), None)
         media = media or next((name for name in rest if _are_files(table, name, root)), None)
