@@ -29,14 +29,14 @@ def main(arguments: list[str]) -> int:
     options = parse_mixed(parser, arguments)
     if importlib.util.find_spec("optuna") is None:
         raise ValueError("needs Optuna: pip install 'lime-moe[optuna]'")
-    from lime.experiments.optuna_search import FINISHED, Search, read_space
+    from lime.experiments.optuna_search import Search, read_space
 
     show_log()
     path = Path(options.space)
     path = path if path.suffix == ".yaml" else ROOT / "experiments" / "spaces" / f"{options.space}.yaml"
     search = Search(options.name or f"search_{path.stem}", read_space(path), options.overrides, ROOT, options.seed)
     search.run(options.trials)
-    trials = search.study.get_trials(states=FINISHED)
+    trials = search.ended()
     values = [trial for trial in trials if trial.value is not None]
     print(f"{len(trials)} trials, {len(trials) - len(values)} without a result")
     if not values:

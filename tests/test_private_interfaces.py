@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "internals.md").read_text(encoding="utf-8") if (ROOT / "docs" / "internals.md").exists() else ""
 ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<form>.+?) \| `(?P<place>[^`]+)` \| .+ \|$")
-OPTIONAL = ("optuna", "triton")
+OPTIONAL = ("triton",)
 
 
 def rows() -> list[tuple[str, str, str, str]]:

@@ -38,6 +38,7 @@ class Sample:
         shift_G: ``sqrt((G - 1) / G) (theta - theta without the source)``.
         independent: the variance if every row were its own source.
         sizes_G: rows of each source.
+        most: the largest value, up or down, that the statistic can take.
     """
 
     value: float
@@ -46,6 +47,7 @@ class Sample:
     shift_G: np.ndarray
     independent: float
     sizes_G: np.ndarray
+    most: float = 1.0
 
     @property
     def variance(self) -> float:
@@ -149,13 +151,14 @@ def mean_of_samples(samples: Sequence[Sample]) -> Sample:
         np.mean([one.shift_G for one in samples], axis=0),
         float(np.mean([one.independent for one in samples])),
         first.sizes_G,
+        first.most,
     )
 
 
 def difference_of_samples(a: Sample, b: Sample) -> Sample:
     """``a`` less ``b``, two statistics of the same rows."""
     assert np.array_equal(a.sources_G, b.sources_G)
-    return Sample(a.value - b.value, a.rows, a.sources_G, a.shift_G - b.shift_G, 0.0, a.sizes_G)
+    return Sample(a.value - b.value, a.rows, a.sources_G, a.shift_G - b.shift_G, 0.0, a.sizes_G, a.most + b.most)
 
 
 def share(samples: Sequence[Sample]) -> Estimate:
@@ -184,10 +187,10 @@ def difference(samples: Sequence[Sample]) -> Estimate:
     """The mean of tasks' differences, in points: value ± t sqrt(Var + 1 / (G + 2)^2), G sources in all.
 
     The last term is one source in doubt (Agresti and Min 2005): where two sides agree in every row, there is still no
-    certainty about other rows.
+    certainty about other rows. Differences of shares stay within ±100, those of correlations within ±200.
     """
     doubt = 1 / (sum(one.effective_sources for one in samples) + 2) ** 2
-    return _around(samples, doubt, most=2.0)
+    return _around(samples, doubt)
 
 
 def of_correlation(sample: Sample) -> Estimate:
@@ -205,12 +208,12 @@ def of_correlation(sample: Sample) -> Estimate:
 
 def mixed(samples: Sequence[Sample]) -> Estimate:
     """The mean of tasks' scores, some shares and some correlations, in points: value ± t sqrt(Var), within ±100."""
-    return _around(samples, doubt=0.0, most=1.0)
+    return _around(samples, doubt=0.0)
 
 
-def _around(samples: Sequence[Sample], doubt: float, most: float) -> Estimate:
-    """value ± t sqrt(Var + doubt), within ± most."""
-    value = _value(samples)
+def _around(samples: Sequence[Sample], doubt: float) -> Estimate:
+    """value ± t sqrt(Var + doubt), within what the mean can be."""
+    value, most = _value(samples), float(np.mean([one.most for one in samples]))
     if not _has_interval(samples):
         return Estimate(100 * value, None, None)
     half = _quantile(samples) * math.sqrt(_variance(samples) + doubt)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import secrets
 import subprocess
 import sys
 import zlib
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import optuna
 import yaml
+from filelock import FileLock
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -33,6 +35,7 @@ from lime.config.schema import TrainConfig
 from lime.experiments.inputs import backbone_fingerprints, data_fingerprint
 from lime.experiments.resume import state
 from lime.jobs.compose import composed
+from lime.runs.lock import is_held
 from lime.runs.record import Record
 from lime.system import interrupts
 from lime.system.nested import differing, flattened
@@ -42,6 +45,7 @@ log = logging.getLogger(__name__)
 OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {"validation_loss": "minimize", "macro": "maximize"}
 MOST_DRAWS = 50  # to find settings that were not tried
 RUN, SETTINGS, FINISHED = "run", "settings", (TrialState.COMPLETE, TrialState.FAIL)
+PROCESS, INSTEAD_OF = "process", "instead_of"
 
 
 @dataclass
@@ -121,6 +125,8 @@ class Search:
             load_if_exists=True,
         )
         self._seed = seed
+        self._process = secrets.token_hex(4)
+        self._one_at_a_time = FileLock(self.folder / ".optuna-lock")
         self._check_settings(settings)
 
     def _settings(self) -> dict[str, Any]:
@@ -158,47 +164,60 @@ class Search:
             )
 
     def run(self, trials: int) -> None:
-        """Go on until so many trials have ended, earlier ones included. Trials that were killed run again first.
+        """Go on until so many trials have ended, earlier ones included. Trials that were stopped run again first.
 
         Several processes may work on one search.
         """
-        self._take_up()
-        while len(self.study.get_trials(deepcopy=False, states=FINISHED)) < trials:
-            trial = self._ask()
-            overrides = self.overrides(trial.params)
-            folder = self.folder / self._run_id(overrides)
-            trial.set_user_attr(RUN, folder.name)
-            _run_command([sys.executable, str(self._root / "train.py"), "-m", *overrides])
-            status, record = state(folder)
-            value = objective(record, self._space.objective) if status == "finished" and record is not None else None
-            if value is None:
-                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-                log.warning("trial %d: no result (%s), see %s", trial.number, status, folder)
-            else:
-                self.study.tell(trial, value, skip_if_finished=True)
-                log.info("trial %d: %s %.4f with %s", trial.number, self._space.objective, value, trial.params)
+        held = self._held_by(self._process)
+        try:
+            with FileLock(held):
+                self._take_up()
+                while len(self.ended()) < trials:
+                    self._try(self._ask())
+        finally:
+            held.unlink(missing_ok=True)
+
+    def ended(self) -> list[optuna.trial.FrozenTrial]:
+        """The trials that count: each setting that was tried to its end, and those that failed, once."""
+        trials = self.study.get_trials(deepcopy=False)
+        again = {trial.user_attrs.get(INSTEAD_OF) for trial in trials}
+        return [one for one in trials if one.state in FINISHED and RUN in one.user_attrs and one.number not in again]
+
+    def _try(self, trial: optuna.Trial) -> None:
+        overrides = self.overrides(trial.params)
+        folder = self.folder / self._run_id(overrides)
+        trial.set_user_attr(RUN, folder.name)
+        _run_command([sys.executable, str(self._root / "train.py"), "-m", *overrides])
+        status, record = state(folder)
+        value = objective(record, self._space.objective) if status == "finished" and record is not None else None
+        if value is None:
+            self.study.tell(trial, state=TrialState.FAIL)
+            log.warning("trial %d: no result (%s), see %s", trial.number, status, folder)
+        else:
+            self.study.tell(trial, value)
+            log.info("trial %d: %s %.4f with %s", trial.number, self._space.objective, value, trial.params)
 
     def _ask(self) -> optuna.Trial:
-        """The next trial, whose settings no earlier one has.
+        """The next trial, whose settings no earlier one has, unless it is to replace one that was stopped.
 
         Raises:
             ValueError: nothing new was found, as in a space of choices that have all been tried.
         """
-        for _ in range(MOST_DRAWS):
-            trial = self.study.ask()
-            self.study.sampler = optuna.samplers.TPESampler(
-                seed=zlib.crc32(f"{self._seed} {trial.number}".encode()), constant_liar=True
-            )
-            for key, kind in self._distributions.items():
-                _suggest(trial, key, kind)
-            if "fixed_params" in self.study._storage.get_trial_system_attrs(
-                trial._trial_id
-            ):  # of a trial that was interrupted
-                return trial
-            earlier = self.study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
-            if not any(other.number < trial.number and other.params == trial.params for other in earlier):
-                return trial
-            self.study.tell(trial, state=TrialState.PRUNED)
+        with self._one_at_a_time:
+            for _ in range(MOST_DRAWS):
+                trial = self.study.ask()
+                trial.set_user_attr(PROCESS, self._process)
+                self.study.sampler = optuna.samplers.TPESampler(
+                    seed=zlib.crc32(f"{self._seed} {trial.number}".encode()), constant_liar=True
+                )
+                for key, kind in self._distributions.items():
+                    _suggest(trial, key, kind)
+                earlier = self.study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
+                if INSTEAD_OF in trial.user_attrs or not any(
+                    other.number < trial.number and other.params == trial.params for other in earlier
+                ):
+                    return trial
+                self.study.tell(trial, state=TrialState.FAIL)  # not pruned: that the sampler takes for a bad value
         raise ValueError(f"{self.folder}: no new settings in {MOST_DRAWS} draws: the space is tried; widen it")
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
@@ -210,12 +229,19 @@ class Search:
         return config_hash(dataclasses.asdict(config))
 
     def _take_up(self) -> None:
-        """Close the trials of processes that died, and put their settings first in line."""
-        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-            if RUN not in trial.user_attrs or state(self.folder / trial.user_attrs[RUN])[0] != "running":
-                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                self.study.enqueue_trial(trial.params)
-                log.info("trial %d was interrupted; its settings are tried again", trial.number)
+        """Close the trials of processes that ended, and put their settings first in line."""
+        with self._one_at_a_time:
+            for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+                if is_held(self._held_by(trial.user_attrs.get(PROCESS, "nobody"))):
+                    continue
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                if trial.params.keys() == self._distributions.keys():
+                    self.study.enqueue_trial(trial.params, user_attrs={INSTEAD_OF: trial.number})
+                    log.info("trial %d was stopped; its settings go on", trial.number)
+
+    def _held_by(self, process: str) -> Path:
+        """The lock that a process holds while it works on the search."""
+        return self.folder / f".search-{process}"
 
 
 def _run_command(command: list[str]) -> None:

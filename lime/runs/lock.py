@@ -78,9 +78,14 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 def is_locked(folder: Path) -> bool:
     """Whether a process runs in the folder."""
-    if not (folder / LOCK_FILE).is_file():
+    return is_held(folder / LOCK_FILE)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of this file."""
+    if not path.is_file():
         return False
-    lock = FileLock(folder / LOCK_FILE)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -8,6 +8,7 @@ from scipy import stats
 
 from lime.evaluation import intervals
 from lime.evaluation.intervals import Sample, correlation_sample, mean_sample
+from lime.evaluation.metrics.base import METRICS, Rows, metric_of
 from lime.evaluation.scoring import SplitAnswers
 from lime.evaluation.statistics import wilson_interval
 from tests.evaluation.tasks import ARC, STSB, score
@@ -187,3 +188,20 @@ def test_a_constant_answer_has_a_score_of_zero_with_an_interval() -> None:
     found = score(SplitAnswers(STSB, truths, ["2.5"] * 50))
     assert found.value == 0.0
     assert found.low < 0 < found.high
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_no_interval_holds_a_difference_that_cannot_be(name: str) -> None:
+    """Three rows, all but one better: the plain interval leads far beyond what the metric's difference can be."""
+    metric, truths = metric_of(name), np.array([1.0, 2.0, 3.0, 4.0])
+    ours, theirs = (
+        Rows(right, values if metric.reads_answers else None, truths)
+        for right, values in [(np.ones(4), np.array([0.25, 0.5, 0.75, 1.0])), (np.eye(4)[0], np.array([1.0, 0, 0, 1]))]
+    )
+    one = metric.difference([ours], [theirs], list("abcd"))
+    most = 200 if name == "correlation" else 100
+    assert intervals.difference([one]).high == pytest.approx(most)
+    share = metric_of("accuracy").difference([ours], [theirs], list("efgh"))
+    assert intervals.difference([share]).high == 100
+    assert intervals.difference([one, share, share]).high == pytest.approx((most + 200) / 3)
+    assert intervals.difference([share] * 2).low >= -100

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +17,18 @@ import yaml
 
 pytest.importorskip("optuna")
 
+from filelock import FileLock
 from optuna.trial import TrialState
 
 from lime.config.identity import config_hash
 from lime.config.overrides import check, register
 from lime.config.schema import TrainConfig
 from lime.config.scripts import parse_mixed
-from lime.experiments.optuna_search import FINISHED, RUN, Search, Space, read_space
+from lime.experiments.optuna_search import RUN, Search, Space, read_space
 from lime.jobs.compose import composed
 from lime.runs.record import Training, write_record
 from tests.data import tiny
+from tests.end_to_end.test_signals import reach
 from tests.experiments.made import failed, record
 from tests.experiments.test_sweeps import base
 from tests.training.parts import data_root
@@ -71,16 +76,29 @@ def test_the_search_takes_the_lowest_loss_and_goes_on(started: list[list[str]]) 
     assert again.study.best_value <= first.study.best_value
 
 
-def test_a_trial_that_was_killed_is_tried_again_with_its_settings(started: list[list[str]]) -> None:
+def test_a_trial_that_was_stopped_goes_on_and_counts_once(started: list[list[str]]) -> None:
     search = Search("s", SPACE, [], ROOT)
-    killed = search.study.ask(SPACE.distributions())
+    killed = search._ask()
     killed.set_user_attr(RUN, "never-begun")
+    Search("s", SPACE, [], ROOT).run(1)
+    assert [call[-2:] for call in started] == [[f"{key}={value}" for key, value in killed.params.items()]]
+    assert [trial.number for trial in search.ended()] == [1]
     Search("s", SPACE, [], ROOT).run(2)
-    assert started[0][-2:] == [f"{key}={value}" for key, value in killed.params.items()]
-    states = [trial.state for trial in search.study.get_trials()]
-    assert states[0] == TrialState.FAIL
-    assert len(states) == 2
-    assert all(one in FINISHED for one in states)
+    assert len(started) == len({str(call) for call in started}) == 2
+    assert [trial.number for trial in search.ended()] == [1, 2]
+    assert [path.name for path in search.folder.glob(".search-*")] == []
+
+
+def test_a_trial_of_another_process_is_left_to_it(started: list[list[str]]) -> None:
+    one, two = Search("s", SPACE, [], ROOT), Search("s", SPACE, [], ROOT)
+    with FileLock(one._held_by(one._process)):  # as while it runs
+        trial = one._ask()
+        two.run(1)
+        assert trial.number == 0
+        assert [other.number for other in two.ended()] == [1]
+    one._try(trial)
+    assert [other.number for other in two.ended()] == [0, 1]
+    assert len({str(call) for call in started}) == 2
 
 
 def test_restarts_and_parallel_processes_propose_other_settings(started: list[list[str]]) -> None:
@@ -183,21 +201,36 @@ def test_wrong_spaces_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_trials(tmp_path: Path) -> None:
-    """Two trials of one step, and the same command again, which has nothing left to do."""
-    space = {"overrides": [*base(), "data.validation_fraction=0.2", "evaluation.mode=none",
-             "trainer.validate_every_n_epochs=1", "trainer.max_steps=null", "trainer.max_epochs=1"],
+def test_real_trials_stopped_by_ctrl_c_go_on(tmp_path: Path) -> None:
+    """Stopped in its first trial, the same command ends that one and makes another."""
+    space = {"overrides": [*base(), "data.validation_fraction=0.2", "evaluation.mode=none", "callbacks.checkpoint=true",
+             "trainer.validate_every_n_epochs=1", "trainer.max_steps=null", "trainer.max_epochs=4",
+             "trainer.log_every_n_steps=1"],
              "space": {"optim.peft_lr": {"low": 1e-3, "high": 1e-2, "log": True}}}  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(space))
     command = [sys.executable, str(ROOT / "scripts" / "optuna_search.py"), str(tmp_path / "tiny.yaml"), "--trials", "2"]
-    said = []
-    for _ in range(2):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        said.append(done.stdout.splitlines()[-3:])
-    assert said[0] == said[1]
-    assert said[0][0] == "2 trials, 0 without a result"
-    assert said[0][2].startswith("python train.py ")
-    assert "evaluation.mode=none" in said[0][2]
-    assert "optim.peft_lr=0.00" in said[0][2]
-    assert len(list(tmp_path.glob("multirun/search_tiny/*/record.json"))) == 2
+    folder = tmp_path / "multirun" / "search_tiny"
+    stopped = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    reach(stopped, folder, lambda folder: any(folder.glob("*/metrics.csv")))
+    os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does
+    said = stopped.communicate(timeout=120)[0]
+    assert stopped.returncode == 128 + signal.SIGINT, said
+    assert "stopped by SIGINT (Ctrl-C)" in said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    (first,) = folder.glob("*/status.json")
+    assert json.loads(first.read_text())["status"] == "interrupted"
+    assert list(first.parent.glob("checkpoints/step-*.ckpt"))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told, _, best = done.stdout.splitlines()[-3:]
+    assert told == "2 trials, 0 without a result"
+    assert best.startswith("python train.py ")
+    assert "evaluation.mode=none" in best
+    assert "optim.peft_lr=0.00" in best
+    assert "resuming from" in (first.parent / "train.log").read_text()
+    records = [json.loads(path.read_text()) for path in folder.glob("*/record.json")]
+    assert [one["status"] for one in records] == ["finished"] * 2
+    assert len({one["config"]["optim"]["peft_lr"] for one in records}) == 2
