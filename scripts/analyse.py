@@ -21,7 +21,7 @@ from lime.config.scripts import errors_in_one_line, run_script, script_parser, s
 from lime.system.printing import print
 
 
-@errors_in_one_line("analyse", 1)
+@errors_in_one_line()
 def main(arguments: list[str]) -> int:
     parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of a run, or of a sweep over lime.num_experts")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lime.config.scripts import run_script, script_parser
+from lime.config.scripts import from_home, run_script, script_parser
 from lime.data.files import MediaError
 from lime.system.printing import plain, print
 
@@ -89,7 +89,7 @@ def _interactive(run: AdaptedRun, media: dict[str, Path], options: argparse.Name
         except EOFError:
             return
         kind, _, file = line.partition(" ")
-        if kind in ("image", "video") and Path(file.strip()).expanduser().is_file():
+        if kind in ("image", "video") and from_home(file.strip()).is_file():
             media = {kind: Path(file.strip())}
         elif line == "text":
             media = {}

@@ -26,7 +26,7 @@ from lime.system.printing import plain
 SCHEMA = "lime-comparison/1"
 
 
-@errors_in_one_line("compare", 1)
+@errors_in_one_line()
 def main(arguments: list[str]) -> int:
     parser = script_parser(__doc__)
     parser.add_argument("run_a", type=Path)

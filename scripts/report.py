@@ -13,7 +13,7 @@ from lime.report.render import write_report_page
 from lime.system.printing import print
 
 
-@errors_in_one_line("report", 1)
+@errors_in_one_line()
 def main(arguments: list[str]) -> int:
     parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of a run, or of a sweep with runs below it")

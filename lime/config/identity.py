@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def _place(path: str) -> str:
 
 def _state(path: Path) -> list[Any]:
     """Size and time of a file; of a folder (DeepSpeed's checkpoints), those of its files."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(Path(top, name) for top, _, names in os.walk(path) for name in names) if path.is_dir() else [path]
     states = [file.stat() for file in files if file.exists()]
     return [[state.st_size, state.st_mtime_ns] for state in states]
 

@@ -59,9 +59,9 @@ def takes_metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--module", type=imported, help="module that registers metrics of your own (docs/records.md)")
 
 
-def errors_in_one_line(name: str = "error", status: int = 2) -> Callable[[Callable[[list[str]], int]], Main]:
-    """Decorates the ``main`` of a script: what the user can fix (ValueError, OSError) is printed as ``NAME: error``
-    and ends it with ``status``. Without arguments it takes those of the command line."""
+def errors_in_one_line() -> Callable[[Callable[[list[str]], int]], Main]:
+    """Decorates the ``main`` of a script: what the user can fix (ValueError, OSError) is printed as ``error: …`` and
+    ends it with 2, as argparse does. Without arguments it takes those of the command line."""
 
     def decorate(main: Callable[[list[str]], int]) -> Main:
         @functools.wraps(main)
@@ -69,8 +69,8 @@ def errors_in_one_line(name: str = "error", status: int = 2) -> Callable[[Callab
             try:
                 return main(list(sys.argv[1:] if arguments is None else arguments))
             except (ValueError, OSError) as error:
-                print(f"{name}: {error}", file=sys.stderr)
-                return status
+                print(f"error: {error}", file=sys.stderr)
+                return 2
 
         return run
 
@@ -97,16 +97,25 @@ def parse_mixed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     return options
 
 
+def from_home(path: str | Path) -> Path:
+    """The path with `~` as the home folder; of a user who is not there it stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def with_run(arguments: Sequence[str]) -> list[str]:
     """The command line of eval.py with ``RUN`` (also ``adapter=RUN``) as the adapter that the run RUN saved."""
     found: list[str] = []
     for before, text in zip(["", *arguments], arguments, strict=False):
         key, equals, value = text.partition("=")
         place = value if key == "adapter" and equals else text
-        folder = Path(place).expanduser()
+        folder = from_home(place)
         named = place is value or not (text.startswith("-") or before in WITH_A_VALUE)
         if not named or not place or not folder.is_dir():
-            found.append(text)
+            lost = named and not equals and _PLAIN.fullmatch(text)  # told as an adapter that is not there
+            found.append(f"adapter={text}" if lost else text)
             continue
         inside = folder / "adapter"
         chosen = str(inside if inside.is_dir() and not (folder / "run.yaml").is_file() else folder)

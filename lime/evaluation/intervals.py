@@ -207,8 +207,12 @@ def of_correlation(sample: Sample) -> Estimate:
 
 
 def mixed(samples: Sequence[Sample]) -> Estimate:
-    """The mean of tasks' scores, some shares and some correlations, in points: value ± t sqrt(Var), within ±100."""
-    return _around(samples, doubt=0.0)
+    """The mean of tasks' scores, some shares and some correlations, in points: value ± t sqrt(Var), within ±100.
+
+    No interval where the rows show no spread, as of a correlation alone.
+    """
+    estimate = _around(samples, doubt=0.0)
+    return estimate if _variance(samples) > 0 else Estimate(estimate.value, None, None)
 
 
 def _around(samples: Sequence[Sample], doubt: float) -> Estimate:

@@ -16,6 +16,7 @@ import lime.tuner
 from lime.config.groups import CONF
 from lime.config.reuse import is_own_run, read_run, with_run_config
 from lime.config.schema import EvalConfig
+from lime.config.scripts import from_home
 from lime.data.collate import IGNORED
 from lime.data.collators import make_collator
 from lime.data.rows import Row
@@ -114,7 +115,7 @@ class AdaptedRun:
         kind, file = ("image", image) if image is not None else ("video", video)
         name, number = "", next(self._numbers)
         if file is not None:
-            path = Path(file).expanduser()
+            path = from_home(file)
             if not path.is_file():
                 raise ValueError(f"{path}: no such file; expected a {'picture' if kind == 'image' else 'clip'}")
             self._collator.root, name = path.resolve().parent, path.resolve().name
@@ -134,7 +135,7 @@ def open_run(run: str | Path, *overrides: str) -> AdaptedRun:
     Raises:
         ValueError, OSError: no adapter there, or of another backbone; the message says what to do.
     """
-    place = Path(run).expanduser()
+    place = from_home(run)
     if place.is_dir():
         run = place / "adapter" if (place / "adapter").is_dir() else place
     folder = adapter_folder(str(run))

@@ -162,9 +162,9 @@ def test_refusals_come_before_a_model(
     Path("sweep/sweep.json").write_text(json.dumps({"schema": "lime-sweep/1", "command": [], "runs": []}))
     saved(Path("run"))
     saved(Path("other"), "1" * 64)
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert said.startswith("analyse: ")
+    assert said.startswith("error: ")
     assert len(said.splitlines()) == 1
     assert message in said
 
@@ -202,7 +202,7 @@ def test_the_command_on_short_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     text = (out / "analysis.md").read_text()
     assert all(f"({name}.png)" in text for name in figures)
 
-    assert main([str(tmp_path / "plain"), "--rows", "4"]) == 1
+    assert main([str(tmp_path / "plain"), "--rows", "4"]) == 2
     assert "has no experts" in capsys.readouterr().err
 
     assert main([str(tmp_path / "sweep"), "--rows", "4", "--out", str(tmp_path / "experts")]) == 0

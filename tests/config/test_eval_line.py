@@ -23,8 +23,9 @@ def test_a_run_stands_for_its_adapter(tmp_path: Path, monkeypatch: pytest.Monkey
     assert with_run(["adapter=runs/a/adapter"]) == ["adapter=runs/a/adapter"]
     assert with_run(["saved"]) == ["adapter=saved"]
     assert with_run(["runs/lr=1, b"]) == ["adapter='runs/lr=1, b/adapter'"]
-    kept = ["--config-dir", "saved", "adapter=ORG/NAME", "evaluation.mode=likelihood", "nowhere", "-m"]
+    kept = ["--config-dir", "saved", "adapter=ORG/NAME", "evaluation.mode=likelihood", "-m", "~model", "~nobody/run"]
     assert with_run(kept) == kept
+    assert with_run(["runs/nowhere"]) == ["adapter=runs/nowhere"]  # told as a folder that is not there
 
 
 def test_help_shows_what_eval_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,3 +205,10 @@ def test_no_interval_holds_a_difference_that_cannot_be(name: str) -> None:
     assert intervals.difference([share]).high == 100
     assert intervals.difference([one, share, share]).high == pytest.approx((most + 200) / 3)
     assert intervals.difference([share] * 2).low >= -100
+
+
+def test_a_group_without_spread_has_no_interval() -> None:
+    """Nothing right and a constant answer to STS-B: zero, but not for certain."""
+    wrong = mean_sample(np.zeros(4), list("abcd"))
+    constant = correlation_sample(np.ones(4), np.arange(4.0), list("efgh"))
+    assert intervals.mixed([wrong, constant]) == intervals.Estimate(0.0, None, None)

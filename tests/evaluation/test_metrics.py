@@ -191,7 +191,7 @@ def test_a_metric_of_ones_own_is_one_file(tmp_path: Path, token_f1: str, capsys:
 
     other = finished_runs(tmp_path / "plain") / "lora-1"
     capsys.readouterr()
-    assert scripts.compare.main([str(run), str(other)]) == 1
+    assert scripts.compare.main([str(run), str(other)]) == 2
     assert f"{CHARTQA}: A was scored by token_f1, B by accuracy" in capsys.readouterr().err
     mixed = sweep(tmp_path / "mixed", [])
     for place, name in ((run, "lime_lora-1"), (other, "lora-1")):

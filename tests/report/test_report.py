@@ -122,7 +122,7 @@ def test_a_strangers_run_does_not_say_where_pictures_are_read(tmp_path: Path, ch
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
 
 

@@ -26,13 +26,13 @@ def test_help_names_the_script(name: str, monkeypatch: pytest.MonkeyPatch, capsy
 @pytest.mark.parametrize(
     ("name", "arguments", "code", "begins"),
     [
-        ("analyse", ["nowhere"], 1, "analyse: nowhere: no such folder"),
+        ("analyse", ["nowhere"], 2, "error: nowhere: no such folder"),
         ("benchmark", ["efficiency", "--record", "nowhere.json"], 2, "error: "),
         ("collect", ["nowhere"], 2, "error: "),
-        ("compare", ["nowhere", "elsewhere"], 1, "compare: "),
+        ("compare", ["nowhere", "elsewhere"], 2, "error: "),
         ("export", ["nowhere", "out"], 2, "error: nowhere/adapter: no "),
         ("figures", ["nowhere"], 2, "error: "),
-        ("report", ["nowhere"], 1, "report: "),
+        ("report", ["nowhere"], 2, "error: "),
         ("runs", ["nowhere"], 2, "error: "),
         ("wandb_sweep", ["no_such_experiment"], 2, "error: 1 problem in the configuration"),
     ],
