@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path, help="folder of a run, or of a sweep over lime.num_experts")
     parser.add_argument("--against", type=Path, help="second run on the same backbone, as a rule of method=moe_lora")
     parser.add_argument("--rows", type=int, default=12, help="test rows of each task (default 12)")
-    parser.add_argument("--splits", nargs="+", help="test splits to take (default: all)")
+    parser.add_argument("--splits", nargs="+", help="test splits, tasks or categories to take (default: all)")
     parser.add_argument("--window", type=int, default=3, help="tokens of a window for the probes (default 3)")
     parser.add_argument("--out", type=Path, help="folder to write into (default: analysis/ in the given folder)")
     parser.add_argument("--data-root", type=Path, help="where the data lie, in place of the run's data.root")
@@ -49,7 +49,7 @@ def _written(options: argparse.Namespace, out: Path) -> list[Path]:
 
     if not options.folder.is_dir():
         raise ValueError(f"{options.folder}: no such folder; expected that of a run or of a sweep")
-    splits = None if options.splits is None else tuple(options.splits)
+    splits = None if options.splits is None else tuple(" ".join(options.splits).replace(",", " ").split())
     study = Study(Choice(options.rows, splits, options.data_root), options.window, options.threads)
     for name in WRITTEN:
         check_output(out / name, overwrite=options.overwrite)

@@ -11,6 +11,8 @@ from lime.data.tasks import TASKS, split_names
 
 log = logging.getLogger(__name__)
 
+SHOWN = 4  # splits that an error names
+
 
 class TestRows:
     """The test rows to answer, and the closed answer set of each split.
@@ -29,8 +31,10 @@ class TestRows:
         names = split_names(splits)
         present = list(data.dataset.tests)
         if lacking := [name for name in names or () if name not in present]:
+            more = f" and {len(present) - SHOWN} more" if len(present) > SHOWN else ""
             raise ValueError(
-                f"evaluation.splits: {', '.join(lacking)} not in {data.dataset.root}; it has {', '.join(present)}"
+                f"evaluation.splits: {', '.join(lacking)} not in {data.dataset.root}; it has "
+                f"{', '.join(present[:SHOWN])}{more}"
             )
         self.splits = [name for name in present if names is None or name in names]
         if not self.splits:

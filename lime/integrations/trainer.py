@@ -55,6 +55,7 @@ class LimeTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch warns, within the bar
         wrong = [
             f"{name}: expected at least 0, got {getattr(self, name)}"
             for name in ("moe_lr", "peft_lr", "moe_weight_decay", "importance_coef", "kl_coef")

@@ -204,6 +204,9 @@ def test_the_command_on_short_runs(tmp_path: Path, capsys: pytest.CaptureFixture
 
     assert main([str(tmp_path / "plain"), "--rows", "4"]) == 2
     assert "has no experts" in capsys.readouterr().err
+    assert main([str(lime_run), "--rows", "4", "--splits", "sst2,nowhere"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: evaluation.splits: nowhere not in ")
 
     assert main([str(tmp_path / "sweep"), "--rows", "4", "--out", str(tmp_path / "experts")]) == 0
     points = json.loads((tmp_path / "experts" / "analysis.json").read_text())["sweep"]["points"]

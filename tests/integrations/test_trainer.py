@@ -75,6 +75,7 @@ def step(family: str, folder: Path, rows: list[tuple[int, int]], **options: Any)
 
 
 @families
+@pytest.mark.filterwarnings("error:.*pin_memory")
 def test_it_learns_and_logs(family: str, tmp_path: Path) -> None:
     made = trainer(family, tmp_path, max_steps=12, moe_lr=0.02, peft_lr=0.02, logging_steps=2)
     frozen = {name: p.clone() for name, p in made.model.named_parameters() if not p.requires_grad}
