@@ -5,7 +5,7 @@
     python scripts/analyse.py multirun/num_experts             task information against the number of experts
 
 RUN is the folder of a finished run of train.py. Writes analysis.json, analysis.md and figures (PNG and PDF).
-docs/analysis.md says how to read them. Ends with status 1 and one line where there is nothing to analyse.
+docs/analysis.md says how to read them. Ends with status 2 and one line where there is nothing to analyse.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.analysis.benchmark import COMMANDS  # noqa: E402
-from lime.config.scripts import errors_in_one_line, run_script, script_parser  # noqa: E402
+from lime.config.scripts import errors_in_one_line, folded, run_script, script_parser  # noqa: E402
 from lime.system.printing import print  # noqa: E402
 
 
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "commands:\n" + "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
+    parser.epilog = folded("\n".join(["commands:", *(f"  {name:<12}{text}" for name, text in COMMANDS.items())]))
     command = parser.parse_args(arguments[:1]).command  # nothing is imported for the list of commands
 
     from lime.analysis.benchmark.options import add_arguments, parse

@@ -4,7 +4,7 @@
 
 RUN is the folder of a finished run, or its predictions.jsonl. Paired by test row: McNemar's test per task (by whole
 media where rows share them), Holm's correction over the tasks, paired intervals for categories and the macro score.
-Ends with status 1 and one line where the runs cannot be compared.
+Ends with status 2 and one line where the runs cannot be compared.
 """
 
 from __future__ import annotations

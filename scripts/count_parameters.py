@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.config.schema import TrainConfig  # noqa: E402
-from lime.config.scripts import errors_in_one_line, run_script  # noqa: E402
+from lime.config.scripts import errors_in_one_line, folded, run_script  # noqa: E402
 from lime.jobs.compose import composed  # noqa: E402
 from lime.system.printing import print  # noqa: E402
 
@@ -106,7 +106,7 @@ def _size(settings: LimeSettings) -> str:
 @errors_in_one_line()
 def main(overrides: list[str]) -> int:
     if any(flag in overrides for flag in ("-h", "--help")):
-        print(__doc__)
+        print(folded(__doc__))
         return 0
     config = configuration(overrides)
     given = any(text.split("=")[0].lstrip("+") == "peft.scope" for text in overrides)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lime.config.schema import TrainConfig  # noqa: E402
-from lime.config.scripts import errors_in_one_line, run_script, show_log  # noqa: E402
+from lime.config.scripts import errors_in_one_line, folded, run_script, show_log  # noqa: E402
 from lime.jobs.compose import composed  # noqa: E402
 from lime.system.ownership import check_output  # noqa: E402
 from lime.system.printing import print  # noqa: E402
@@ -26,7 +26,7 @@ DOES_NOT_FIT = 1
 @errors_in_one_line()
 def main(arguments: list[str]) -> int:
     if any(flag in arguments for flag in ("-h", "--help")):
-        print(__doc__)
+        print(folded(__doc__))
         return 0
     target: Path | None = None
     if "--json" in arguments:

@@ -8,7 +8,6 @@ serves both backbones.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Qwen2Tokenizer
 
-from lime.config.scripts import run_script
+from lime.config.scripts import run_script, script_parser
 from lime.data.collate import IGNORED
 from lime.embedded.benchmark.sentences import READABLE
 from lime.embedded.pretraining import architecture, probe, text_corpus
@@ -259,7 +258,7 @@ def card_stage(work: Path, name: str, threads: int, count: int = 200) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__, overwrite=None)
     parser.add_argument("--model", choices=list(EMBEDDED), default="tiny_llava_onevision")
     parser.add_argument("--work", type=Path, default=Path("outputs/pretrain_tiny"))
     parser.add_argument("--stages", default="text,pool,vision,joint,card")

@@ -19,7 +19,7 @@ from lime.system.printing import print
 @errors_in_one_line()
 def main(arguments: list[str]) -> int:
     parser = script_parser(__doc__, "replace the folder, whatever is in it")
-    parser.add_argument("name", choices=sorted(ARCHITECTURES))
+    parser.add_argument("name", choices=sorted(ARCHITECTURES), metavar="NAME", help=", ".join(sorted(ARCHITECTURES)))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, help="blocks of each tower (default: all)")
     parser.add_argument("--small-vocabulary", action="store_true", help="embeddings of the embedded tokenizer's size")

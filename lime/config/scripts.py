@@ -7,7 +7,9 @@ import functools
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,11 +39,26 @@ def run_script(main: Callable[[list[str]], Any]) -> NoReturn:
 def script_parser(
     description: str | None, overwrite: str | None = "replace files that this program did not write"
 ) -> argparse.ArgumentParser:
-    """A parser that shows the script's docstring as it is written, with ``--overwrite`` unless its help is None."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """A parser that shows the script's docstring line by line, with ``--overwrite`` unless its help is None."""
+    parser = argparse.ArgumentParser(
+        description=folded(description or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     if overwrite is not None:
         parser.add_argument("--overwrite", action="store_true", help=overwrite)
     return parser
+
+
+def folded(text: str) -> str:
+    """The text for this terminal: prose filled anew, commands and lists line by line, none cut within a word."""
+    fold = functools.partial(
+        textwrap.fill, width=shutil.get_terminal_size().columns - 2, break_long_words=False, break_on_hyphens=False
+    )
+    shown = []
+    for part in text.strip().split("\n\n"):
+        prose = not re.search("^(python| )", part, re.MULTILINE)
+        lines = [part] if prose else part.splitlines()
+        shown.append("\n".join(fold(line, subsequent_indent="" if prose else "      ") for line in lines))
+    return "\n\n".join(shown)
 
 
 def takes_metrics(parser: argparse.ArgumentParser) -> None:

@@ -13,14 +13,19 @@ SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[2] / "scripts").g
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_names_the_script(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_script_within_80_columns(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.argv", [f"scripts/{name}.py"])
+    monkeypatch.setenv("COLUMNS", "80")
     try:
         code = import_module(f"scripts.{name}").main(["--help"])
     except SystemExit as stop:
         code = stop.code
     assert not code
-    assert f"{name}.py" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{name}.py" in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
