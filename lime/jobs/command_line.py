@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 USER_ERROR = 2  # exit code of a wrong configuration or wrong input
+LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_submitit_launcher.submitit_launcher")
+"""Loggers that print each run's overrides."""
 INFO_FLAGS = ("help", "hydra_help", "version", "info", "cfg", "shell_completion")
 
 
@@ -101,7 +103,12 @@ def _run_all(line: Line, job: _Job, config: DictConfig | None, plan: Plan | None
     try:
         if plan is not None and job.sweep is not None:
             plan.write()
-            logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
+            for launcher in LAUNCHERS:
+                logging.getLogger(launcher).setLevel(logging.WARNING)
+            elsewhere = [text for text in line.overrides if re.fullmatch(r"\+*launcher=(?!local$).+", text)]
+            if elsewhere:
+                follow = f"to follow them: python scripts/runs.py {plan.folder} --watch"
+                sys.stderr.write(f"{len(plan.runs)} runs in {plan.folder}, by {elsewhere[-1]}; {follow}\n")
         try:
             if config is None or line.several:
                 _run(line, job)

@@ -251,6 +251,8 @@ def test_runs_of_a_parallel_sweep_stop_with_it(tmp_path: Path, number: signal.Si
             os.killpg(running.pid, signal.SIGKILL)
     assert f"stopped by {number.name}" in said
     assert "2 interrupted" in said
+    assert "2 runs in multirun/main, by launcher=parallel; to follow them: python scripts/runs.py multirun/main" in said
+    assert "++" not in said  # of the launcher's own lines
     assert "Traceback" not in said
     for path in sweep.glob("*/status.json"):
         status = json.loads(path.read_text())
