@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -190,9 +191,13 @@ def _tasks(options: argparse.Namespace) -> int:
     from lime.data.tasks import CATEGORIES, TASKS
     from lime.system.tables import plain_table
 
-    rows = [[task.category, task.name, split, task.published_rows] for split, task in TASKS.items()]
-    print(plain_table(["category", "task", "split", "published rows"], rows))
-    print(f"for instance: evaluation.splits={rows[-1][0]} or evaluation.splits=[{rows[0][1]},{next(iter(CATEGORIES))}]")
+    rows: list[list[Any]] = []
+    for category in CATEGORIES:
+        rows.append([category, "", ""])
+        rows += [[f"  {task.name}", s, task.published_rows] for s, task in TASKS.items() if task.category == category]
+    print(plain_table(["category, task", "split", "published rows"], rows))
+    print(f"for instance: evaluation.splits={rows[0][0]}")
+    print(f"          or: evaluation.splits=[{TASKS[rows[1][1]].name},{category}]")
     return 0
 
 
