@@ -60,8 +60,7 @@ def _try(config: TrainConfig, target: Path | None) -> int:
         data = open_data(config, backbone, config.trainer.batch_size)
         data.setup("fit")
         backbone.model.to(device)
-        model, applied = lime.apply(backbone.model, config.settings())
-        print(applied)
+        model = lime.apply(backbone.model, config.settings())[0]  # logs what it adapts
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(model)
         tests = TestRows(data, config.evaluation.splits) if config.evaluation.mode != "none" else None

@@ -7,7 +7,6 @@ be made as JSON. Needs `pip install 'lime-moe[dashboard]'`.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> int:
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ValueError("needs the library of W&B's workspaces: pip install 'lime-moe[dashboard]'")
     from lime.integrations.wandb_dashboard import report, spec, workspace
-    from lime.system.atomic import write_text
+    from lime.system.atomic import write_json
     from lime.system.ownership import check_output
 
     def pages(entity: str) -> list[Any]:
@@ -39,7 +38,7 @@ def main(arguments: list[str]) -> int:
     if options.dry_run is not None:
         check_output(options.dry_run, overwrite=options.overwrite)
         specified = [spec(page) for page in pages(options.entity or "ENTITY")]
-        write_text(options.dry_run, json.dumps(specified, indent=1, ensure_ascii=False) + "\n")
+        write_json(options.dry_run, {"schema": "lime-dashboard/1", "pages": specified}, indent=1)
         print(options.dry_run)
         return 0
 

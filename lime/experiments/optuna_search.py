@@ -118,6 +118,7 @@ class Search:
         self._distributions = space.distributions()
         settings = self._settings()  # before anything is written: they may be wrong
         self.folder.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the trials are told here
         self.study = optuna.create_study(
             study_name=name,
             storage=f"sqlite:///{self.folder / 'optuna.db'}",
