@@ -1,25 +1,15 @@
 """Evaluate an adapter, a frozen backbone or saved predictions: python eval.py --help"""
 
 import signal
-import sys
 from pathlib import Path
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # until `launch` takes Ctrl-C over: nothing is lost yet
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-try:
-    from lime.jobs.command_line import launch
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] == "lime":
-        raise
-    sys.stderr.write(
-        f"error: {error.name} is not installed for {sys.executable}: run `make setup` once, then `source "
-        ".venv/bin/activate` in every new terminal (or .venv/bin/python in place of python)\n"
-    )
-    sys.exit(2)
 from lime.config.schema import EvalConfig
 from lime.config.scripts import with_run
+from lime.jobs.command_line import launch
 
 
 def run(config: EvalConfig, output_dir: Path, overrides: list[str]) -> None:

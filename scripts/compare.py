@@ -10,9 +10,10 @@ Ends with status 2 and one line where the runs cannot be compared.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.config.scripts import errors_in_one_line, run_script, script_parser, takes_metrics
 from lime.data.tasks import CATEGORIES, scored_by
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> int:
         check_output(args.json, overwrite=args.overwrite)
     runs = [read_predictions(path) for path in (args.run_a, args.run_b)]
     found = compare(*runs, scored_by(_metrics(args.run_a, args.run_b)))
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)

@@ -6,7 +6,10 @@ data moved, name it with --data-root.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.config.scripts import errors_in_one_line, run_script, script_parser, takes_metrics
 from lime.report.render import write_report_page

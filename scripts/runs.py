@@ -12,9 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rich.console import Console
-from rich.live import Live
-
 from lime.config.scripts import errors_in_one_line, run_script, script_parser
 from lime.experiments.listing import runs_below, runs_table
 
@@ -26,6 +23,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--watch", action="store_true", help="follow the runs until all have ended (Ctrl-C ends it)")
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="default: %(default)s")
     options = parser.parse_args(arguments)
+    from rich.console import Console
+    from rich.live import Live
+
     console = Console()
     runs = runs_below(options.folder)
     if not options.watch:

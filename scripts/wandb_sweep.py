@@ -12,8 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
-
 from lime.config.scripts import errors_in_one_line, parse_mixed, run_script, script_parser
 from lime.integrations.wandb_sweep import sweep_config
 from lime.system.atomic import write_text
@@ -33,6 +31,8 @@ def main(arguments: list[str]) -> int:
     options = parse_mixed(parser, arguments)
     if options.out is not None:
         check_output(options.out, overwrite=options.overwrite)
+    import yaml
+
     content = sweep_config(options.experiment, options.overrides, options.project, ROOT)
     text = yaml.safe_dump(content, sort_keys=False, width=1000)
     if options.out is None:

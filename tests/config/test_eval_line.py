@@ -11,6 +11,9 @@ import pytest
 from lime.config.scripts import with_run
 from tests.config.line import ROOT, line
 
+OF_DEVELOPERS = ("draw_method", "pretrain_tiny")
+SCRIPTS = [f"scripts/{path.name}" for path in sorted(ROOT.glob("scripts/*.py")) if path.stem not in OF_DEVELOPERS]
+
 
 def test_a_run_stands_for_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -38,7 +41,7 @@ def test_help_shows_what_eval_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert f"\n{group}:" not in said
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+@pytest.mark.parametrize("program", ["train.py", "eval.py", *SCRIPTS])
 def test_without_the_environment_it_says_how_to_get_it(program: str) -> None:
     done = subprocess.run(
         [sys.executable, "-S", str(ROOT / program)], capture_output=True, text=True, check=False, cwd=ROOT
