@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lime.system import interrupts
-from lime.system.printing import plain_logging, print
+from lime.system.printing import flush, plain_logging, print
 from lime.system.threads import spin_briefly
 
 WITH_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
@@ -34,6 +34,8 @@ def run_script(main: Callable[[list[str]], Any]) -> NoReturn:
         except interrupts.Interrupted as stop:
             sys.stderr.write(f"\n{stop}\n")
             raise
+        finally:
+            flush()
 
 
 def script_parser(
@@ -85,6 +87,8 @@ def errors_in_one_line() -> Callable[[Callable[[list[str]], int]], Main]:
         def run(arguments: Sequence[str] | None = None) -> int:
             try:
                 return main(list(sys.argv[1:] if arguments is None else arguments))
+            except BrokenPipeError:  # whoever reads has seen enough
+                return 0
             except (ValueError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2

@@ -34,7 +34,7 @@ from lime.runs.lock import interrupted_unseen
 from lime.runs.submitted import as_task, ended_with_the_sweep
 from lime.system import interrupts
 from lime.system.limits import explained
-from lime.system.printing import plain, plain_logging
+from lime.system.printing import flush, plain, plain_logging
 from lime.system.slurm import first_task, requeue, under_slurm
 from lime.system.threads import spin_briefly
 
@@ -93,7 +93,7 @@ def launch(
                 sys.stderr.write(f"{stop}\n" if begun else f"{stop}, before anything had begun\n")
             raise
         finally:
-            _flush()
+            flush()
 
 
 def _run_all(line: Line, job: _Job, config: DictConfig | None, plan: Plan | None) -> None:
@@ -232,6 +232,8 @@ def _run(line: Line, job: _Job) -> None:
     try:
         with ended_with_the_sweep():
             _run_hydra(options, get_args_parser(), job, line.folder, line.name)
+    except BrokenPipeError:  # of `--help | head`
+        return
     except COMPOSE_ERRORS as error:
         if not line.informs and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise
@@ -247,16 +249,6 @@ def speak_plainly() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _flush() -> None:
-    """Write out what was printed; where nobody reads it any more, Python need not say so at its end."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Sweep(Protocol):

@@ -41,6 +41,18 @@ def test_help_shows_what_eval_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert f"\n{group}:" not in said
 
 
+@pytest.mark.parametrize("command", ["train.py --help", "scripts/data.py tasks"])
+def test_a_reader_that_has_seen_enough_is_no_error(command: str) -> None:
+    running = subprocess.Popen(
+        [sys.executable, *command.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.close()
+    assert running.stderr.read() == ""
+    assert running.wait() == 0
+
+
 @pytest.mark.parametrize("program", ["train.py", "eval.py", *SCRIPTS])
 def test_without_the_environment_it_says_how_to_get_it(program: str) -> None:
     done = subprocess.run(
