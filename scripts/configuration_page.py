@@ -33,6 +33,7 @@ Defaults are those of `python train.py` without options; `python train.py --cfg 
 
 The tab key completes groups, names and keys in Bash after this, once a terminal (fish: `install=fish`):
 
+<!-- tested by: tests/config/test_configuration_page.py::test_the_tab_key_completes_names_and_keys -->
 ```bash
 eval "$(python train.py --shell-completion install=bash)"
 ```

@@ -33,7 +33,10 @@ LINK = re.compile(r"\]\(([^)#:\s]+)[^)]*\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The pages, what lies in docs/, the files elsewhere that pages link to, and the theme's own."""
+    """The pages, what lies in docs/, the files elsewhere that pages link to, and the theme's own.
+
+    A page that the navigation does not name comes at its end.
+    """
     ours = [file for file in files if file.src_dir == config.docs_dir]
     places = {*AT_THE_TOP, *(f"docs/{file.src_uri}" for file in ours if file.src_uri != "theme/hooks.py")}
     for page in [place for place in places if place.endswith(".md")]:
@@ -41,12 +44,16 @@ def on_files(files: Files, config: Any) -> Files:
             path = ((ROOT / page).parent / target).resolve()
             if path.is_file() and path.is_relative_to(ROOT):
                 places.add(path.relative_to(ROOT).as_posix())
+    named = str(config.nav)
+    config.nav += [place for place in sorted(places) if re.fullmatch(r"docs/\w+\.md", place) and place not in named]
     own = [File(place, str(ROOT), config.site_dir, config.use_directory_urls) for place in sorted(places)]
     return Files([*(file for file in files if file not in ours), *own])
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Commands that no test runs get a line that says what they need; the page of commands gets its commands."""
+    if page.file.src_uri.startswith("docs/tables/"):
+        page.meta["search"] = {"exclude": True}  # numbers
     if page.file.src_uri == COMMANDS_PAGE:
         markdown += commands()
     return MARK.sub(lambda mark: f'<p class="needs">Not run by a test: needs {needed(mark[1])}.</p>\n\n', markdown)

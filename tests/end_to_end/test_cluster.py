@@ -102,7 +102,7 @@ def test_one_task_with_two_devices_starts_its_processes_itself(monkeypatch: pyte
 def test_a_sweep_on_slurm_composes(command: Any) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-    printed = page[page.index("python train.py -m launcher=slurm") :].split("\n\n")[0].replace("\\\n", " ").split()
+    printed = page[page.index("python train.py -m launcher=slurm") :].split("\n```")[0].replace("\\\n", " ").split()
     options = [text for text in printed[3:] if not text.startswith("seed=")]
     outcome = command("train.py", "--cfg", "hydra", *options, "trainer.devices=4")
     assert "partition: PARTITION" in outcome.said

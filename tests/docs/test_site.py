@@ -1,0 +1,51 @@
+"""The site builds strictly, asks the network for nothing, and its links to files lead to them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)")
+ASSET = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]*?(?:src|href)=["']?(?:https?:)?//""")
+
+
+def hooks() -> ModuleType:
+    """docs/theme/hooks.py"""
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs/theme/hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    local = [link for link in LINK.findall(prose) if not link.startswith(("http:", "https:", "mailto:"))]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_it_builds_and_needs_no_network(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 25
+    assert {page.name for page in pages if ASSET.search(page.read_text(encoding="utf-8"))} == set()
+    reference = (tmp_path / "site/docs/api/adapting.html").read_text(encoding="utf-8")
+    assert all(f"lime.{name}" in reference for name in ("apply", "load", "record", "parameter_groups", "LimeSettings"))
+    assert "usage: lime ask" in (tmp_path / "site/docs/api/commands.html").read_text(encoding="utf-8")
+    assert "Not run by a test: needs a GPU." in (tmp_path / "site/docs/gpu.html").read_text(encoding="utf-8")
