@@ -21,8 +21,7 @@ HERE = {page.relative_to(ROOT).as_posix(): [b for b in blocks(page) if THIS in b
 SWEEP = ["name=num_experts", "lime.num_experts=1,4", "seed=42"]
 """Of +experiment=num_experts: two points, one of them the baseline that a page names."""
 SHORTER = {
-    "sample": ["--images", "6", "--clips", "2", "--texts", "6"], "analyse.py": ["--rows", "2"],
-    "export.py": ["--licence", "mit"],
+    "sample": ["--images", "6", "--clips", "6", "--texts", "6"], "export.py": ["--licence", "mit"],
 }  # fmt: skip
 """Options added to a script's command, by its name or that of its subcommand."""
 
