@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One with the folders and files that commands name."""
     folder = tmp_path_factory.mktemp("said")
     shutil.copytree(ROOT / "examples/adapter", folder / "RUN/adapter")
-    for name in ("FOLDER", "mine/peft"):
+    for name in ("FOLDER", "pets", "mine/peft"):
         (folder / name).mkdir(parents=True)
     (folder / "RUN/predictions.jsonl").touch()
     return folder
