@@ -2,8 +2,9 @@
 
     python scripts/compare.py RUN_A RUN_B [--json FILE]
 
-RUN is the folder of a finished run, or its predictions.jsonl. Paired by test row: McNemar's test per task (by whole
-media where rows share them), Holm's correction over the tasks, paired intervals for categories and the macro score.
+RUN is the folder of a finished run, or its predictions.jsonl. Runs on different data sets are compared on the tasks
+that they share. Paired by test row: McNemar's test per task (by whole media where rows share them), Holm's correction
+over the tasks, paired intervals for categories and the macro score.
 Ends with status 2 and one line where the runs cannot be compared.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.config.scripts import errors_in_one_line, run_script, script_parser, takes_metrics
-from lime.data.tasks import CATEGORIES, scored_by
+from lime.data.tasks import joined, table_of
 from lime.evaluation.comparison import compare, comparison_table
 from lime.evaluation.predictions import read_predictions
 from lime.evaluation.report import stored_metrics
@@ -38,14 +39,15 @@ def main(arguments: list[str]) -> int:
     if args.json is not None:
         check_output(args.json, overwrite=args.overwrite)
     runs = [read_predictions(path) for path in (args.run_a, args.run_b)]
-    found = compare(*runs, scored_by(_metrics(args.run_a, args.run_b)))
+    table = joined(table_of(args.run_a), table_of(args.run_b))
+    found = compare(*runs, table.scored_by(_metrics(args.run_a, args.run_b)))
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
     console.print(plain(f"A: {args.run_a}\nB: {args.run_b}"), highlight=False, markup=False)
-    console.print(comparison_table(found, CATEGORIES))
+    console.print(comparison_table(found, table.groups))
     if args.json is not None:
         write_json(args.json, {"schema": SCHEMA, **dataclasses.asdict(found)})
     return 0

@@ -43,7 +43,9 @@ def main(arguments: list[str]) -> int:
     for name, run in runs.items():
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         command.set_defaults(run=run)
-        if name != "tasks":
+        if name == "tasks":
+            command.add_argument("folder", type=Path, nargs="?", help="a run's folder (none: MMT-47's tasks)")
+        else:
             command.add_argument("folder", type=Path, help="the data root")
         if name == "download":
             command.add_argument("--accept-licences", action="store_true", help="accept the terms of every source")
@@ -188,16 +190,19 @@ def _check_json(options: argparse.Namespace) -> None:
 
 def _tasks(options: argparse.Namespace) -> int:
     """List categories, tasks and splits; evaluation.splits takes any of these names."""
-    from lime.data.tasks import CATEGORIES, TASKS
+    from lime.data.tasks import mmt47, table_of
     from lime.system.tables import plain_table
 
+    table = mmt47() if options.folder is None else table_of(options.folder)
+    last = "published rows" if table.is_mmt47 else "metric"
     rows: list[list[Any]] = []
-    for category in CATEGORIES:
+    for category in table.categories:
         rows.append([category, "", ""])
-        rows += [[f"  {task.name}", s, task.published_rows] for s, task in TASKS.items() if task.category == category]
-    print(plain_table(["category, task", "split", "published rows"], rows))
+        tasks = [(split, task) for split, task in table.tasks.items() if task.category == category]
+        rows += [[f"  {task.name}", split, task.published_rows if table.is_mmt47 else task.metric] for split, task in tasks]
+    print(plain_table(["category, task", "split", last], rows))
     print(f"for instance: evaluation.splits={rows[0][0]}")
-    print(f"          or: evaluation.splits=[{TASKS[rows[1][1]].name},{category}]")
+    print(f"          or: evaluation.splits=[{next(iter(table.tasks.values())).name},{category}]")
     return 0
 
 

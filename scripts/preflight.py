@@ -63,7 +63,11 @@ def _try(config: TrainConfig, target: Path | None) -> int:
         model = lime.apply(backbone.model, config.settings())[0]  # logs what it adapts
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(model)
-        tests = TestRows(data, config.evaluation.splits) if config.evaluation.mode != "none" else None
+        tests = (
+            TestRows(data, config.evaluation.splits, config.evaluation.metrics)
+            if config.evaluation.mode != "none"
+            else None
+        )
         to_ask = tests is not None and asks_frozen(backbone, data, tests, config)
         found = preflight_of_run(config, model, data, device, tests=tests, answers_frozen=to_ask)
     if found is None:

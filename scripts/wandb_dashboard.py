@@ -24,16 +24,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--project", default="lime", help="project of the runs (default: lime)")
     parser.add_argument("--entity", help="team or user (default: that of the login)")
     parser.add_argument("--experiment", metavar="NAME", help="a report about one sweep, by its name")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a run whose tasks are shown (default: MMT-47's)")
     parser.add_argument("--dry-run", type=Path, metavar="FILE", help="write the specification, save nothing")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ValueError("needs the library of W&B's workspaces: pip install 'lime-moe[dashboard]'")
+    from lime.data.tasks import mmt47, table_of
     from lime.integrations.wandb_dashboard import report, spec, workspace
     from lime.system.atomic import write_json
     from lime.system.ownership import check_output
 
+    if options.run is not None and not options.run.is_dir():
+        raise ValueError(f"--run: {options.run}: no such folder; expected that of a run")
+    table = mmt47() if options.run is None else table_of(options.run)
+
     def pages(entity: str) -> list[Any]:
-        return [workspace(entity, options.project), report(entity, options.project, options.experiment)]
+        project = options.project
+        return [workspace(entity, project, table), report(entity, project, options.experiment, table)]
 
     if options.dry_run is not None:
         check_output(options.dry_run, overwrite=options.overwrite)

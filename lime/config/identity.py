@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lime.config.searched import SEARCHED, searched
 from lime.config.source import values_of
 from lime.data.config import OWN
-from lime.data.tasks import split_names
+from lime.data.tasks import mmt47
 
 RUN_ID = "run_id"
 """OmegaConf resolver: ``${run_id:}`` is the short hash of the configuration that it stands in."""
@@ -77,8 +77,8 @@ def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
         model["path"] = _place(model["path"])
     evaluation = kept.get("evaluation")
     if isinstance(evaluation, dict):
-        if evaluation.get("splits"):  # [sst2] is [glue_test_sst2]
-            evaluation["splits"] = split_names(evaluation["splits"])
+        if evaluation.get("splits") and not (isinstance(data, dict) and data.get("name") == OWN):
+            evaluation["splits"] = mmt47().splits(evaluation["splits"])  # [sst2] is [glue_test_sst2]
         if not evaluation.get("metrics"):  # the tasks' own, as before there was a choice
             evaluation.pop("metrics", None)
     start = kept.pop("ckpt_path", None)

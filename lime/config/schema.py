@@ -16,8 +16,8 @@ from lime.config.bounds import bound_errors
 from lime.config.check import ConfigError
 from lime.config.modules import import_types
 from lime.config.training import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
-from lime.data.config import DataConfig
-from lime.data.tasks import known_split_names
+from lime.data.config import OWN, DataConfig
+from lime.data.tasks import mmt47, table_of
 from lime.evaluation.config import EvaluationConfig
 from lime.method.deltas.table import METHODS, TYPES, method_of
 from lime.processors.config import ModelConfig
@@ -141,7 +141,7 @@ class TrainConfig:
             found += self.settings().errors(settings_key)
         except ConfigError as error:
             return [*found, *error.problems]
-        found += self.evaluation.errors(known_split_names())
+        found += _evaluation_errors(self.evaluation, self.data)
         found += self._balance_errors()
         if not self.lime.enabled:
             found += self._without_lime()
@@ -221,7 +221,7 @@ class EvalConfig:
 
     def errors(self) -> list[str]:
         found = _seed_errors(self.seed) + _name_errors(self.name) + list(bound_errors(self))
-        found += self.evaluation.errors(known_split_names())
+        found += _evaluation_errors(self.evaluation, self.data, self.adapter, self.predictions)
         found += _model_path_errors(self.model.path)
         local = None if self.adapter is None or hub_name(self.adapter) else self.adapter
         found += _path_errors(self.data, adapter=local, predictions=self.predictions)
@@ -243,6 +243,20 @@ class EvalConfig:
 
 def _seed_errors(seed: int) -> list[str]:
     return [] if 0 <= seed < 2**32 else [f"seed: expected 0 to {2**32 - 1}, got {seed}"]
+
+
+def _evaluation_errors(
+    evaluation: EvaluationConfig, data: DataConfig, adapter: str | None = None, predictions: str | None = None
+) -> list[str]:
+    """What is wrong with an evaluation. Names of splits are looked up in the table that saved predictions have, else in
+    MMT-47's; those of a table that is read later (one's own data, or that of the adapter's run) when it is read."""
+    try:
+        if predictions is not None:
+            return evaluation.errors(table_of(Path(predictions)).known_names())
+        later = data.name == OWN or (adapter is not None and not table_of(Path(adapter).parent).is_mmt47)
+    except ValueError as error:
+        return [str(error)]
+    return evaluation.errors(() if later else mmt47().known_names())
 
 
 def _path_errors(data: DataConfig, **paths: str | None) -> list[str]:

@@ -199,10 +199,12 @@ class MMTDataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all that can change a number: rows, media (see `lime.data.fingerprint`), declared answers."""
+        """SHA-256 over all that can change a number: rows, media (see `lime.data.fingerprint`), declared answers, and
+        the tasks where they are not MMT-47's."""
         media = media_fingerprint(self.root, self.media_paths())
         answers = json.dumps(self.manifest.get("allowed_answers", {}), sort_keys=True)
-        return hashlib.sha256(f"{self.rows_fingerprint} {media} {answers}".encode()).hexdigest()
+        tasks = "" if self.table.is_mmt47 else f" {json.dumps(self.table.content())}"
+        return hashlib.sha256(f"{self.rows_fingerprint} {media} {answers}{tasks}".encode()).hexdigest()
 
     @property
     def splits(self) -> dict[str, Rows]:

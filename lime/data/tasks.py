@@ -1,20 +1,25 @@
 """Tasks as a table: MMT-47's 47 rows in mmt47.yaml, and the reader of such tables.
 
 `mmt47()` is the table of this package; `read_table` reads any other one of the same form. A new task is a row there.
+A run on other tasks keeps its table in its folder, where `table_of` finds it; whatever works on scored rows takes a
+table, and names no task itself.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lime.evaluation.extraction import ANSWER_TYPES
+from lime.system.atomic import remove, write_text
 
+TABLE_FILE = "tasks.yaml"
+"""The table in the folder of a run whose tasks are not MMT-47's."""
 MODALITIES = ("text", "image", "video")
 _KEYS = ("split", "name", "modality", "category", "answer_type", "metric", "answers", "published_rows")
 _NEEDED = ("split", "modality", "category", "answer_type")
@@ -46,6 +51,31 @@ class TaskTable:
 
     tasks: dict[str, Task]
     categories: dict[str, str]
+
+    @property
+    def is_mmt47(self) -> bool:
+        """Whether these are the tasks of MMT-47, so that numbers of the paper may stand beside theirs."""
+        return self == mmt47()
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """The categories that get a line of their own beside the mean of all tasks; of a single one it is the same."""
+        return self.categories if len(self.categories) > 1 else {}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Names to show, by split and category."""
+        return self.categories | {split: task.name for split, task in self.tasks.items()}
+
+    def content(self) -> dict[str, Any]:
+        """The table as plain values, in the form that `table_from` reads."""
+        rows = []
+        for task in self.tasks.values():
+            row = asdict(task)
+            answers, published_rows = row.pop("labels"), row.pop("published_rows")
+            row |= {"answers": list(answers)} if answers else {}
+            rows.append(row | ({"published_rows": str(published_rows)} if published_rows else {}))
+        return {"categories": dict(self.categories), "tasks": rows}
 
     def known_names(self) -> list[str]:
         """All that names test splits: split names, tasks' short names, categories."""
@@ -109,6 +139,33 @@ def table_from(content: Any, source: str) -> TaskTable:
     return TaskTable(tasks, categories)
 
 
+def joined(a: TaskTable, b: TaskTable) -> TaskTable:
+    """The tasks of both tables. ValueError naming a split whose rows differ."""
+    for split in a.tasks.keys() & b.tasks.keys():
+        for key, value in asdict(a.tasks[split]).items():
+            if value != (other := getattr(b.tasks[split], key)):
+                raise ValueError(
+                    f"{split}: A's table of tasks says {key} {value!r}, B's {other!r}; evaluate one of them again on "
+                    "the other's data (python eval.py adapter=RUN/adapter data.root=FOLDER)"
+                )
+    return TaskTable(a.tasks | b.tasks, a.categories | b.categories)
+
+
+def table_of(path: Path) -> TaskTable:
+    """The tasks of a run, by its folder or a file in it: those of its tasks.yaml, MMT-47's where there is none."""
+    file = (path if path.is_dir() else path.parent) / TABLE_FILE
+    return read_table(file) if file.is_file() else mmt47()
+
+
+def keep_table(folder: Path, table: TaskTable) -> None:
+    """Leave the table in a run's folder for `table_of`."""
+    if table.is_mmt47:
+        remove(folder / TABLE_FILE)
+    else:
+        text = yaml.safe_dump(table.content(), sort_keys=False, allow_unicode=True)
+        write_text(folder / TABLE_FILE, text)
+
+
 def _problem(row: Any, categories: dict[str, str]) -> str | None:
     """What is wrong with a row, or None."""
     if not isinstance(row, dict):
@@ -117,12 +174,14 @@ def _problem(row: Any, categories: dict[str, str]) -> str | None:
         return f"{unknown[0]}: no such key; expected {', '.join(_KEYS)}"
     if lacking := [key for key in _NEEDED if not row.get(key)]:
         return f"{lacking[0]} is lacking"
+    for key, value in row.items():
+        parts = value if key == "answers" else [value]
+        if not (isinstance(parts, list) and parts and all(isinstance(part, str) for part in parts)):
+            return f"{key}: expected {'a list of texts' if key == 'answers' else 'a text'}, got {value!r}"
     choices = {"modality": MODALITIES, "category": tuple(categories), "answer_type": ANSWER_TYPES}
     for key, known in choices.items():
         if row[key] not in known:
             return f"{key}: expected one of {', '.join(known)}, got {row[key]!r}"
-    if "answers" in row and not (isinstance(row["answers"], list) and row["answers"]):
-        return f"answers: expected a list, got {row['answers']!r}"
     if not row.get("published_rows", "0").isdecimal():
         return f"published_rows: expected a number, got {row['published_rows']!r}"
     return None
@@ -137,4 +196,3 @@ def mmt47() -> TaskTable:
 TASKS = mmt47().tasks
 """Every task of MMT-47 by its test split name, in the order of the published table."""
 CATEGORIES = mmt47().categories
-known_split_names, split_names, scored_by = mmt47().known_names, mmt47().splits, mmt47().scored_by

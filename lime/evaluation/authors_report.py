@@ -50,13 +50,15 @@ def read_authors_scores(folder: str | Path) -> AuthorsScores | None:
 
 
 def rows(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> list[tuple[str, float, float, int | None]]:
-    """(name, authors, blind, empty answers called correct) of every split, category and the macro score."""
+    """(name, authors, blind, empty answers called correct) of every split, category and the macro score; without
+    categories where names is {}."""
     lines: list[tuple[str, float, float, int | None]] = []
     for category, (authors, blind) in scores.categories.items():
         for split in scores.splits:
             if split.category == category:
                 lines.append((split.split, split.authors, split.blind, split.empty))
-        lines.append(((names or {}).get(category, category), authors, blind, None))
+        if names != {}:
+            lines.append(((names or {}).get(category, category), authors, blind, None))
     lines.append(("Macro", *scores.macro, sum(split.empty for split in scores.splits)))
     return lines
 
@@ -74,7 +76,8 @@ def authors_table(scores: AuthorsScores, names: Mapping[str, str] | None = None)
 
 def authors_markdown(scores: AuthorsScores, names: Mapping[str, str] | None = None) -> str:
     """Categories and the macro score by both scorers as a Markdown section."""
-    named = {md((names or {}).get(category, category)): value for category, value in scores.categories.items()}
+    categories = scores.categories if names != {} else {}
+    named = {md((names or {}).get(category, category)): value for category, value in categories.items()}
     cells = [
         [name, points(authors), points(blind), points(authors - blind, "+")]
         for name, (authors, blind) in (named | {"**All tasks (macro)**": scores.macro}).items()

@@ -31,6 +31,7 @@ class TaskDifference:
     """
 
     split: str
+    name: str
     category: str
     n: int
     media: int
@@ -144,7 +145,7 @@ def _compare_task(task: Task, a: Sequence[Prediction], b: Sequence[Prediction]) 
     interval = difference([sample])
     p = metric.p_value(ours, theirs, sources, np.random.default_rng([*task.split.encode()]))
     return TaskDifference(
-        split=task.split, category=task.category, n=len(a), media=len(set(sources)),
+        split=task.split, name=task.name, category=task.category, n=len(a), media=len(set(sources)),
         a=100 * metric.sample([ours], sources).value, b=100 * metric.sample([theirs], sources).value,
         low=interval.low, high=interval.high, only_a=only_a, only_b=only_b, p=p, adjusted=p,
     ), sample  # fmt: skip
@@ -157,7 +158,10 @@ def _group(name: str, tasks: Sequence[TaskDifference], samples: Sequence[Sample]
 
 
 def comparison_table(comparison: Comparison, names: Mapping[str, str] | None = None) -> RenderableType:
-    """The comparison for a terminal of 80 columns or more, with its reading in words below."""
+    """The comparison for a terminal of 80 columns or more, with its reading in words below.
+
+    names: display names by category id; {} leaves the categories' rows out.
+    """
     table = terminal_table(["task", *WIDTHS], first_width=32)
     table.show_edge = False
     for column, width in zip(table.columns[1:], WIDTHS.values(), strict=True):
@@ -165,14 +169,15 @@ def comparison_table(comparison: Comparison, names: Mapping[str, str] | None = N
     for group in comparison.categories:
         for task in comparison.tasks:
             if task.category == group.name:
-                name = ("*" if task.clear else " ") + task.split.rpartition("_test_")[2]
                 table.add_row(
-                    name, str(task.n), f"{task.a:.1f}", f"{task.b:.1f}", f"{task.difference:+.1f}",
+                    ("*" if task.clear else " ") + task.name,
+                    str(task.n), f"{task.a:.1f}", f"{task.b:.1f}", f"{task.difference:+.1f}",
                     interval_text(task.low, task.high, "+", "…"),
                     f"{task.only_a}:{task.only_b}", _p(task.p), _p(task.adjusted),
                     style="bold" if task.clear else "",
                 )  # fmt: skip
-        table.add_row(*_cells(group, (names or {}).get(group.name, group.name)), style="cyan")
+        if names != {}:
+            table.add_row(*_cells(group, (names or {}).get(group.name, group.name)), style="cyan")
         table.add_section()
     table.add_row(*_cells(comparison.macro, "Macro"), style="bold")
     return Group(table, *[Text(line) for line in reading(comparison)])

@@ -22,8 +22,8 @@ def results_table(evaluation: Evaluation, categories: Mapping[str, str] | None =
     """The table of a run: splits grouped by category, a row per category, the macro row, and what to know
     about it.
 
-    `categories`: display names by category id. Scores in points; bold with a star: the interval of the score lies above
-    the majority answer's.
+    `categories`: display names by category id; {} leaves their rows out. Scores in points; bold with a star: the
+    interval of the score lies above the majority answer's.
     """
     frozen = _has_frozen(evaluation)
     headings = ["task", "n", "score", "95% CI", "chance", "major.", "frozen", "diff."]
@@ -34,8 +34,9 @@ def results_table(evaluation: Evaluation, categories: Mapping[str, str] | None =
         for score in evaluation.splits:
             if score.category == group.name:
                 table.add_row(*_split_cells(score, frozen))
-        name = (categories or {}).get(group.name, group.name)
-        table.add_row(*_group_cells(group, name, frozen), style="cyan")
+        if categories != {}:
+            name = (categories or {}).get(group.name, group.name)
+            table.add_row(*_group_cells(group, name, frozen), style="cyan")
         table.add_section()
     table.add_row(*_group_cells(evaluation.macro, "Macro", frozen), style="bold")
     return Group(table, *[Text(line) for line in summary_lines(evaluation)])
@@ -80,13 +81,15 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
 
 
 def markdown_table(evaluation: Evaluation, categories: Mapping[str, str] | None = None) -> str:
-    """Scores per category and over all tasks as a Markdown table, exact match beside them."""
+    """Scores per category and over all tasks as a Markdown table, exact match beside them.
+
+    `categories`: as for `results_table`."""
     frozen = evaluation.macro.over_frozen is not None
     heads = ["Category", "tasks", "rows", "score", "95% interval", "exact match", "majority", "above majority"]
     if frozen:
         heads += ["frozen", "over frozen"]
     rows = []
-    for group in (*evaluation.categories, evaluation.macro):
+    for group in (*(evaluation.categories if categories != {} else ()), evaluation.macro):
         bold = "**" if group is evaluation.macro else ""
         cells = [
             f"{bold}All tasks (macro){bold}" if bold else md((categories or {}).get(group.name, group.name)),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lime.config.identity import WITHOUT_EFFECT
 from lime.config.sweeps import read_plan
+from lime.data.tasks import TaskTable, mmt47
 from lime.experiments.resume import state
 from lime.runs.record import RECORD_FILE, Record
 from lime.system.nested import differing, flattened
@@ -68,6 +69,11 @@ class Sweep:
     notes: tuple[str, ...] = ()
 
     @property
+    def table(self) -> TaskTable:
+        """The tasks of its runs, which are the same in all."""
+        return next((table for _, table in _tables(run for point in self.points for run in point.runs)), mmt47())
+
+    @property
     def axes(self) -> list[str]:
         """Swept keys without the seed, in order."""
         return list(dict.fromkeys(key for point in self.points for key in point.settings))
@@ -81,7 +87,7 @@ def read_sweep(folder: str | Path, everything: bool = False) -> Sweep:
             told by all keys in which they differ.
 
     Raises:
-        ValueError: no such folder, no run in it, or a damaged record; names it.
+        ValueError: no such folder, no run in it, a damaged record, or runs of different tasks; names it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -96,6 +102,7 @@ def read_sweep(folder: str | Path, everything: bool = False) -> Sweep:
         if not present:
             raise ValueError(f"{folder}: holds no {RECORD_FILE}; expected the folder of a sweep, multirun/NAME")
         runs, notes = _by_differences([_run(path, {}) for path in present]), []
+    _check_tables(folder, runs)
     return Sweep(folder.resolve().name, folder, tuple(_points(runs)), tuple(notes + _versions(runs)))
 
 
@@ -110,6 +117,26 @@ def _run(folder: Path, point: Mapping[str, Any]) -> Run:
     status, record = state(folder)
     seed = point.get(SEED, record.seed if record is not None else None)
     return Run(folder, {key: value for key, value in point.items() if key != SEED}, seed, status, record)
+
+
+def _tables(runs: Iterable[Run]) -> Iterator[tuple[str, TaskTable]]:
+    """Name and tasks of the runs that came as far as their data."""
+    for run in runs:
+        if run.record is not None and run.record.identity.data is not None:
+            yield run.folder.name, run.record.table
+
+
+def _check_tables(folder: Path, runs: Sequence[Run]) -> None:
+    """Raise ValueError where a mean over all tasks would mean another thing in one run than in the next."""
+    known = list(_tables(runs))
+    other = next(((name, table) for name, table in known if table != known[0][1]), None)
+    if other is not None:
+        sizes = [f"{name} has {len(table.tasks)} tasks" for name, table in (known[0], other)]
+        raise ValueError(
+            f"{folder}: its runs have different tables of tasks ({', '.join(sizes)}), whose means do not compare; "
+            "move the runs of each table into a folder of their own (two runs compare on the tasks that they share: "
+            "python scripts/compare.py RUN_A RUN_B)"
+        )
 
 
 def _points(runs: Sequence[Run]) -> Iterator[Point]:

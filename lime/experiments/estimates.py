@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lime.data.tasks import TASKS
 from lime.evaluation import intervals
 from lime.evaluation.aggregation import MACRO
 from lime.evaluation.intervals import Estimate, sources_of
@@ -47,13 +46,15 @@ class CannotCompare(ValueError):
 def splits_of(records: Sequence[Record], group: str) -> list[str]:
     """Splits of a category, of a modality (``text``, ``image``, ``video``), of ``vision`` (image and video), a split
     itself, or all of them (``macro``), as far as the records have them."""
-    present = records[0].items
+    present, table = records[0].items, records[0].table
     if group == MACRO:
         return list(present)
-    if group in TASKS:
+    if group in table.tasks:
         return [group] if group in present else []
+    if group in table.categories:
+        return [split for split in present if table.tasks[split].category == group]
     modalities = {"vision": ("image", "video")}.get(group, (group,))
-    return [split for split in present if TASKS[split].category == group or TASKS[split].modality in modalities]
+    return [split for split in present if table.tasks[split].modality in modalities]
 
 
 def seed_mean(records: Sequence[Record], group: str, measure: str = "score") -> SeedMean | None:
@@ -111,7 +112,7 @@ def _metrics(record: Record, splits: Sequence[str], measure: str) -> dict[str, M
 def metric_name(record: Record, split: str) -> str:
     """The metric that a run's split was scored by."""
     scored = (entry["metric"] for entry in record.scores if (entry["level"], entry["name"]) == ("split", split))
-    return next(scored, TASKS[split].metric)
+    return next(scored, record.table.tasks[split].metric)
 
 
 def _sources(split: str, items: Items) -> list[str]:

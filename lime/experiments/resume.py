@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 LEFTOVERS = (
     "adapter", "checkpoints", "wandb", "routing.jsonl", "metrics.csv", "predictions.jsonl", "results.json",
-    "results.csv", "results.md", "environment.json",
+    "results.csv", "results.md", "tasks.yaml", "environment.json",
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import MACRO
 from lime.evaluation.metrics import score_in_words
 from lime.experiments.collection import Point, Sweep, shown
@@ -62,7 +61,11 @@ class SweepTable:
         """What the score is: the metrics of the tasks."""
         records = [record for row in self.rows for record in row.point.records]
         scored = {split: metric_name(record, split) for record in records for split in record.items}
-        return score_in_words({TASKS[split].name: metric for split, metric in scored.items()}, ", ")
+        return score_in_words({self.sweep.table.tasks[split].name: metric for split, metric in scored.items()}, ", ")
+
+    def title(self, group: str) -> str:
+        """Heading of a group's column."""
+        return self.sweep.table.groups.get(group, "All tasks (macro)")
 
     def places(self, group: str) -> dict[str, int]:
         """1 for the rows with the best mean of a column, 2 for those with the second best, as printed (ties share a
@@ -75,7 +78,7 @@ class SweepTable:
 
     def published(self, row: Row, group: str) -> float | None:
         """The paper's value for a row of Table 2, where it has one."""
-        if set(row.point.settings) != {"method"}:
+        if set(row.point.settings) != {"method"} or not self.sweep.table.is_mmt47:
             return None
         return published().table2.get(row.label, {}).get(group)
 
@@ -98,7 +101,7 @@ def make_table(sweep: Sweep, measure: str = "score", baseline: str | None = None
     base = sweep.points[labels.index(baseline)].records if baseline is not None else []
     finished = [record for point in sweep.points for record in point.records]
     categories = {score["name"] for record in finished for score in record.scores if score["level"] == "category"}
-    groups = (*(name for name in CATEGORIES if name in categories), MACRO)
+    groups = (*(name for name in sweep.table.groups if name in categories), MACRO)
     rows = []
     for point, label in zip(sweep.points, labels, strict=True):
         records = point.records
@@ -113,7 +116,7 @@ def make_table(sweep: Sweep, measure: str = "score", baseline: str | None = None
 
 def markdown(table: SweepTable) -> str:
     """Means and standard deviations over seeds, paired differences, published values, and notes."""
-    names = [md(_heading(table)), *map(_name, table.groups)]
+    names = [md(_heading(table)), *(md(table.title(group)) for group in table.groups)]
     measure = f"score ({table.score_in_words})" if table.measure == "score" else "exact match"
     means = [[*_named(row), *_marked(table, row, _mean, ("**{}**", "_{}_"))] for row in table.rows]
     parts = [
@@ -180,7 +183,9 @@ def latex(table: SweepTable) -> str:
     def mean(value: SeedMean | None) -> str:
         return _mean(value).replace(" ± ", r"\,$\pm$\,")
 
-    columns = [_name(group) for group in table.groups] if table.scored else [_capital(n) for n, _ in COSTS.values()]
+    columns = (
+        [table.title(group) for group in table.groups] if table.scored else [_capital(n) for n, _ in COSTS.values()]
+    )
     heads = [_heading(table), "Seeds", "Parameters", *columns]
     rows = []
     for row in table.rows:
@@ -215,10 +220,6 @@ def _marked(
 
 def _heading(table: SweepTable) -> str:
     return ", ".join(axis.rpartition(".")[2] for axis in table.sweep.axes) or "run"
-
-
-def _name(group: str) -> str:
-    return CATEGORIES.get(group, "All tasks (macro)")
 
 
 def _label(row: Row) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from lime.config.identity import config_hash
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.data.datamodule import MMTDataModule
-from lime.data.tasks import CATEGORIES, TASKS, scored_by, split_names
+from lime.data.tasks import TaskTable, keep_table
 from lime.distributed import processes
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.authors import score_as_authors
@@ -52,7 +52,7 @@ def answer_adapted(
         )  # fmt: skip
     journal.close()
     too_long = truths_too_long(data.collator, tests.rows, tests.allowed, config.evaluation)
-    return collect(tests.rows, raw, TASKS, tests.allowed, frozen, too_long)
+    return collect(tests.rows, raw, data.dataset.table.tasks, tests.allowed, frozen, too_long)
 
 
 def journal_of(
@@ -92,35 +92,37 @@ def left_out_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 def report(
     predictions: Sequence[Prediction],
+    table: TaskTable,
     allowed: Mapping[str, Sequence[str] | None],
     config: TrainConfig | EvalConfig,
     folder: Path,
     info: Mapping[str, Any],
     writes: bool = True,
 ) -> Evaluation:
-    """Score, and where ``writes`` write results.json, .csv and .md and predictions.jsonl into ``folder`` and show the
-    table."""
-    chosen = split_names(config.evaluation.splits)
+    """Score, and where ``writes`` write results.json, .csv and .md, predictions.jsonl and the tasks into ``folder``
+    and show what came out."""
+    chosen = table.splits(config.evaluation.splits)
     config.evaluation.import_module()  # this process may have been given a checked configuration
-    tasks = scored_by(config.evaluation.metrics)
+    tasks = table.scored_by(config.evaluation.metrics)
     if chosen is not None:
         tasks = {split: tasks[split] for split in chosen}
-    evaluation = score_predictions(predictions, tasks, allowed, categories=CATEGORIES)
+    evaluation = score_predictions(predictions, tasks, allowed, categories=table.categories)
     if not writes:
         return evaluation
+    keep_table(folder, table)
     write_report(folder, evaluation, predictions, allowed=allowed, info=info)
     lines = [*summary_lines(evaluation)[1:], *left_out_lines(info.get("rows_left_out", {}))]
     summary = "\n".join(f"- {md(line.removeprefix('* '))}" for line in lines)
-    text = f"{markdown_table(evaluation, CATEGORIES)}\n{summary}\n"
+    text = f"{markdown_table(evaluation, table.groups)}\n{summary}\n"
     beside = None
     if config.evaluation.scorer == "authors":
-        beside = score_as_authors(predictions, TASKS, {score.split: score.value for score in evaluation.splits})
+        beside = score_as_authors(predictions, table.tasks, {score.split: score.value for score in evaluation.splits})
         write_authors_scores(folder, beside)
-        text += "\n" + authors_markdown(beside, CATEGORIES)
+        text += "\n" + authors_markdown(beside, table.groups)
     write_text(folder / "results.md", text)
     remove_journals(folder)
     if tables_are_shown():
-        _show(results_table(evaluation, CATEGORIES), *([authors_table(beside, CATEGORIES)] if beside else []))
+        _show(results_table(evaluation, table.groups), *([authors_table(beside, table.groups)] if beside else []))
     log.info("results in %s", folder)
     return evaluation
 

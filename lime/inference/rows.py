@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
-from lime.data.tasks import TASKS, split_names
+from lime.data.tasks import Task
+from lime.evaluation.metrics import metric_of
 
 log = logging.getLogger(__name__)
 
@@ -20,15 +24,18 @@ class TestRows:
     Args:
         data: the opened data module.
         splits: names of splits, tasks or categories to take; None for every split that is present.
+        metrics: metrics in place of the tasks' own (`evaluation.metrics`).
 
     Raises:
-        ValueError: a named split is not there, or none is.
+        ValueError: a named split is not there, or none is; a metric is not known, or cannot read a split's answers.
     """
 
     __test__ = False  # not a test class of pytest
 
-    def __init__(self, data: MMTDataModule, splits: Sequence[str] | str | None):
-        names = split_names(splits)
+    def __init__(
+        self, data: MMTDataModule, splits: Sequence[str] | str | None, metrics: Mapping[str, str] | None = None
+    ):
+        names = data.dataset.table.splits(splits)
         present = list(data.dataset.tests)
         if lacking := [name for name in names or () if name not in present]:
             more = f" and {len(present) - SHOWN} more" if len(present) > SHOWN else ""
@@ -40,7 +47,21 @@ class TestRows:
         if not self.splits:
             raise ValueError(f"{data.dataset.root}: no test split to evaluate")
         self.rows: list[Row] = [row for name in self.splits for row in data.test_rows(name)]
+        self._check_metrics(data.dataset.table.scored_by(metrics), data.dataset.root)
         self.allowed: dict[str, list[str] | None] = {name: data.dataset.allowed_answers(name) for name in self.splits}
         if data.dataset.absent and names is None:
             count = len(data.dataset.absent)
-            log.info("%d of %d test splits are absent; they are named below the table", count, len(TASKS))
+            log.info(
+                "%d of %d test splits are absent; they are named below the table", count, len(data.dataset.table.tasks)
+            )
+
+    def _check_metrics(self, tasks: Mapping[str, Task], root: Path) -> None:
+        """Let each task's metric read the true answers: what it cannot read is said before a model is trained."""
+        for name in self.splits:
+            truths = [row.answer for row in self.rows if row.split == name]
+            try:
+                metric = metric_of(tasks[name].metric)
+                if metric.reads_answers and truths:
+                    metric.read(name, truths, truths, np.ones(len(truths)))
+            except ValueError as error:
+                raise ValueError(f"{root}: test split {name}: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from lime.data.tasks import CATEGORIES
+from lime.data.tasks import TaskTable, mmt47
 from lime.evaluation.aggregation import MACRO
 from lime.loggers.wandb import FROZEN, MAJORITY, PREDICTIONS, USAGE, score_key
 
@@ -25,9 +25,10 @@ GROUPED: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minm
 Panels = dict[str, list[Any]]
 
 
-def panels() -> Panels:
-    """The panels, by the name of their section; made anew at each call, since a panel belongs to one page."""
-    return {
+def panels(table: TaskTable) -> Panels:
+    """The panels for runs on these tasks, by the name of their section, as far as it has any; made anew at each call,
+    since a panel belongs to one page."""
+    sections: Panels = {
         "Runs by method": [
             _bars("Score, all tasks (points)", score_key(MACRO)),
             wr.ScatterPlot(
@@ -42,7 +43,7 @@ def panels() -> Panels:
             _lines("Validation loss per answer token (nats)", "val/loss"),
             _lines("Gradient norm", "grad_norm"),
         ],
-        "Categories": [_bars(f"{label} (points)", score_key(name)) for name, label in CATEGORIES.items()],
+        "Categories": [_bars(f"{label} (points)", score_key(name)) for name, label in table.groups.items()],
         "Routing": [
             _lines("Entropy of the routing weights (nats)", "routing/entropy"),
             _lines("Experts that carry weight, per token", "routing/experts_active"),
@@ -60,24 +61,28 @@ def panels() -> Panels:
         ],
         "Predictions": [wr.WeavePanelSummaryTable(table_name=PREDICTIONS)],
     }
+    return {name: shown for name, shown in sections.items() if shown}
 
 
-def workspace(entity: str, project: str) -> Any:
+def workspace(entity: str, project: str, table: TaskTable | None = None) -> Any:
     """The workspace, a ``wandb_workspaces.workspaces.Workspace``; runs grouped by experiment, then by method."""
     return ws.Workspace(
         entity=entity,
         project=project,
         name="LiME",
-        sections=[ws.Section(name=name, panels=shown, is_open=True) for name, shown in panels().items()],
+        sections=[
+            ws.Section(name=name, panels=shown, is_open=True) for name, shown in panels(table or mmt47()).items()
+        ],
         runset_settings=ws.RunsetSettings(groupby=[ws.Metric("Group"), ws.Config(METHOD)]),
     )
 
 
-def report(entity: str, project: str, experiment: str | None = None) -> Any:
+def report(entity: str, project: str, experiment: str | None = None, table: TaskTable | None = None) -> Any:
     """The report, a ``wandb_workspaces.reports.v2.Report``, a draft until it is published in the browser.
 
     Args:
         experiment: only the runs of this sweep; None takes all runs of the project.
+        table: the tasks of the runs; None for MMT-47's.
     """
     chosen = f"Metric('Group') = '{experiment}'" if experiment else ""
     blocks: list[Any] = [
@@ -87,7 +92,7 @@ def report(entity: str, project: str, experiment: str | None = None) -> Any:
             "without sight of the truth; intervals and paired differences are in the tables of the records."
         ),
     ]
-    for name, shown in panels().items():
+    for name, shown in panels(table or mmt47()).items():
         for place, panel in enumerate(shown):
             panel.layout = wr.Layout(x=place % COLUMNS * 8, y=place // COLUMNS * 7, w=8, h=7)
         if len(shown) == 1:

@@ -14,7 +14,7 @@ from torch import nn
 import lime.tuner
 from lime.config.reuse import RUN_FILE, is_own_run, read_run, taken_from, with_run_config
 from lime.config.schema import EvalConfig
-from lime.data.tasks import TASKS, split_names
+from lime.data.tasks import table_of
 from lime.distributed import processes
 from lime.distributed.devices import device_of, process_group, processes_here
 from lime.distributed.launch import in_processes, started_from_outside
@@ -75,16 +75,16 @@ def _count(config: EvalConfig) -> int:
 
 
 def _score_again(config: EvalConfig, path: Path, output_dir: Path) -> Evaluation:
-    records = read_predictions(path)
-    if (wanted := split_names(config.evaluation.splits)) is not None:
+    records, table = read_predictions(path), table_of(path)
+    if (wanted := table.splits(config.evaluation.splits)) is not None:
         if absent := sorted(set(wanted) - {record.split for record in records}):
             raise ValueError(f"evaluation.splits: {path} holds no predictions of {', '.join(absent)}")
         records = [record for record in records if record.split in wanted]
     stored: dict[str, Any] = dict(stored_allowed_answers(path) or {})
-    allowed = {split: stored.get(split, task.labels) for split, task in TASKS.items()}
+    allowed = {split: stored.get(split, task.labels) for split, task in table.tasks.items()}
     log.info("scoring %d saved predictions of %s again", len(records), path)
     info = {"predictions": str(path), "environment": environment(config.seed)}
-    return report(rescore(records, TASKS, allowed), allowed, config, output_dir, info)
+    return report(rescore(records, table.tasks, allowed), table, allowed, config, output_dir, info)
 
 
 def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[str]) -> Evaluation:
@@ -112,7 +112,7 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
     if config.model.device_map is None:
         backbone.model.to(device_of("auto"))  # type: ignore[arg-type]
     data = open_data(config, backbone, batch_size=config.evaluation.batch_size)
-    tests = TestRows(data, config.evaluation.splits)
+    tests = TestRows(data, config.evaluation.splits, config.evaluation.metrics)
     info = described(config.seed, backbone, data)
     if processes.is_main():
         write_json(output_dir / "environment.json", info)
@@ -125,7 +125,7 @@ def _evaluate_model(config: EvalConfig, output_dir: Path, overrides: Sequence[st
     journal = journal_of(output_dir, settings, backbone, data, tests, Path(config.adapter or "."))
     predictions = answer_adapted(model, data, tests, config, True, frozen, journal)
     kept = {"config": settings, "environment": info, "rows_left_out": data.left_out.counts()}
-    return report(predictions, tests.allowed, config, output_dir, kept, writes=processes.is_main())
+    return report(predictions, data.dataset.table, tests.allowed, config, output_dir, kept, writes=processes.is_main())
 
 
 def _tell_taken(folder: Path, run: dict[str, Any], own: bool) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 
+from lime.config.check import ConfigError
 from lime.config.schema import EvalConfig, TrainConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.media import MediaError
@@ -91,6 +92,8 @@ def lock_of_run(folder: Path, kind: Literal["run", "evaluation"]) -> Iterator[No
 def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: int) -> MMTDataModule:
     """The data module of a run; the embedded benchmark is generated first where it is not there yet.
 
+    Raises ConfigError for names in the section evaluation that its table of tasks does not have.
+
     Several processes, and models whose processor is not one of ours, train on batches alike in modality.
     """
     data = config.data
@@ -113,6 +116,8 @@ def open_data(config: TrainConfig | EvalConfig, backbone: Backbone, batch_size: 
         options = config.trainer
         each = batch_size * options.accumulate_grad_batches * processes.world_size()
         module.least_rows = -(-data.least_steps // options.max_epochs) * each
+    if problems := config.evaluation.errors(module.dataset.table.known_names()):
+        raise ConfigError(problems)
     module.one_modality = processes.world_size() > 1 or backbone.family == AUTOMATIC
     return module
 

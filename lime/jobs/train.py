@@ -116,9 +116,9 @@ class _Run:
         if answers and config.data.name == OWN and not self.data.dataset.tests:
             log.warning("%s has no test rows: nothing is evaluated", self.data.dataset.root)
             answers = False
-        self.tests = TestRows(self.data, config.evaluation.splits) if answers else None
+        self.tests = TestRows(self.data, config.evaluation.splits, config.evaluation.metrics) if answers else None
         self.info = described(config.seed, self.backbone, self.data, overrides=self.overrides)
-        self.record.environment(self.info, self.data.dataset.fingerprint)
+        self.record.environment(self.info, self.data.dataset)
         self.backbone.model.to(self.device)  # type: ignore[arg-type]
         self.model, self.applied = lime.tuner.apply(self.backbone.model, config.settings())
         if config.trainer.gradient_checkpointing:
@@ -174,7 +174,9 @@ class _Run:
             "adapted_layers": self.applied.layers,
             "rows_left_out": data.left_out.counts(),
         }
-        evaluation = report(predictions, tests.allowed, config, self.folder, about, writes=processes.is_main())
+        evaluation = report(
+            predictions, data.dataset.table, tests.allowed, config, self.folder, about, writes=processes.is_main()
+        )
         self.record.answered(seconds, evaluation, predictions, data.left_out.counts())
         if wandb_run is not None:
             wandb_run.log_run(predictions, evaluation, data)

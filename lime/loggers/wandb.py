@@ -21,7 +21,6 @@ from lime.config.sweeps import read_plan
 from lime.config.training import WandbConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.media import MediaError, load_image, load_video, media_file
-from lime.data.tasks import TASKS
 from lime.evaluation.aggregation import MACRO, Evaluation
 from lime.evaluation.predictions import Prediction
 from lime.loggers.usage import usage_figure
@@ -192,7 +191,7 @@ def picture(prediction: Prediction, data: MMTDataModule) -> Image.Image | None:
     """The picture of a row, the frames of its video side by side, or None for text and for unreadable media."""
     if prediction.raw is None or not prediction.media_path:
         return None
-    modality, config = TASKS[prediction.split].modality, data.config
+    modality, config = data.dataset.table.tasks[prediction.split].modality, data.config
     try:
         path = media_file(data.dataset.root, prediction.media_path, prediction.id)
         if modality == "image":

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lime.data.files import BOUNDS, Bounds
-from lime.data.tasks import TASKS
+from lime.data.tasks import TaskTable, table_of
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.authors import AuthorsScores
 from lime.evaluation.authors_report import read_authors_scores
@@ -60,6 +60,7 @@ class RunData:
     curves: dict[str, list[Line]]
     usage: dict[str, dict[str, list[float]]]
     samples: dict[str, list[Sample]]
+    table: TaskTable
 
     @property
     def title(self) -> str:
@@ -96,12 +97,13 @@ def read_run_folder(folder: Path, samples_per_task: int = 2, data_root: Path | N
         info = record.get("info", {})
     config = _yaml(folder / "config.yaml") or info.get("config", {})
     samples: dict[str, list[Sample]] = {}
+    table = table_of(folder)
     if samples_per_task and (folder / "predictions.jsonl").is_file():
         data = config.get("data") or info.get("config", {}).get("data") or {}
         root = data_root or (Path(data["root"]) if data.get("root") and is_own_run_folder(folder) else None)
         bounds = Bounds(data.get("max_pixels", BOUNDS.pixels), data.get("max_seconds", BOUNDS.seconds))
         reading = (data.get("video_backend", "pyav"), bounds)
-        samples = _samples(read_predictions(folder), samples_per_task, root, reading)
+        samples = _samples(read_predictions(folder), table, samples_per_task, root, reading)
     return RunData(
         folder=folder,
         status=_json(folder / "status.json"),
@@ -113,17 +115,22 @@ def read_run_folder(folder: Path, samples_per_task: int = 2, data_root: Path | N
         curves=_curves(folder / "metrics.csv"),
         usage=_usage(folder / "routing.jsonl"),
         samples=samples,
+        table=table,
     )
 
 
 def _samples(
-    predictions: Sequence[Prediction], per_task: int, root: Path | None, reading: tuple[str, Bounds]
+    predictions: Sequence[Prediction],
+    table: TaskTable,
+    per_task: int,
+    root: Path | None,
+    reading: tuple[str, Bounds],
 ) -> dict[str, list[Sample]]:
     by_split: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_split.setdefault(prediction.split, []).append(prediction)
     shown: dict[str, list[Sample]] = {}
-    for split, task in TASKS.items():
+    for split, task in table.tasks.items():
         records = by_split.get(split, [])
         sides = [[r for r in records if r.correct], [r for r in records if not r.correct]]
         turns = [side[i] for i in range(per_task) for side in sides if i < len(side)][:per_task]

@@ -11,7 +11,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import MACRO
 from lime.evaluation.authors_report import CAUTION, rows
 from lime.evaluation.intervals import interval_text
@@ -63,10 +62,12 @@ def run_page(run: RunData) -> str:
         "run.html.j2",
         title=f"Run {run.title}",
         run=run,
+        tasks=run.table.tasks,
+        categories=run.table.categories,
         charts=[line_chart(title, lines) for title, lines in run.curves.items()],
         heat_maps={title: usage_chart(f"Expert usage, {title}", usage) for title, usage in run.usage.items()},
         lines=summary_lines(evaluation) if evaluation is not None else [],
-        authors=rows(run.authors, CATEGORIES) if run.authors is not None else [],
+        authors=rows(run.authors, run.table.groups) if run.authors is not None else [],
         caution=CAUTION,
         settings=_settings(run),
         provenance=_provenance(run),
@@ -84,6 +85,7 @@ def sweep_page(folder: Path, runs: list[RunData]) -> str:
         "sweep.html.j2",
         title=f"Sweep {folder.resolve().name}",
         folder=folder,
+        categories={name: title for run in runs for name, title in run.table.groups.items()},
         runs=[
             {
                 "run": run,
@@ -160,7 +162,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(interval_text=interval_text, bar=interval_bar, categories=CATEGORIES, tasks=TASKS)
+    environment.globals.update(interval_text=interval_text, bar=interval_bar)
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment.get_template(template).render(made=made, made_by=MADE_BY, **values)
 

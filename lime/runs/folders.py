@@ -11,8 +11,8 @@ from lime.system.ownership import claim, is_own, kind_of, mark
 
 FILES = (
     "record.json", "status.json", "config.yaml", "environment.json", "preflight.json", "metrics.csv", "routing.jsonl",
-    "predictions.jsonl", "results.json", "results.csv", "results.md", "authors_scorer.json", "adapter", "checkpoints",
-    "partial", "wandb",
+    "predictions.jsonl", "results.json", "results.csv", "results.md", "tasks.yaml", "authors_scorer.json", "adapter",
+    "checkpoints", "partial", "wandb",
 )  # fmt: skip
 """What a run writes into its folder, the log and the lock apart."""
 RESERVE = ".lime-reserve"

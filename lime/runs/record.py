@@ -6,6 +6,7 @@ key. A change that older readers would misunderstand raises the number in :data:
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lime.config.check import ConfigError, build
+from lime.data.tasks import TaskTable, mmt47, table_from
 from lime.system.atomic import write_text
 
 SCHEMA = "lime-record/1"
@@ -154,7 +156,8 @@ class Items:
 
 @dataclass
 class Record:
-    """A run. Sections that a run did not reach are None or empty; ``reused_from`` names the run that it repeats."""
+    """A run. Sections that a run did not reach are None or empty; ``reused_from`` names the run that it repeats.
+    ``tasks``: the run's table of tasks where it is not MMT-47's."""
 
     schema: str = SCHEMA
     status: Status = "running"
@@ -169,6 +172,7 @@ class Record:
     error: RunError | None = None
     reused_from: str | None = None
     environment: dict[str, Any] | None = None
+    tasks: dict[str, Any] | None = None
     parameters: Parameters | None = None
     adapter_bytes: int | None = None
     adapter_sha256: str | None = None
@@ -201,6 +205,11 @@ class Record:
         if self.training is not None:
             parts += [(f"training.validation.{i}", Validation, e) for i, e in enumerate(self.training.validation)]
         problems = []
+        try:
+            lacking = sorted(self.items.keys() - self.table.tasks.keys())
+            problems += [f"items.{split}: no task has this split" for split in lacking]
+        except (ValueError, TypeError) as error:
+            problems.append(str(error))
         for key, schema, entry in parts:
             try:
                 made: Any = build(schema, entry if isinstance(entry, Mapping) else {"": entry})
@@ -210,6 +219,11 @@ class Record:
             if isinstance(made, Items) and not _whole(made):
                 problems.append(f"{key}: rows, correct, clusters, values and truths must have one entry per row")
         return problems
+
+    @functools.cached_property
+    def table(self) -> TaskTable:
+        """The run's tasks."""
+        return mmt47() if self.tasks is None else table_from(self.tasks, "tasks")
 
     def score(self, level: str, name: str) -> Score | None:
         """One line of the scores; None where the run has none of that name."""

@@ -22,6 +22,8 @@ import numpy as np
 import yaml
 
 from lime.config.identity import config_hash
+from lime.data.rows import MMTDataset
+from lime.data.tasks import keep_table
 from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.clusters import source_media
 from lime.evaluation.metrics import metric_of
@@ -143,13 +145,15 @@ class RunRecord(RunStatus):
             config=plain(config),
         )
 
-    def environment(self, info: dict[str, Any], data_fingerprint: str) -> None:
-        """Versions, commit, hardware and fingerprints."""
+    def environment(self, info: dict[str, Any], data: MMTDataset) -> None:
+        """Versions, commit, hardware and fingerprints, and the tasks."""
         self._record.environment = info
-        self._record.identity.data = data_fingerprint
+        self._record.identity.data = data.fingerprint
+        self._record.tasks = None if data.table.is_mmt47 else data.table.content()
         self._record.identity.threads = info["hardware"]["threads"]
         if self._writes:
             write_json(self._folder / "environment.json", info)
+            keep_table(self._folder, data.table)
             write_record(self._folder, self._record)
 
     def trained(self, parameters: Parameters, training: Training, routing: dict[str, LayerRouting]) -> None:

@@ -18,6 +18,7 @@ from lime.analysis.study.names import short_names
 from lime.config.schema import EvalConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
+from lime.data.tasks import mmt47
 from lime.jobs.setup import open_data
 from lime.jobs.train import train
 from lime.models.loading import load_backbone
@@ -58,7 +59,7 @@ def test_a_pass_agrees_with_the_record_and_with_the_layers(options: dict[str, ob
     vision = [key for key in linear if "vision" in key]
     assert len(vision) > 0
     assert all(found.seen[key].tolist() == ([2, 3, 4, 5] if key in vision else [0, 1, 2, 3, 4, 5]) for key in linear)
-    routing = routing_findings(found, labelled(found.rows))
+    routing = routing_findings(found, labelled(found.rows, mmt47()))
     assert set(routing["by"]["modality"]["text"]) == set(linear) - set(vision)
     assert set(routing["by"]["modality"]["video"]) == set(linear)
     outputs: dict[str, Tensor] = {}
@@ -121,7 +122,7 @@ def test_names() -> None:
     assert short_names(["m.layers.0.attn.q", "m.layers.0.attn.k"]) == ["q", "k"]
     assert short_names(["m.a", "m.a.b"]) == ["m.a", "m.a.b"]
     row = Row("glue_test_sst2/3", "glue_test_sst2", 3, "text", "", "?", "positive")
-    names = labelled([row])
+    names = labelled([row], mmt47())
     assert names.labels == {"task": ["glue_test_sst2"], "category": ["glue"], "modality": ["text"]}
     assert names.clusters == [row.id]
     assert not names.can_probe

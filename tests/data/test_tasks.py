@@ -11,7 +11,7 @@ import pytest
 from lime.config.identity import config_hash
 from lime.data import tasks
 from lime.data.rows import MMTDataset
-from lime.data.tasks import CATEGORIES, TASKS, TaskTable, known_split_names, mmt47, read_table, split_names
+from lime.data.tasks import CATEGORIES, TASKS, TaskTable, mmt47, read_table
 from lime.data.tools.verify import verify
 from lime.embedded.benchmark import builder, generate
 from lime.embedded.benchmark.items import Item, MiniTasks, Part
@@ -34,15 +34,15 @@ GLUE = [split for split, task in TASKS.items() if task.category == "glue"]
     ],
 )
 def test_splits_are_named_by_split_task_or_category(chosen: list[str] | str | None, splits: list[str] | None) -> None:
-    assert split_names(chosen) == splits
+    assert mmt47().splits(chosen) == splits
 
 
 def test_every_name_means_one_thing() -> None:
-    names = known_split_names()
+    names = mmt47().known_names()
     assert len(set(names)) == len(names) == 2 * len(TASKS) + len(CATEGORIES)
     for name in names:
         assert EvaluationConfig(splits=[name]).errors(names) == EvaluationConfig(splits=name).errors(names) == []
-    assert split_names(list(CATEGORIES)) == list(TASKS)
+    assert mmt47().splits(list(CATEGORIES)) == list(TASKS)
 
 
 def test_the_same_splits_are_the_same_run() -> None:
@@ -102,7 +102,7 @@ def test_a_task_is_one_row_and_its_generator(tmp_path: Path, monkeypatch: pytest
         (TOY.replace("yes_no", "boolean"), "answer_type: expected one of letter, .*, got 'boolean'"),
         (TOY.replace("toys", "games"), "category: expected one of toys, .*, got 'games'"),
         (TOY.replace("modality: text", "modality: sound"), "modality: expected one of text, image, video, got 'sound'"),
-        (TOY.replace("[yes, no]", "yes"), "answers: expected a list, got 'yes'"),
+        (TOY.replace("[yes, no]", "yes"), "answers: expected a list of texts, got 'yes'"),
         (TOY.replace("text_test_toy", "glue_test_sst2"), "row 48 of tasks: the split has a row already"),
         (TOY.replace("}", ", published_rows: many}"), "published_rows: expected a number, got 'many'"),
         ("{", "not valid YAML"),

@@ -18,7 +18,7 @@ import scripts.compare
 import scripts.report
 from lime.config.check import ConfigError, build
 from lime.config.schema import EvalConfig
-from lime.data.tasks import TASKS, scored_by
+from lime.data.tasks import TASKS, mmt47
 from lime.evaluation import intervals
 from lime.evaluation.intervals import interval_text, mean_sample
 from lime.evaluation.metrics import METRICS, metric_of, register, row_metric
@@ -202,7 +202,7 @@ def test_a_metric_of_ones_own_is_one_file(tmp_path: Path, token_f1: str, capsys:
 
 
 def test_metrics_are_chosen_by_task_or_category() -> None:
-    table = scored_by({"glue": "correlation", "glue_test_stsb": "accuracy"})
+    table = mmt47().scored_by({"glue": "correlation", "glue_test_stsb": "accuracy"})
     assert {table[split].metric for split in TASKS if table[split].category == "glue" and split != STSB} == {
         "correlation"
     }

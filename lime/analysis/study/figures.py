@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lime.analysis.study.collecting import Cloud
-from lime.analysis.study.names import group_name, short_names
-from lime.data.tasks import TASKS
+from lime.analysis.study.names import short_names
+from lime.data.tasks import TaskTable
 from lime.experiments.figures.style import HEAT, look, new_figure, styled
 
 DIVERGING, GREY = "RdBu_r", "#555555"
@@ -53,10 +53,10 @@ def routing_figure(routing: Mapping[str, Any]) -> Figure:
 
 
 @styled()
-def tasks_figure(routing: Mapping[str, Any]) -> Figure:
+def tasks_figure(routing: Mapping[str, Any], table: TaskTable) -> Figure:
     """How far each task's mean routing lies from the mean of its layer, expert by expert; tasks by category."""
     by_task, layers = routing["by"]["task"], routing["layers"]
-    tasks = [split for split in TASKS if split in by_task]
+    tasks = [split for split in table.tasks if split in by_task]
     labels = short_names(list(layers))
     columns = [len(one["usage"]) for one in layers.values()]
     rest = np.stack([_less_mean(by_task[task], layers) for task in tasks])
@@ -67,10 +67,10 @@ def tasks_figure(routing: Mapping[str, Any]) -> Figure:
     image = axes.imshow(rest, aspect="auto", cmap=DIVERGING, vmin=-spread, vmax=spread)
     starts = np.cumsum([0, *columns])
     axes.set_xticks((starts[:-1] + starts[1:] - 1) / 2, labels, rotation=90, fontsize=6)
-    axes.set_yticks(range(len(tasks)), [group_name(task) for task in tasks], fontsize=6)
+    axes.set_yticks(range(len(tasks)), [table.tasks[task].name for task in tasks], fontsize=6)
     for start in starts[1:-1]:
         axes.axvline(start - 0.5, color="black", linewidth=0.4)
-    categories = [TASKS[task].category for task in tasks]
+    categories = [table.tasks[task].category for task in tasks]
     for row in range(1, len(tasks)):
         if categories[row] != categories[row - 1]:
             axes.axhline(row - 0.5, color="black", linewidth=0.8)

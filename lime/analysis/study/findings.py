@@ -6,7 +6,7 @@ Shapes: R rows, L blocks, N windows, n tokens of a window.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from lime.analysis.resampling import balanced_groups, jackknife_interval
 from lime.analysis.routing import usage_by_group, usage_of
 from lime.analysis.study.collecting import Collected
 from lime.data.rows import Row
-from lime.data.tasks import TASKS
+from lime.data.tasks import TaskTable
 from lime.evaluation.clusters import source_media
 from lime.evaluation.intervals import Estimate, difference, mean_sample, share
 
@@ -30,11 +30,7 @@ log = logging.getLogger(__name__)
 
 Findings = dict[str, Any]
 FOLDS, GROUPS, BLOCKS = 5, 10, 6
-LABELS: dict[str, Callable[[Row], str]] = {
-    "task": lambda row: row.split,
-    "category": lambda row: TASKS[row.split].category,
-    "modality": lambda row: row.source_type,
-}
+LABELS = ("task", "category", "modality")
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,13 @@ class Labelled:
         return len(set(self.labels["task"])) > 1 and len(set(self.clusters)) > 2
 
 
-def labelled(rows: Sequence[Row]) -> Labelled:
+def labelled(rows: Sequence[Row], table: TaskTable) -> Labelled:
     """Names of the rows' groups. Rows of one image or source clip are one cluster, a text row is its own."""
-    labels = {name: [of(row) for row in rows] for name, of in LABELS.items()}
+    labels = {
+        "task": [row.split for row in rows],
+        "category": [table.tasks[row.split].category for row in rows],
+        "modality": [row.source_type for row in rows],
+    }
     return Labelled(labels, [source_media(row.media_path) or row.id for row in rows])
 
 

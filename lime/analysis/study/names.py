@@ -1,10 +1,8 @@
-"""Short names of layers and groups for figures and tables."""
+"""Short names of layers for figures and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from lime.data.tasks import CATEGORIES, TASKS
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -16,8 +14,3 @@ def short_names(names: Sequence[str]) -> list[str]:
     if all(short) and len(set(short)) == len(short):
         return short
     return list(names)
-
-
-def group_name(group: str) -> str:
-    """A task, category or modality as it is shown."""
-    return TASKS[group].name if group in TASKS else CATEGORIES.get(group, group)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lime.analysis.study.names import group_name, short_names
-from lime.data.tasks import TASKS
+from lime.analysis.study.names import short_names
+from lime.data.tasks import TaskTable
 from lime.experiments.figures.style import SUFFIXES
 from lime.runs.environment import environment
 from lime.system.atomic import write_json, write_text
@@ -36,20 +37,20 @@ WRITTEN = ("analysis.json", "analysis.md", *(f"{name}.{kind}" for name in _CAPTI
 """Every file that an analysis may write into its folder."""
 
 
-def write_record(folder: Path, found: Mapping[str, Any], figures: Sequence[str]) -> list[Path]:
+def write_record(folder: Path, found: Mapping[str, Any], figures: Sequence[str], table: TaskTable) -> list[Path]:
     """Write ``analysis.json`` and ``analysis.md`` beside the figures; their paths."""
     content = {"schema": SCHEMA, **found, "environment": environment(0)}
     paths = [folder / "analysis.json", folder / "analysis.md"]
     write_json(paths[0], content)
-    write_text(paths[1], f"{markdown(content, figures)}\n<!-- {MADE_BY} -->\n")
+    write_text(paths[1], f"{markdown(content, figures, table)}\n<!-- {MADE_BY} -->\n")
     return paths
 
 
-def markdown(found: Mapping[str, Any], figures: Sequence[str]) -> str:
+def markdown(found: Mapping[str, Any], figures: Sequence[str], table: TaskTable) -> str:
     """Tables and figures of a record, section by section; sections that it lacks are left out."""
     parts = [_head(found)]
-    writers = {
-        "routing": _routing,
+    writers: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "routing": functools.partial(_routing, table=table),
         "information": _information,
         "maps": _maps,
         "windows": _windows,
@@ -79,7 +80,7 @@ def _head(found: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _routing(routing: Mapping[str, Any]) -> str:
+def _routing(routing: Mapping[str, Any], table: TaskTable) -> str:
     layers = routing["layers"]
     rows = [
         [name, *(" ".join(f"{share:.2f}" for share in one[key]) for key in ("usage", "largest"))]
@@ -88,9 +89,9 @@ def _routing(routing: Mapping[str, Any]) -> str:
         for name, one in _named(layers)
     ]
     columns = ["entropy (nats)", "experts per token", "realised"]
-    table = _table(["layer", "mean probability", "tokens won", "busiest expert", *columns], rows)
+    by_layer = _table(["layer", "mean probability", "tokens won", "busiest expert", *columns], rows)
     groups = [
-        [kind, group_name(group), str(next(iter(of.values()))["rows"])]
+        [kind, table.names.get(group, group), str(next(iter(of.values()))["rows"])]
         + [f"{_mean(of.values(), key):.3f}" for key in ("entropy", "experts_per_token", "busiest", "experts_realised")]
         for kind in ("modality", "category", "task")
         for group, of in routing["by"][kind].items()
@@ -99,7 +100,7 @@ def _routing(routing: Mapping[str, Any]) -> str:
     alone = [name for name, one in _named(layers) if one["busiest"] > ONE_EXPERT]
     text = f"Layers in which one expert wins over {100 * ONE_EXPERT:.0f}% of the tokens: {len(alone)} of {len(layers)}"
     text += f" ({', '.join(alone)})." if alone else "."
-    return f"## Routing\n\n{table}\n\n{text}\n\nMeans over layers:\n\n{_table(head, groups)}"
+    return f"## Routing\n\n{by_layer}\n\n{text}\n\nMeans over layers:\n\n{_table(head, groups)}"
 
 
 def _information(information: Mapping[str, Any]) -> str:
@@ -199,7 +200,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return markdown_table([md(cell) for cell in head], [[md(cell) for cell in row] for row in rows], range(len(head)))
 
 
-def rows_read(splits: Sequence[str], count: int, per_task: int) -> dict[str, Any]:
+def rows_read(splits: Sequence[str], count: int, per_task: int, table: TaskTable) -> dict[str, Any]:
     """What a record says of its rows."""
-    tasks = [split for split in TASKS if split in set(splits)]
+    tasks = [split for split in table.tasks if split in set(splits)]
     return {"count": count, "tasks": len(tasks), "at_most_per_task": per_task, "splits": tasks}

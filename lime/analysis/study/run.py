@@ -73,15 +73,16 @@ def study_run(folder: Path, against: Path | None, out: Path, study: Study) -> li
 
 class _Analysis:
     def __init__(self, opened: Opened, other: SavedRun | None, out: Path, study: Study):
+        self.table = opened.data.dataset.table
         self.opened, self.other, self.out, self.study = opened, other, out, study
         wanted = Wanted(states=other is not None, maps=MAPS, window=study.window)
         self.read = collect(opened.model, opened.data.collator, opened.rows, wanted, opened.run.name)
-        self.rows = find.labelled(self.read.rows)
+        self.rows = find.labelled(self.read.rows, self.table)
         self.findings: dict[str, Any] = {
             "title": opened.run.name,
             "run": opened.run.described,
             "against": None if other is None else other.described,
-            "rows": rows_read(self.rows.labels["task"], len(self.read.rows), study.choice.rows),
+            "rows": rows_read(self.rows.labels["task"], len(self.read.rows), study.choice.rows, self.table),
             "data": opened.data.dataset.fingerprint,
         }
         self.figures: dict[str, Figure] = {}
@@ -90,7 +91,7 @@ class _Analysis:
         read, rows, findings = self.read, self.rows, self.findings
         findings["routing"] = find.routing_findings(read, rows)
         self.figures["routing"] = draw.routing_figure(findings["routing"])
-        self.figures["tasks"] = draw.tasks_figure(findings["routing"])
+        self.figures["tasks"] = draw.tasks_figure(findings["routing"], self.table)
         findings["information"] = find.information_findings(read, rows)
         self.figures["information"] = draw.information_figure(findings["information"])
         findings["maps"], points = find.maps_findings(read)
@@ -105,7 +106,7 @@ class _Analysis:
         elif read.moments:
             self._fit(self.opened, read.moments)
         paths = [path for name, figure in self.figures.items() for path in save(figure, self.out, name)]
-        return write_record(self.out, findings, list(self.figures)) + paths
+        return write_record(self.out, findings, list(self.figures), self.table) + paths
 
     def _against(self, other: SavedRun) -> None:
         data, states = self.opened.data, Wanted(states=True)

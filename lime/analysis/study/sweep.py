@@ -70,11 +70,11 @@ def study_sweep(folder: Path, out: Path, study: Study) -> list[Path]:
     points = _points([point for point in sweep.points if any(point is p for p, _ in measured)], measured, rows)
     findings: Findings = {
         "title": f"the sweep {sweep.name}",
-        "rows": rows_read(rows.labels["task"], len(rows.clusters), study.choice.rows),
+        "rows": rows_read(rows.labels["task"], len(rows.clusters), study.choice.rows, sweep.table),
         "sweep": {"points": points, "notes": notes},
     }
     paths = save(experts_figure(findings["sweep"]), out, "experts")
-    return write_record(out, findings, ["experts"]) + paths
+    return write_record(out, findings, ["experts"], sweep.table) + paths
 
 
 def _adapter(run: Run) -> Path | None:
@@ -103,7 +103,7 @@ def _measured(
             )
         if not lime.tuner.has_routing(opened.model):
             raise ValueError(f"{run.folder.name}: its adapter (method {saved.method}) has no experts")
-        first, rows = ids, labelled(read.rows)
+        first, rows = ids, labelled(read.rows, opened.data.dataset.table)
         measured.append((point, {"run": saved.name, "seed": run.seed, **_of_run(read, rows)}))
         log.info("%s, seed %s: information %.4f nats", point.label, run.seed, measured[-1][1]["information"]["value"])
     return rows, measured

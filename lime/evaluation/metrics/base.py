@@ -182,8 +182,8 @@ def title_of(name: str) -> str:
 
 def score_in_words(scored: Mapping[str, str], separator: str = "; ") -> str:
     """What "score" means in a table, by task name and metric: ``accuracy; 100 x Pearson for STS-B``."""
-    parts = ["accuracy"]
-    if scored.get("stsb", "correlation") == "correlation":
+    parts = ["accuracy"] if "accuracy" in scored.values() or not scored else []
+    if scored.get("stsb") == "correlation":
         parts.append("100 x Pearson for STS-B")
     for metric in dict.fromkeys(name for name in scored.values() if name != "accuracy"):
         tasks = [task for task, name in scored.items() if name == metric and (task, name) != ("stsb", "correlation")]

@@ -9,17 +9,24 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import MACRO
 from lime.experiments.collection import Sweep
 from lime.experiments.figures.efficiency import efficiency
-from lime.experiments.figures.kinds import LEAST_OF_A_RADAR, Draw, dots, heat, lines, methods, radar, tasks_of_all
+from lime.experiments.figures.kinds import (
+    BY_CATEGORY,
+    BY_TASK,
+    LEAST_OF_A_RADAR,
+    Draw,
+    dots,
+    heat,
+    lines,
+    methods,
+    radar,
+    tasks_of_all,
+)
 from lime.experiments.figures.style import numeric
-from lime.experiments.published import published
 from lime.runs.record import Record
 
-_BY_CATEGORY = (MACRO, *CATEGORIES)
-_BY_TASK = (MACRO, *(split for split, task in TASKS.items() if task.name in published().tasks))
 _MODALITIES = ("text", "vision")
 
 FIGURES: dict[str, Draw] = {
@@ -29,19 +36,19 @@ FIGURES: dict[str, Draw] = {
     "threshold": partial(lines, x="lime.auto_topk_threshold", label="threshold of Auto Top-K", experts=True),
     "n_gram": partial(lines, x="lime.n_gram", groups=_MODALITIES, label="tokens per window (n-gram)"),
     "gamma_routing": partial(lines, x="lime.gamma_routing", groups=_MODALITIES, label="share of the update in routing"),
-    "feature_slice": partial(dots, axis="lime.feature_slice", groups=_BY_CATEGORY, title="Features that route"),
-    "router": partial(dots, axis="lime.router", groups=_BY_TASK, title="Zero-parameter and learned router"),
+    "feature_slice": partial(dots, axis="lime.feature_slice", groups=BY_CATEGORY, title="Features that route"),
+    "router": partial(dots, axis="lime.router", groups=BY_TASK, title="Zero-parameter and learned router"),
     "temperature": partial(lines, x="lime.temperature", label="temperature of the routing softmax", experts=True),
     "balance": partial(heat, x="lime.balance.alpha", y="lime.balance.beta"),
     "shared_modulator": partial(
-        dots, axis="lime.shared_modulator", groups=_BY_CATEGORY, title="With and without the shared modulator"
+        dots, axis="lime.shared_modulator", groups=BY_CATEGORY, title="With and without the shared modulator"
     ),
     "peft_type": methods,
     "rank": partial(lines, x="peft.r", by="method", label="rank", logarithmic=True),
     "jitter": partial(lines, x="lime.jitter_noise", label="routing noise"),
-    "routing_norm": partial(dots, axis="lime.routing_norm", groups=_BY_CATEGORY, title="Divisor of the routing signal"),
+    "routing_norm": partial(dots, axis="lime.routing_norm", groups=BY_CATEGORY, title="Divisor of the routing signal"),
     "window_anchor": partial(
-        dots, axis="lime.window_anchor", groups=_BY_CATEGORY, title="Token that decides for a window"
+        dots, axis="lime.window_anchor", groups=BY_CATEGORY, title="Token that decides for a window"
     ),
     "experts_by_data": partial(
         lines, x="lime.num_experts", by="data.train_rows", label="number of experts", logarithmic=True
@@ -69,7 +76,7 @@ def draw(sweep: Sweep) -> Figure:
     if len(axes) == 1:
         if axes == ["method"]:
             return methods(sweep)
-        return lines(sweep, axes[0]) if numbers else dots(sweep, axes[0], _BY_CATEGORY, sweep.name)
+        return lines(sweep, axes[0]) if numbers else dots(sweep, axes[0], BY_CATEGORY, sweep.name)
     if len(axes) == 2 and numbers:
         other = next(key for key in axes if key != numbers[-1])
         return lines(sweep, numbers[-1], by=other)

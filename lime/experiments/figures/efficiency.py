@@ -95,7 +95,8 @@ def efficiency(sweep: Sweep) -> Figure:
     rows = [_row(point.label, point.records) for point in sweep.points if point.records]
     note = f"Training of whole runs: means of {seeds(sweep)}, of the time the median with the quartiles over them."
     with styled():
-        return efficiency_figure(rows, published().efficiency, note + unfinished(sweep))
+        others = published().efficiency if sweep.table.is_mmt47 else None
+        return efficiency_figure(rows, others, note + unfinished(sweep))
 
 
 def _row(method: str, records: Sequence[Record]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lime.data.tasks import CATEGORIES, TASKS
 from lime.evaluation.aggregation import MACRO
 from lime.experiments.collection import Point, Sweep, shown
 from lime.experiments.estimates import SeedMean, seed_mean
@@ -21,7 +20,8 @@ from lime.experiments.published import published
 from lime.method.deltas.table import is_lime
 
 TITLES = {MACRO: "All tasks", "text": "Text tasks", "image": "Image tasks", "video": "Video tasks"}
-TITLES |= {"vision": "Image and video tasks", **CATEGORIES, **{split: task.name for split, task in TASKS.items()}}
+TITLES |= {"vision": "Image and video tasks"}
+BY_CATEGORY, BY_TASK = "category", "task"
 SCORE = "score (points)"
 
 
@@ -52,12 +52,12 @@ def lines(
         for index, (name, points) in enumerate(series):
             aside = (index - (len(series) - 1) / 2) * 0.03
             _line(axes, points, x, group, look(index), name, aside, logarithmic)
-        axes.set(title=TITLES.get(group, group), xlabel=label, ylabel=SCORE)
+        axes.set(title=_title(sweep, group), xlabel=label, ylabel=SCORE)
         if logarithmic:
             axes.set_xscale("log", base=2)
         _ticks(axes, sweep, x)
         key = x.rpartition(".")[2]
-        if by is None:
+        if by is None and sweep.table.is_mmt47:
             mark_published(axes, key if group == MACRO else f"{key}_{group}", x)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(**({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if by else {}))
@@ -68,10 +68,11 @@ def lines(
 
 
 @styled()
-def dots(sweep: Sweep, axis: str, groups: Sequence[str], title: str) -> Figure:
-    """Scores of a few choices: one row per group, one mark per choice."""
+def dots(sweep: Sweep, axis: str, groups: str, title: str) -> Figure:
+    """Scores of a few choices: one row per category or task (`groups`) and one for all tasks, one mark per choice."""
     points = sweep.points
-    present = [group for group in groups if any(seed_mean(p.records, group) is not None for p in points)]
+    rows = tasks_shown(sweep) if groups == BY_TASK else sweep.table.groups
+    present = [group for group in (MACRO, *rows) if any(seed_mean(p.records, group) is not None for p in points)]
     figure = new_figure(6.4, 1.5 + 0.13 * max(len(present), 2) * (1 + len(points) / 2))
     axes = figure.subplots()
     for index, point in enumerate(points):
@@ -82,7 +83,7 @@ def dots(sweep: Sweep, axis: str, groups: Sequence[str], title: str) -> Figure:
             if mean is not None:
                 name = shown(point.settings[axis]) if row == 0 else None
                 _errorbar(axes, mean.value, row + offset, mean, style, name, horizontal=True)
-    axes.set_yticks(range(len(present)), [TITLES.get(group, group) for group in present])
+    axes.set_yticks(range(len(present)), [_title(sweep, group) for group in present])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set(xlabel=SCORE, title=title)
@@ -93,7 +94,7 @@ def dots(sweep: Sweep, axis: str, groups: Sequence[str], title: str) -> Figure:
 
 @styled()
 def radar(sweep: Sweep, axis: str, title: str) -> Figure:
-    """Mean score of each choice on the tasks of the paper's ablation figures, as far as the records have them."""
+    """Mean score of each choice on the tasks of :func:`tasks_shown`, as far as the records have them."""
     splits, lowest = tasks_of_all(sweep), 0.0
     figure = new_figure(5.4, 4.9)
     axes: Any = figure.subplots(subplot_kw={"projection": "polar"})
@@ -106,7 +107,7 @@ def radar(sweep: Sweep, axis: str, title: str) -> Figure:
         lowest = min(lowest, *values)
         name = f"{axis.rpartition('.')[2]}={shown(point.settings[axis])}"
         axes.plot([*angles, *angles[:1]], [*values, *values[:1]], label=name, markersize=4, **look(index))
-    axes.set_xticks(angles, [TASKS[split].name for split in splits])
+    axes.set_xticks(angles, [_title(sweep, split) for split in splits])
     axes.tick_params(axis="x", pad=10)
     low = 25 * math.floor(lowest / 25)  # a correlation may be negative: the centre is then below 0
     rings = range(low + 25 if low else 25, 101, 25)
@@ -128,10 +129,10 @@ LEAST_OF_A_RADAR = 3
 
 
 def tasks_of_all(sweep: Sweep) -> list[str]:
-    """The tasks of the paper's ablation figures of which every finished point has scores, by split."""
-    named = {task.name: split for split, task in TASKS.items()}
-    splits = [named[name] for name in published().tasks]
-    return [s for s in splits if all(seed_mean(p.records, s) is not None for p in sweep.points if p.records)]
+    """The tasks to show of which every finished point has scores, by split."""
+    return [
+        s for s in tasks_shown(sweep) if all(seed_mean(p.records, s) is not None for p in sweep.points if p.records)
+    ]
 
 
 @styled()
@@ -159,9 +160,9 @@ def heat(sweep: Sweep, x: str, y: str, group: str = MACRO) -> Figure:
     axes.set_xticks(range(len(columns)), [shown(value) for value in columns])
     axes.set_yticks(range(len(rows)), [shown(value) for value in rows])
     axes.grid(visible=False)
-    axes.set(xlabel=_key(x), ylabel=_key(y), title=TITLES[group])
+    axes.set(xlabel=_key(x), ylabel=_key(y), title=_title(sweep, group))
     figure.colorbar(image, ax=axes, label=SCORE)
-    used = published().used.get(x), published().used.get(y)
+    used = [published().used.get(key) if sweep.table.is_mmt47 else None for key in (x, y)]
     text = f"Mean of {seeds(sweep)} ± half the 95% interval over test items."
     if used[0] in columns and used[1] in rows:
         corner = columns.index(used[0]) - 0.46, rows.index(used[1]) - 0.46
@@ -176,7 +177,7 @@ def methods(sweep: Sweep) -> Figure:
     """One row per method: its score, the published score where there is one, and its trainable parameters."""
     figure = new_figure(9.2, 1.5 + 0.27 * len(sweep.points))
     ours, theirs, sizes = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
-    quoted = published().table2
+    quoted = published().table2 if sweep.table.is_mmt47 else {}
     for row, point in enumerate(sweep.points):
         style = {**look(0 if is_lime(point.label) else 1), "linestyle": ""}
         mean, counts, paper = seed_mean(point.records, MACRO), _sizes(point), quoted.get(point.label)
@@ -197,6 +198,16 @@ def methods(sweep: Sweep) -> Figure:
     sizes.set(title="Trainable parameters\n(open: published)", xscale="log", xlabel="parameters")
     footnote(figure, sweep)
     return figure
+
+
+def tasks_shown(sweep: Sweep) -> list[str]:
+    """The tasks of figures by task: those of the paper's ablation figures; of another table than MMT-47's all."""
+    named = {task.name: split for split, task in sweep.table.tasks.items()}
+    return [named[name] for name in published().tasks] if sweep.table.is_mmt47 else [*named.values()]
+
+
+def _title(sweep: Sweep, group: str) -> str:
+    return sweep.table.names.get(group) or TITLES.get(group, group)
 
 
 def _series(sweep: Sweep, by: str | None) -> list[tuple[str | None, list[Point]]]:
