@@ -178,6 +178,8 @@ def _problem(row: Any, categories: dict[str, str]) -> str | None:
         parts = value if key == "answers" else [value]
         if not (isinstance(parts, list) and parts and all(isinstance(part, str) for part in parts)):
             return f"{key}: expected {'a list of texts' if key == 'answers' else 'a text'}, got {value!r}"
+    if reserved := [key for key in ("split", "name", "category") if row.get(key) == "macro"]:
+        return f"{reserved[0]}: macro is the mean of all tasks; expected another name"
     choices = {"modality": MODALITIES, "category": tuple(categories), "answer_type": ANSWER_TYPES}
     for key, known in choices.items():
         if row[key] not in known:

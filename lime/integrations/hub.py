@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from lime.config.reuse import RUN_FILE, read_run
+from lime.data.config import OWN
+from lime.data.tasks import TaskTable, table_of
 from lime.method.deltas.table import is_lime
 from lime.runs.adapter import ADAPTER_FILES
 from lime.system.atomic import replacing_folder
@@ -120,7 +122,7 @@ def model_card(
         what=_what(config),
         revision=backbone.get("revision") or "not from the hub",
         fingerprint=backbone["fingerprint"][:16],
-        data=config["data"]["name"],
+        data=_data(config["data"]["name"], table_of(run)),
         data_fingerprint=info.get("data_fingerprint", "unknown")[:16],
         seed=config["seed"],
         commit=(info.get("commit") or {}).get("id") or "unknown commit",
@@ -144,6 +146,12 @@ def _what(config: Mapping[str, Any]) -> str:
     return f"A LiME adapter, {head} one shared {kind} update, {experts} expert modulators, {routing}."
 
 
+def _data(name: str, table: TaskTable) -> str:
+    """The data set, and its tasks where they are not MMT-47's."""
+    tasks = [task.name for task in table.tasks.values()]
+    return name if table.is_mmt47 else f"{name} ({len(tasks)} task{'s' * (len(tasks) > 1)}: {', '.join(tasks)})"
+
+
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without folders of this machine."""
     data, model = dict(config["data"]), dict(config["model"])
@@ -161,6 +169,8 @@ def _licences(data: str) -> str:
         return (
             "The training data are procedural and come with the code (Apache-2.0). The backbone's licence applies too."
         )
+    if data == OWN:
+        return "The backbone's licence applies, and the terms of the rows, which are the publisher's to name."
     return (
         "The backbone's licence applies, and the terms of the data. Whose rows these are, a run does not record: rows "
         "of one's own carry their own terms; for those of MMT-47 as published, the terms of each of its sources apply, "

@@ -104,6 +104,7 @@ def test_a_task_is_one_row_and_its_generator(tmp_path: Path, monkeypatch: pytest
         (TOY.replace("modality: text", "modality: sound"), "modality: expected one of text, image, video, got 'sound'"),
         (TOY.replace("[yes, no]", "yes"), "answers: expected a list of texts, got 'yes'"),
         (TOY.replace("text_test_toy", "glue_test_sst2"), "row 48 of tasks: the split has a row already"),
+        (TOY.replace("name: toy", "name: macro"), "name: macro is the mean of all tasks; expected another name"),
         (TOY.replace("}", ", published_rows: many}"), "published_rows: expected a number, got 'many'"),
         ("{", "not valid YAML"),
     ],

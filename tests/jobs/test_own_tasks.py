@@ -1,0 +1,243 @@
+"""Tasks of one's own, one with a closed set of answers and one of free text, behind an opened data set: what is
+computed and shown for the 47 is computed and shown for them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lime.config.check import ConfigError, build
+from lime.config.schema import EvalConfig
+from lime.config.sweeps import Plan, PlannedRun
+from lime.data.config import DataConfig
+from lime.data.datasets import open_dataset
+from lime.data.tasks import mmt47, table_of
+from lime.evaluation.metrics import METRICS, row_metric
+from lime.evaluation.report import read_results
+from lime.experiments.collection import read_sweep
+from lime.experiments.figures.catalogue import draw
+from lime.experiments.tables import WRITERS, make_table
+from lime.integrations.hub import export_adapter
+from lime.jobs.evaluate import evaluate
+from lime.jobs.train import train
+from lime.report.render import write_report_page
+from lime.runs.record import read_record
+from scripts.analyse import main as analyse
+from scripts.compare import main as compare
+from tests.data import tiny
+from tests.training.parts import config
+
+TASKS = """
+files: {train: train.csv, test: test.csv}
+columns: {task: task, image: picture, question: question, answer: answer}
+categories: {looks: Looks of pets, facts: Facts to know}
+tasks:
+  - {split: pets, name: cat_or_dog, modality: image, category: looks, answer_type: label, answers: [cat, dog]}
+  - {split: capitals, modality: text, category: facts, answer_type: text, metric: first_letter}
+"""
+CITIES = {"France": "Paris", "Peru": "Lima", "Japan": "Tokyo", "Kenya": "Nairobi"}
+
+
+def write_rows(root: Path, part: str, count: int) -> None:
+    rows = []
+    for i in range(count):
+        animal, country = ("cat", "dog")[i % 3 == 0], [*CITIES][i % 3 if i < count - 1 else 3]
+        tiny.write_image(root / f"{part}-{i}.png", 40 + i, 48, seed=i)
+        rows.append(["pets", f"{part}-{i}.png", "Which animal is it?", animal])
+        rows.append(["capitals", "", f"{part} {i}: the capital of {country}?", CITIES[country]])
+    with (root / f"{part}.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["task", "picture", "question", "answer"], *rows])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    write_rows(folder, "train", 8)
+    write_rows(folder, "test", 6)
+    (folder / "tasks.yaml").write_text(TASKS)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def first_letter() -> Iterator[None]:
+    """A metric of one's own, which the table names."""
+
+    @row_metric("first_letter", "first letter")
+    def score(answer: str | None, truth: str) -> float:
+        return float((answer or " ")[0] == truth[0])
+
+    yield
+    METRICS.pop("first_letter")
+
+
+def own(root: Path, **changes: Any) -> Any:
+    return config(
+        data__name="own", data__root=str(root), data__train_rows=8, trainer__max_steps=2,
+        **{"evaluation__max_new_tokens": 3, **changes},
+    )  # fmt: skip
+
+
+def rescored(run: Path, folder: Path, **evaluation: Any) -> Any:
+    return evaluate(build(EvalConfig, {"predictions": str(run), "evaluation": evaluation}), folder)
+
+
+def test_names_and_metrics_are_checked_before_a_model_is_trained(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.splits: unknown split 'pet'; did you mean 'pets'"):
+        train(own(root, evaluation__splits=["pet"]), tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"evaluation\.metrics: unknown split 'sst2'"):
+        train(own(root, evaluation__metrics={"sst2": "accuracy"}), tmp_path / "b")
+    with pytest.raises(ValueError, match=r"test split capitals: capitals, row 0: truth 'Paris' is not a number"):
+        train(own(root, evaluation__metrics={"facts": "correlation"}), tmp_path / "c")
+    other = shutil.copytree(root, tmp_path / "other")
+    (other / "tasks.yaml").write_text(TASKS.replace("first_letter", "last_letter"))
+    with pytest.raises(ValueError, match=r"test split capitals: metric 'last_letter': expected one of accuracy"):
+        train(own(other), tmp_path / "d")
+    assert not (tmp_path / "d" / "adapter").exists()
+
+
+def test_the_table_is_part_of_what_makes_a_run_the_same(root: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(root, tmp_path / "other")
+    before = open_dataset(DataConfig(name="own", root=str(other))).fingerprint
+    (other / "tasks.yaml").write_text(TASKS.replace("answers: [cat, dog]", "answers: [cat, dog, cow]"))
+    assert open_dataset(DataConfig(name="own", root=str(other))).fingerprint != before
+
+
+@pytest.fixture(scope="module")
+def sweep(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two methods, the first of them at W&B."""
+    folder = tmp_path_factory.mktemp("sweeps") / "made"
+    points = [{"method": "lime_lora", "seed": 1}, {"method": "lora", "seed": 1}]
+    Plan(folder, (), tuple(PlannedRun(point["method"], point) for point in points)).write()  # type: ignore[arg-type]
+    train(own(root, logger__wandb={"mode": "offline", "samples": 4}), folder / "lime_lora")
+    train(own(root, method="lora", lime__enabled=False), folder / "lora")
+    return folder
+
+
+@pytest.mark.slow
+def test_chance_majority_frozen_and_intervals(root: Path, sweep: Path) -> None:
+    evaluation, _ = read_results(sweep / "lime_lora")
+    pets, capitals = evaluation.splits
+    assert (pets.split, pets.name, pets.category, pets.metric, pets.n) == ("pets", "cat_or_dog", "looks", "accuracy", 6)
+    assert (capitals.name, capitals.category, capitals.metric, capitals.n) == ("capitals", "facts", "first_letter", 6)
+    assert (pets.chance, capitals.chance) == (50.0, None)
+    assert pets.majority_answer == "cat"
+    assert pets.majority == pytest.approx(100 * 4 / 6)
+    truths = [row.answer for row in open_dataset(own(root).data).tests["capitals"]]
+    assert capitals.majority == pytest.approx(100 * max(Counter(truths).values()) / 6)
+    for score in evaluation.splits:
+        assert score.frozen is not None
+        assert score.low is not None
+        assert score.high is not None
+        assert score.low <= score.value <= score.high
+    assert [group.name for group in evaluation.categories] == ["looks", "facts"]
+    assert evaluation.macro.score.value == pytest.approx((pets.value + capitals.value) / 2)
+    assert evaluation.macro.over_frozen is not None
+    assert not evaluation.absent
+    text = (sweep / "lime_lora" / "results.md").read_text()
+    assert "| Looks of pets | 1 | 6 |" in text
+    assert "Score (accuracy; first letter for capitals), macro over 2 tasks" in text
+    assert "STS-B" not in text
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_table(root: Path, sweep: Path, tmp_path: Path) -> None:
+    table = open_dataset(own(root).data).table
+    run = sweep / "lime_lora"
+    assert table_of(run) == table_of(run / "predictions.jsonl") == read_record(run).table == table
+    assert not table.is_mmt47
+    again = rescored(run, tmp_path / "a", splits="looks")
+    assert [score.split for score in again.splits] == ["pets"]
+    assert again.splits[0] == read_results(run)[0].splits[0]
+    assert table_of(tmp_path / "a") == table
+    exact = rescored(run, tmp_path / "b", metrics={"facts": "accuracy"})
+    assert [score.metric for score in exact.splits] == ["accuracy", "accuracy"]
+    with pytest.raises(ConfigError, match=r"unknown split 'glue'"):
+        rescored(run, tmp_path / "c", splits="glue")
+    values = {"adapter": str(run / "adapter"), "evaluation": {"splits": ["cat_or_dog"]}, "cache_dir": None}
+    scores = evaluate(build(EvalConfig, values), tmp_path / "d", ["evaluation.splits=[cat_or_dog]"])
+    assert scores.splits[0] == again.splits[0]
+
+
+@pytest.mark.slow
+def test_reports_comparisons_tables_and_figures(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [sweep / "lime_lora", sweep / "lora"]
+    for folder, target in ((runs[0], tmp_path / "run.html"), (sweep, tmp_path / "sweep.html")):
+        page = write_report_page(folder, target).read_text()
+        assert "Looks of pets" in page
+        assert "GLUE" not in page
+    assert "cat_or_dog" in (tmp_path / "run.html").read_text()
+    assert compare([*map(str, runs), "--json", str(tmp_path / "c.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "cat_or_dog" in shown
+    assert "Looks of pets" in shown
+    assert [task["split"] for task in json.loads((tmp_path / "c.json").read_text())["tasks"]] == ["pets", "capitals"]
+    table = make_table(read_sweep(sweep))
+    assert table.groups == ("looks", "facts", "macro")
+    text = WRITERS["md"](table)
+    assert "| method | seeds | parameters | Looks of pets | Facts to know | All tasks (macro) |" in text
+    assert "Score (accuracy, first letter for capitals)" in text
+    assert "Published" not in text
+    assert table.published(table.rows[0], "macro") is None
+    figure = draw(read_sweep(sweep))
+    assert not any(line.get_markerfacecolor() == "none" for axes in figure.axes for line in axes.lines)
+    card = (export_adapter(runs[0], tmp_path / "export") / "README.md").read_text()
+    assert "own (2 tasks: cat_or_dog, capitals)" in card
+    assert "MMT-47" not in card
+
+
+@pytest.mark.slow
+def test_wandb_has_the_scores_and_the_pictures(sweep: Path) -> None:
+    (folder,) = (sweep / "lime_lora" / "wandb").glob("offline-run-*")
+    summary = json.loads((folder / "files" / "wandb-summary.json").read_text())
+    evaluation, _ = read_results(sweep / "lime_lora")
+    for score in evaluation.splits:
+        assert summary[f"score/{score.split}"] == pytest.approx(score.value)
+    assert summary["score/looks"] == pytest.approx(evaluation.splits[0].value)
+    (table,) = (folder / "files" / "media" / "table").glob("predictions*.json")
+    content = json.loads(table.read_text())
+    rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    assert {row["task"]: row["picture"] is not None for row in rows} == {"pets": True, "capitals": False}
+
+
+@pytest.mark.slow
+def test_the_analysis_names_the_tasks(sweep: Path, tmp_path: Path) -> None:
+    assert analyse([str(sweep / "lime_lora"), "--rows", "3", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "analysis.md").read_text()
+    for group in ("| task | cat_or_dog | 3 |", "| category | Looks of pets | 3 |", "| modality | text | 3 |"):
+        assert group in text
+    assert json.loads((tmp_path / "analysis.json").read_text())["rows"]["splits"] == ["pets", "capitals"]
+
+
+@pytest.mark.slow
+def test_runs_of_other_tasks_are_not_averaged(sweep: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    for name in ("lime_lora", "lora"):
+        shutil.copytree(sweep / name, folder / name)
+    content = yaml.safe_load((folder / "lora" / "tasks.yaml").read_text())
+    content["tasks"][0]["answers"] = ["cat", "dog", "cow"]
+    record = json.loads((folder / "lora" / "record.json").read_text())
+    (folder / "lora" / "record.json").write_text(json.dumps(record | {"tasks": content}))
+    with pytest.raises(ValueError, match=r"mixed: its runs have different tables of tasks \(lime_lora has 2 tasks"):
+        read_sweep(folder)
+    (folder / "lora" / "tasks.yaml").write_text(yaml.safe_dump(content))
+    assert compare([str(folder / "lime_lora"), str(folder / "lora")]) == 1
+    content["tasks"][0]["answers"] = ["cat", "dog"]
+    content["tasks"].append({**content["tasks"][0], "split": "more", "name": "more"})
+    (folder / "lora" / "tasks.yaml").write_text(yaml.safe_dump(content))
+    assert compare([str(folder / "lime_lora"), str(folder / "lora")]) == 0
+
+
+def test_mmt47_is_compared_with_the_paper_alone() -> None:
+    assert mmt47().is_mmt47
+    assert mmt47().groups == mmt47().categories
