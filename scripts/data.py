@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         command.set_defaults(run=run)
         if name == "tasks":
-            command.add_argument("folder", type=Path, nargs="?", help="a run's folder (none: MMT-47's tasks)")
+            command.add_argument("folder", type=Path, nargs="?", help="rows of your own, or a run (none: MMT-47)")
         else:
             command.add_argument("folder", type=Path, help="the data root")
         if name == "download":
@@ -190,10 +190,17 @@ def _check_json(options: argparse.Namespace) -> None:
 
 def _tasks(options: argparse.Namespace) -> int:
     """List categories, tasks and splits; evaluation.splits takes any of these names."""
+    from lime.data.config import OWN, DataConfig
+    from lime.data.datasets import open_dataset
     from lime.data.tasks import mmt47, table_of
     from lime.system.tables import plain_table
 
-    table = mmt47() if options.folder is None else table_of(options.folder)
+    if options.folder is None:
+        table = mmt47()
+    elif any((options.folder / name).is_file() for name in ("config.yaml", "results.json")):  # a run's
+        table = table_of(options.folder)
+    else:
+        table = open_dataset(DataConfig(name=OWN, root=str(options.folder))).table
     last = "published rows" if table.is_mmt47 else "metric"
     rows: list[list[Any]] = []
     for category in table.categories:

@@ -22,10 +22,12 @@ from lime.data.config import DataConfig
 from lime.data.datasets import open_dataset
 from lime.data.tasks import mmt47, table_of
 from lime.evaluation.metrics import METRICS, row_metric
+from lime.evaluation.predictions import Prediction
 from lime.evaluation.report import read_results
 from lime.experiments.collection import read_sweep
 from lime.experiments.figures.catalogue import draw
 from lime.experiments.tables import WRITERS, make_table
+from lime.inference.evaluation import report
 from lime.integrations.hub import export_adapter
 from lime.jobs.evaluate import evaluate
 from lime.jobs.train import train
@@ -33,12 +35,15 @@ from lime.report.render import write_report_page
 from lime.runs.record import read_record
 from scripts.analyse import main as analyse
 from scripts.compare import main as compare
+from scripts.data import main as list_tasks
 from tests.data import tiny
+from tests.experiments.made import record
+from tests.experiments.made import sweep as made_sweep
 from tests.training.parts import config
 
 TASKS = """
 files: {train: train.csv, test: test.csv}
-columns: {task: task, image: picture, question: question, answer: answer}
+columns: {task: task, kind: kind, image: picture, question: question, answer: answer}
 categories: {looks: Looks of pets, facts: Facts to know}
 tasks:
   - {split: pets, name: cat_or_dog, modality: image, category: looks, answer_type: label, answers: [cat, dog]}
@@ -52,10 +57,10 @@ def write_rows(root: Path, part: str, count: int) -> None:
     for i in range(count):
         animal, country = ("cat", "dog")[i % 3 == 0], [*CITIES][i % 3 if i < count - 1 else 3]
         tiny.write_image(root / f"{part}-{i}.png", 40 + i, 48, seed=i)
-        rows.append(["pets", f"{part}-{i}.png", "Which animal is it?", animal])
-        rows.append(["capitals", "", f"{part} {i}: the capital of {country}?", CITIES[country]])
+        rows.append(["pets", "image", f"{part}-{i}.png", "Which animal is it?", animal])
+        rows.append(["capitals", "text", "", f"{part} {i}: the capital of {country}?", CITIES[country]])
     with (root / f"{part}.csv").open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([["task", "picture", "question", "answer"], *rows])
+        csv.writer(stream).writerows([["task", "kind", "picture", "question", "answer"], *rows])
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +234,7 @@ def test_runs_of_other_tasks_are_not_averaged(sweep: Path, tmp_path: Path) -> No
     record = json.loads((folder / "lora" / "record.json").read_text())
     (folder / "lora" / "record.json").write_text(json.dumps(record | {"tasks": content}))
     with pytest.raises(ValueError, match=r"mixed: its runs have different tables of tasks \(lime_lora has 2 tasks"):
-        read_sweep(folder)
+        read_sweep(folder, everything=True)
     (folder / "lora" / "tasks.yaml").write_text(yaml.safe_dump(content))
     assert compare([str(folder / "lime_lora"), str(folder / "lora")]) == 1
     content["tasks"][0]["answers"] = ["cat", "dog"]
@@ -238,6 +243,44 @@ def test_runs_of_other_tasks_are_not_averaged(sweep: Path, tmp_path: Path) -> No
     assert compare([str(folder / "lime_lora"), str(folder / "lora")]) == 0
 
 
-def test_mmt47_is_compared_with_the_paper_alone() -> None:
-    assert mmt47().is_mmt47
+def test_a_command_and_the_dashboard_name_them(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list_tasks(["tasks", str(root)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["looks", "cat_or_dog", "pets", "accuracy", "0"] in lines
+    table = open_dataset(DataConfig(name="own", root=str(root))).table
+    pytest.importorskip("wandb_workspaces")
+    from lime.integrations.wandb_dashboard import panels
+
+    titles = [panel.title for panel in panels(table)["Categories"]]
+    assert titles == ["Looks of pets (points)", "Facts to know (points)"]
+
+
+def test_one_category_is_not_told_twice(root: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(root, tmp_path / "other")
+    (other / "tasks.yaml").write_text(
+        TASKS.replace("category: facts", "category: looks").replace(", facts: Facts to know", "")
+    )
+    table = open_dataset(DataConfig(name="own", root=str(other))).table
+    assert table.groups == {}
+    rows = [Prediction(f"{s}/{i}", s, "q", "", "cat", "cat", "cat", True) for s in table.tasks for i in range(3)]
+    report(rows, table, {}, build(EvalConfig, {}), tmp_path, {})
+    text = (tmp_path / "results.md").read_text()
+    assert "Looks of pets" not in text
+    assert "All tasks (macro)" in text
+    assert "100.0" in text
+
+
+def test_mmt47_alone_is_compared_with_the_paper(tmp_path: Path) -> None:
+    marks = {"glue_test_sst2": "1100"}
+    content = mmt47().content()
+    shorter = {**content, "tasks": [row for row in content["tasks"] if row["split"] in marks]}
+    for tasks, quoted in ((None, True), (shorter, False)):
+        run = record(1, marks, tasks=tasks)
+        found = read_sweep(
+            made_sweep(tmp_path / str(quoted), [({"method": name}, {1: run}) for name in ("lora", "dora")])
+        )
+        table = make_table(found)
+        assert (table.published(table.rows[0], "macro") is not None) == quoted
+        assert ("Published" in WRITERS["md"](table)) == quoted
+        assert bool(draw(found).axes[1].lines) == quoted
     assert mmt47().groups == mmt47().categories
