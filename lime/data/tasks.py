@@ -141,12 +141,13 @@ def table_from(content: Any, source: str) -> TaskTable:
 
 def joined(a: TaskTable, b: TaskTable) -> TaskTable:
     """The tasks of both tables. ValueError naming a split whose rows differ."""
-    for split in a.tasks.keys() & b.tasks.keys():
-        for key, value in asdict(a.tasks[split]).items():
-            if value != (other := getattr(b.tasks[split], key)):
+    ours, theirs = ({row["split"]: row for row in table.content()["tasks"]} for table in (a, b))
+    for split in ours.keys() & theirs.keys():
+        for key in ours[split] | theirs[split]:
+            if (one := ours[split].get(key)) != (other := theirs[split].get(key)):
                 raise ValueError(
-                    f"{split}: A's table of tasks says {key} {value!r}, B's {other!r}; evaluate one of them again on "
-                    "the other's data (python eval.py adapter=RUN/adapter data.root=FOLDER)"
+                    f"{split}: A's table of tasks says {key} {one!r}, B's {other!r}; evaluate one of them again on the "
+                    "other's data (python eval.py adapter=RUN/adapter data.root=FOLDER)"
                 )
     return TaskTable(a.tasks | b.tasks, a.categories | b.categories)
 

@@ -129,11 +129,10 @@ def _tables(runs: Iterable[Run]) -> Iterator[tuple[str, TaskTable]]:
 def _check_tables(folder: Path, runs: Sequence[Run]) -> None:
     """Raise ValueError where a mean over all tasks would mean another thing in one run than in the next."""
     known = list(_tables(runs))
-    other = next(((name, table) for name, table in known if table != known[0][1]), None)
+    other = next((name for name, table in known if table != known[0][1]), None)
     if other is not None:
-        sizes = [f"{name} has {len(table.tasks)} tasks" for name, table in (known[0], other)]
         raise ValueError(
-            f"{folder}: its runs have different tables of tasks ({', '.join(sizes)}), whose means do not compare; "
+            f"{folder}: its runs {known[0][0]} and {other} have different tables of tasks, whose means do not compare; "
             "move the runs of each table into a folder of their own (two runs compare on the tasks that they share: "
             "python scripts/compare.py RUN_A RUN_B)"
         )

@@ -233,7 +233,7 @@ def test_runs_of_other_tasks_are_not_averaged(sweep: Path, tmp_path: Path) -> No
     content["tasks"][0]["answers"] = ["cat", "dog", "cow"]
     record = json.loads((folder / "lora" / "record.json").read_text())
     (folder / "lora" / "record.json").write_text(json.dumps(record | {"tasks": content}))
-    with pytest.raises(ValueError, match=r"mixed: its runs have different tables of tasks \(lime_lora has 2 tasks"):
+    with pytest.raises(ValueError, match="mixed: its runs lime_lora and lora have different tables of tasks"):
         read_sweep(folder, everything=True)
     (folder / "lora" / "tasks.yaml").write_text(yaml.safe_dump(content))
     assert compare([str(folder / "lime_lora"), str(folder / "lora")]) == 1
