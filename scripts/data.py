@@ -206,7 +206,9 @@ def _tasks(options: argparse.Namespace) -> int:
     for category in table.categories:
         rows.append([category, "", ""])
         tasks = [(split, task) for split, task in table.tasks.items() if task.category == category]
-        rows += [[f"  {task.name}", split, task.published_rows if table.is_mmt47 else task.metric] for split, task in tasks]
+        rows += [
+            [f"  {task.name}", split, task.published_rows if table.is_mmt47 else task.metric] for split, task in tasks
+        ]
     print(plain_table(["category, task", "split", last], rows))
     print(f"for instance: evaluation.splits={rows[0][0]}")
     print(f"          or: evaluation.splits=[{next(iter(table.tasks.values())).name},{category}]")
