@@ -31,6 +31,7 @@ from lime.inference.evaluation import report
 from lime.integrations.hub import export_adapter
 from lime.jobs.evaluate import evaluate
 from lime.jobs.train import train
+from lime.loggers.wandb import PREDICTIONS
 from lime.report.render import write_report_page
 from lime.runs.record import read_record
 from scripts.analyse import main as analyse
@@ -40,6 +41,7 @@ from tests.data import tiny
 from tests.experiments.made import record
 from tests.experiments.made import sweep as made_sweep
 from tests.training.parts import config
+from tests.training.wandb_file import merged, records_at_end
 
 TASKS = """
 files: {train: train.csv, test: test.csv}
@@ -91,8 +93,12 @@ def own(root: Path, **changes: Any) -> Any:
     )  # fmt: skip
 
 
+def evaluation_of(**values: Any) -> EvalConfig:
+    return build(EvalConfig, {"data": {"root": "anywhere"}, "cache_dir": None, **values})
+
+
 def rescored(run: Path, folder: Path, **evaluation: Any) -> Any:
-    return evaluate(build(EvalConfig, {"predictions": str(run), "evaluation": evaluation}), folder)
+    return evaluate(evaluation_of(predictions=str(run), evaluation=evaluation), folder)
 
 
 def test_names_and_metrics_are_checked_before_a_model_is_trained(root: Path, tmp_path: Path) -> None:
@@ -167,8 +173,8 @@ def test_a_run_keeps_its_table(root: Path, sweep: Path, tmp_path: Path) -> None:
     assert [score.metric for score in exact.splits] == ["accuracy", "accuracy"]
     with pytest.raises(ConfigError, match=r"unknown split 'glue'"):
         rescored(run, tmp_path / "c", splits="glue")
-    values = {"adapter": str(run / "adapter"), "evaluation": {"splits": ["cat_or_dog"]}, "cache_dir": None}
-    scores = evaluate(build(EvalConfig, values), tmp_path / "d", ["evaluation.splits=[cat_or_dog]"])
+    config = evaluation_of(adapter=str(run / "adapter"), evaluation={"splits": ["cat_or_dog"]})
+    scores = evaluate(config, tmp_path / "d", ["evaluation.splits=[cat_or_dog]"])
     assert scores.splits[0] == again.splits[0]
 
 
@@ -204,13 +210,13 @@ def test_reports_comparisons_tables_and_figures(
 @pytest.mark.slow
 def test_wandb_has_the_scores_and_the_pictures(sweep: Path) -> None:
     (folder,) = (sweep / "lime_lora" / "wandb").glob("offline-run-*")
-    summary = json.loads((folder / "files" / "wandb-summary.json").read_text())
+    written = records_at_end(folder)
+    summary, history = merged(written, "summary"), merged(written, "history")
     evaluation, _ = read_results(sweep / "lime_lora")
     for score in evaluation.splits:
         assert summary[f"score/{score.split}"] == pytest.approx(score.value)
     assert summary["score/looks"] == pytest.approx(evaluation.splits[0].value)
-    (table,) = (folder / "files" / "media" / "table").glob("predictions*.json")
-    content = json.loads(table.read_text())
+    content = json.loads((folder / "files" / history[PREDICTIONS]["path"]).read_text())
     rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
     assert {row["task"]: row["picture"] is not None for row in rows} == {"pets": True, "capitals": False}
 
@@ -263,7 +269,7 @@ def test_one_category_is_not_told_twice(root: Path, tmp_path: Path) -> None:
     table = open_dataset(DataConfig(name="own", root=str(other))).table
     assert table.groups == {}
     rows = [Prediction(f"{s}/{i}", s, "q", "", "cat", "cat", "cat", True) for s in table.tasks for i in range(3)]
-    report(rows, table, {}, build(EvalConfig, {}), tmp_path, {})
+    report(rows, table, {}, evaluation_of(), tmp_path, {})
     text = (tmp_path / "results.md").read_text()
     assert "Looks of pets" not in text
     assert "All tasks (macro)" in text

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from lime.loggers.wandb import (
 from lime.runs.record import read_record
 from lime.training.metrics import COLUMNS
 from tests.training.parts import config, data_root, metrics
-from tests.training.wandb_file import records, values
+from tests.training.wandb_file import merged, records_at_end, values
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +51,8 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(offline: Path) -> list[Any]:
-    """Everything in the run's file, once the client's own process has written its end."""
-    (path,) = offline.glob("run-*.wandb")
-    deadline = time.monotonic() + 120
-    found = records(path)
-    while not any(one.HasField("exit") for one in found) and time.monotonic() < deadline:
-        time.sleep(0.2)
-        found = records(path)
-    return found
-
-
-def merged(record: list[Any], kind: str) -> dict[str, Any]:
-    """Last value of every key of the records of one kind; the configuration is part of the run's."""
-    parts = {
-        "history": [one.history.item for one in record if one.HasField("history")],
-        "summary": [one.summary.update for one in record if one.HasField("summary")],
-        "config": [one.run.config.update for one in record if one.HasField("run")],
-    }
-    return {key: value for part in parts[kind] for key, value in values(part).items()}
+    """Everything in the run's file."""
+    return records_at_end(offline)
 
 
 def test_metrics_are_those_of_the_run_s_own_file(offline: Path, record: list[Any]) -> None:

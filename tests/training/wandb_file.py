@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,27 @@ def values(items: Any) -> dict[str, Any]:
             target = target.setdefault(section, {})
         target[name] = json.loads(item.value_json)
     return found
+
+
+def records_at_end(folder: Path) -> list[Record]:
+    """All records of the offline run in a folder, once the client's own process has written its end."""
+    (path,) = folder.glob("run-*.wandb")
+    deadline = time.monotonic() + 120
+    found = records(path)
+    while not any(one.HasField("exit") for one in found) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found = records(path)
+    return found
+
+
+def merged(record: list[Record], kind: str) -> dict[str, Any]:
+    """Last value of every key of the records of one kind; the configuration is part of the run's."""
+    parts = {
+        "history": [one.history.item for one in record if one.HasField("history")],
+        "summary": [one.summary.update for one in record if one.HasField("summary")],
+        "config": [one.run.config.update for one in record if one.HasField("run")],
+    }
+    return {key: value for part in parts[kind] for key, value in values(part).items()}
 
 
 def _contents(data: bytes) -> Iterator[bytes]:
