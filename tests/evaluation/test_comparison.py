@@ -94,9 +94,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "more than noise among test rows" in shown
     assert json.loads((tmp_path / "out.json").read_text())["tasks"][0]["only_b"] == 20
     write_predictions(tmp_path / "b" / "predictions.jsonl", records("glue_test_qqp", [True]))
-    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "share no test row" in capsys.readouterr().err
-    assert main([str(tmp_path / "a"), str(tmp_path / "nowhere")]) == 1
+    assert main([str(tmp_path / "a"), str(tmp_path / "nowhere")]) == 2
     assert "no such file" in capsys.readouterr().err
 
 
