@@ -22,6 +22,8 @@ from lime.data.conversation import Conversation, repeats
 from lime.data.media import BOUNDS, Bounds, MediaError, image_size, load_image, load_video, media_file, video_size
 from lime.data.media.frame_cache import FrameCache
 from lime.data.rows import Row
+from lime.data.tasks import MODALITIES
+from lime.processors.text import TextProcessor
 from lime.processors.visual import Visual, VisualEncoder
 
 IGNORED = -100
@@ -80,12 +82,15 @@ class BaseCollator(ABC, Generic[M]):
     `max_length` bounds prompt, visual placeholders and answer together: a longer row raises OverlongError,
     nothing is ever truncated. `cache_mb` bounds the media kept: once full, no more is added (rows come in
     another order each epoch, so evicting would only turn hits into misses). Missing and damaged media raise
-    MediaError. `train_on`: of rows of several turns, label the `last` answer or `all`.
+    MediaError. `train_on`: of rows of several turns, label the `last` answer or `all`. `modalities`: the kinds of rows that
+    it takes.
     """
+
+    modalities: tuple[str, ...] = MODALITIES
 
     def __init__(
         self,
-        processor: ProcessorMixin,
+        processor: ProcessorMixin | TextProcessor,
         family: str,
         root: str | Path,
         conversation: Conversation,
@@ -305,6 +310,27 @@ class Collator(BaseCollator[Visual]):
             [one for row, own in zip(rows, visuals, strict=True) if row.source_type == kind for one in own]
             for kind in ("image", "video")
         )
-        batch.update(self.visual.inputs(images, videos))
+        if images or videos:
+            batch.update(self.visual.inputs(images, videos))
         batch["rows"] = BatchRows(rows)
         return batch
+
+
+class TextCollator(Collator):
+    """Batches of text rows for a language model that takes nothing else."""
+
+    modalities = ("text",)
+
+    def __init__(
+        self,
+        processor: TextProcessor,
+        family: str,
+        root: str | Path,
+        *,
+        system_prompt: str | None = None,
+        **limits: Any,
+    ) -> None:
+        conversation = Conversation(processor, system_prompt, self.modalities)
+        BaseCollator.__init__(self, processor, family, root, conversation, **limits)
+        self._with_types = False
+        self._prompts = {}

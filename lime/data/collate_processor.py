@@ -74,7 +74,7 @@ class ProcessorCollator(BaseCollator[list[Image.Image]]):
             each = 1 if row.source_type == "image" else self.num_frames
             blank = [Image.new("RGB", (width, height)) for height, width in sizes for _ in range(each)]
             with refusals(path, row):
-                ids = self._process([text], [blank])["input_ids"][0]
+                ids = self._process([text], [blank], row.source_type)["input_ids"][0]
             self._visual[key] = len(ids) - len(self.conversation.encode([text])[0])
         return self._visual[key]
 
@@ -94,8 +94,10 @@ class ProcessorCollator(BaseCollator[list[Image.Image]]):
         before, after = self.conversation.frames[kind]
         return f"{before}?{after}"
 
-    def _process(self, texts: list[str], pictures: list[list[Image.Image]] | None) -> dict[str, Tensor]:
-        images = {} if pictures is None else {"images": pictures}
+    def _process(self, texts: list[str], pictures: list[list[Image.Image]] | None, kind: str) -> dict[str, Tensor]:
+        images: dict[str, Any] = {} if pictures is None else {"images": pictures}
+        if kind == "video":
+            images |= self.processor.video_processor.options
         return dict(self.processor(text=texts, padding=True, add_special_tokens=False, return_tensors="pt", **images))
 
     def _processed(self, rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -103,11 +105,11 @@ class ProcessorCollator(BaseCollator[list[Image.Image]]):
         prompts = [self.conversation.prompt(row) for row in rows]
         pictures = [self._pictures(row) for row in rows] if rows[0].source_type != "text" else None
         try:
-            return self._process(prompts, pictures)
+            return self._process(prompts, pictures, rows[0].source_type)
         except ValueError as error:
             for row, prompt, own in zip(rows, prompts, pictures or [], strict=False):  # which of them is it?
                 with refusals(self.root / row.media_path, row):
-                    self._process([prompt], [own])
+                    self._process([prompt], [own], row.source_type)
             path = self.root / rows[0].media_path
             raise MediaError(path, f"the model's processor refuses it beside others: {error}", rows[0].id) from error
 

@@ -32,11 +32,11 @@ _MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
 class Conversation:
     """Turns rows into token ids by the chat template of a processor.
 
-    `frames` {kind: what stands before and behind the question of such a row}. `end_token` is the token that closes an
-    assistant turn in the template (the tokenizer's end of sequence, where the template has none). Special tokens,
-    placeholders and the template's turn marks written out in a question or an answer are broken up by a zero-width
-    space, so that no text can smuggle in a placeholder or a turn; ordinary added tokens (runs of newlines, words of a
-    domain) are text.
+    `frames` {kind: what stands before and behind the question of such a row}, for `kinds` of rows. `end_token` is the
+    token that closes an assistant turn in the template (the tokenizer's end of sequence, where the template has none).
+    Special tokens, placeholders and the template's turn marks written out in a question or an answer are broken up by a
+    zero-width space, so that no text can smuggle in a placeholder or a turn; ordinary added tokens (runs of newlines,
+    words of a domain) are text.
 
     A template takes the content of a turn in one of three forms, tried in this order: "parts" (a list with the media
     and the text), "marked" (a list with the text alone, the placeholder written in it), "plain" (one string). One that
@@ -46,18 +46,18 @@ class Conversation:
     has no place for `system_prompt`.
     """
 
-    def __init__(self, processor: Any, system_prompt: str | None = None) -> None:
+    def __init__(self, processor: Any, system_prompt: str | None = None, kinds: Sequence[str] = MODALITIES) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.system_prompt = system_prompt
         self._lock = threading.Lock()
         self.placeholders = {"image": int(processor.image_token_id), "video": int(processor.video_token_id)}
         self._added = _pattern(self.tokenizer.get_added_vocab())
         self._special = _pattern(self._special_tokens())
-        self._forms = dict.fromkeys(MODALITIES, _FORMS[0])
+        self._forms = dict.fromkeys(kinds, _FORMS[0])
         self._trims: dict[str, tuple[bool, bool]] = {}
         self.frames: dict[str, tuple[str, str]] = {}
         self._outlines: dict[Any, list[str]] = {}
-        for kind in MODALITIES:
+        for kind in kinds:
             self.frames[kind] = self._frame(kind)
         self.end_token = self._end_token()
         self.end_token_id = int(self.tokenizer.convert_tokens_to_ids(self.end_token))

@@ -23,6 +23,7 @@ from lime.data.media import MediaError, media_file
 from lime.data.rows import DataError, Row, Rows, content_hash
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
 from lime.data.shared_memory import check_room
+from lime.processors.text import TextProcessor
 from lime.system import interrupts
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class MMTDataModule(LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         seed: int,
-        processor: ProcessorMixin,
+        processor: ProcessorMixin | TextProcessor,
         family: str,
     ) -> None:
         super().__init__()
@@ -190,6 +191,8 @@ class MMTDataModule(LightningDataModule):
 
     def _usable(self, part: str, rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
         """The rows that can be used, with their lengths; the others are errors or counted, as configured."""
+        if refused := [row for row in rows if row.source_type not in self.collator.modalities]:
+            raise DataError(self._text_alone(part, refused, len(rows)))
         present = self._with_media(part, list(rows))
         lengths = self.collator.lengths(present)
         limit = self.config.max_length
@@ -224,6 +227,15 @@ class MMTDataModule(LightningDataModule):
         for problem in list(bad.values())[:_SHOWN]:
             log.warning("left out: %s", problem)
         return [row for row in rows if row.id not in bad]
+
+    def _text_alone(self, part: str, refused: Sequence[Row], total: int) -> str:
+        table = self.dataset.table.tasks
+        names = [task.name for split, task in table.items() if task.modality == "text" and split in self.dataset.tests]
+        return (
+            f"{self.dataset.root}: {len(refused)} of {total} rows of {part} show pictures or clips (the first is "
+            f"{refused[0].id}), and this model takes text alone. Choose tasks of text, "
+            f"data.tasks=[{','.join(names)}] and evaluation.splits=[{','.join(names)}], or take a vision-language model"
+        )
 
     def _find(self, row: Row) -> None:
         for path in row.media_paths:

@@ -113,6 +113,8 @@ class AdaptedRun:
         if image is not None and video is not None:
             raise ValueError("ask about a picture or a clip, not both at once")
         kind, file = ("image", image) if image is not None else ("video", video)
+        if file is not None and kind not in self._collator.modalities:
+            raise ValueError(f"{file}: this model takes text alone; ask it without a picture or a clip")
         name, number = "", next(self._numbers)
         if file is not None:
             path = from_home(file)

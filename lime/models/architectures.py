@@ -1,4 +1,4 @@
-"""The published backbones as shapes (architectures.yaml), from which models are built without any weights."""
+"""The named backbones as shapes (architectures.yaml), from which models are built without any weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONTENT = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_te
 
 @dataclass(frozen=True)
 class Architecture:
-    """A published backbone: its family, the hub name of its weights, and the shape of its language model."""
+    """A named backbone: its family (transformers' model type), its hub name, and the shape of its language model."""
 
     family: str
     checkpoint: str
@@ -30,14 +30,22 @@ class Architecture:
         shared = copy.deepcopy(_CONTENT)  # transformers completes what it is given in place
         family = shared["families"][self.family]
         vision = family["vision"]
-        if self.family == "qwen2_vl":
-            vision["hidden_size"] = self.text["hidden_size"]
         text = {**shared["text"], **self.text, **family["text"]}
-        return {"text_config": text, "vision_config": vision, "tie_word_embeddings": self.text["tie_word_embeddings"]}
+        tie = self.text["tie_word_embeddings"]
+        options = {"text_config": text, "vision_config": vision, "tie_word_embeddings": tie, **family.get("model", {})}
+        return agreeing(self.family, options)
+
+
+def agreeing(family: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a configuration, with what follows from others: the width that a vision tower hands on."""
+    width = {"qwen2_vl": "hidden_size", "qwen2_5_vl": "out_hidden_size"}.get(family)
+    if width is not None:
+        options["vision_config"][width] = options["text_config"]["hidden_size"]
+    return options
 
 
 ARCHITECTURES = {name: Architecture(**values) for name, values in _CONTENT["backbones"].items()}
-"""The published backbones by their names in the configuration."""
+"""The named backbones, as in conf/model."""
 
 
 def build_shapes(name: str, folder: Path | None = None) -> PreTrainedModel:
@@ -51,7 +59,9 @@ def build_shapes(name: str, folder: Path | None = None) -> PreTrainedModel:
         ValueError: unknown name.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from lime.processors.text import is_text_only
 
     if folder is None and name in ARCHITECTURES:
         architecture = ARCHITECTURES[name]
@@ -62,6 +72,7 @@ def build_shapes(name: str, folder: Path | None = None) -> PreTrainedModel:
             known = ", ".join(ARCHITECTURES)
             raise ValueError(f"model: no shapes for {name!r}: expected one of {known}, or a folder with a config.json")
         config = AutoConfig.from_pretrained(folder)
+    kind: Any = AutoModelForCausalLM if is_text_only(config.model_type) else AutoModelForImageTextToText
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
+        model: PreTrainedModel = kind.from_config(config)
     return model

@@ -16,9 +16,10 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from lime.models.fingerprint import checkpoint_fingerprint, processing_fingerprint
-from lime.processors.automatic import complete_tokens, is_text_only, load_automatic_processor, text_only
+from lime.processors.automatic import complete_tokens, load_automatic_processor
 from lime.processors.config import AUTOMATIC, EMBEDDED, FAMILIES, ModelConfig
 from lime.processors.families import load_processor
+from lime.processors.text import TextProcessor, is_text_only
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Backbone:
     name: str
     family: str
     model: PreTrainedModel
-    processor: ProcessorMixin
+    processor: ProcessorMixin | TextProcessor
     path: str
     revision: str | None
     fingerprint: str
@@ -73,7 +74,7 @@ def load_backbone(config: ModelConfig) -> Backbone:
     return Backbone(config.name, family, model.eval(), processor, location, revision, fingerprint, processing)
 
 
-def load_processor_alone(config: ModelConfig) -> tuple[str, ProcessorMixin]:
+def load_processor_alone(config: ModelConfig) -> tuple[str, ProcessorMixin | TextProcessor]:
     """Family and processor of `config`, as `load_backbone` makes them, without reading a weight.
 
     Raises as `load_backbone` does where the checkpoint is not there or is of another family.
@@ -85,7 +86,7 @@ def load_processor_alone(config: ModelConfig) -> tuple[str, ProcessorMixin]:
     return family, processor
 
 
-def _processor(config: ModelConfig, family: str) -> ProcessorMixin:
+def _processor(config: ModelConfig, family: str) -> ProcessorMixin | TextProcessor:
     image, video = config.visual()
     if family == AUTOMATIC:
         return load_automatic_processor(config.location, revision=config.revision, image=image, video=video)
@@ -156,7 +157,10 @@ def _family_of(config: ModelConfig, config_file: Path) -> str:
     if config.family == AUTOMATIC:
         return model_type if model_type in FAMILIES else AUTOMATIC
     if is_text_only(str(model_type)):
-        raise ValueError(f"model.path: {config.location} {text_only(str(model_type))}")
+        raise ValueError(
+            f"model.path: {config.location} holds a {model_type!r} model, which takes text alone, but model.family is "
+            f"{config.family!r}; adapt it to tasks of text with model=hf model.path={config.location}"
+        )
     advice = (
         f"set model.family={model_type}"
         if model_type in FAMILIES
@@ -186,7 +190,9 @@ def _quantised(config: ModelConfig) -> dict[str, Any]:
 
 
 def _load_model(config: ModelConfig, location: str, family: str) -> PreTrainedModel:
-    cls = getattr(transformers, FAMILIES.get(family, "AutoModelForImageTextToText"))
+    text_only = is_text_only(transformers.AutoConfig.from_pretrained(location, revision=config.revision).model_type)
+    automatic = "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText"
+    cls = getattr(transformers, FAMILIES.get(family, automatic))
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
         model, report = cls.from_pretrained(
@@ -208,7 +214,7 @@ def _load_model(config: ModelConfig, location: str, family: str) -> PreTrainedMo
         if family != AUTOMATIC:
             raise
         raise ValueError(
-            f"model.path: {location} cannot be loaded by AutoModelForImageTextToText, which model=hf needs: {error}"
+            f"model.path: {location} cannot be loaded by {automatic}, which model=hf needs: {error}"
         ) from error
     absent = sorted(report["missing_keys"])
     wrong = sorted(str(key) for key in report.get("mismatched_keys", ()))

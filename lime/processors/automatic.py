@@ -2,7 +2,7 @@
 
 Images go through the checkpoint's own processor. Qwen2.5-VL, whose visual inputs are those of Qwen2-VL, also takes
 videos as such. To the other models a video is shown as so many images, one per frame, since transformers reads videos
-for them with torchvision alone.
+for them with torchvision alone. A frame is never cut into tiles.
 """
 
 from __future__ import annotations
@@ -14,21 +14,13 @@ from typing import Any
 
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lime.processors.config import FAMILIES, ImageConfig, VideoConfig
-from lime.processors.families import (
-    CheckpointFiles,
-    FrameProcessor,
-    FramesAsImages,
-    WithFrameProcessor,
-    image_processor_of,
-)
+from lime.processors.config import ImageConfig, VideoConfig
+from lime.processors.families import FrameProcessor, FramesAsImages, WithFrameProcessor, image_processor_of
+from lime.processors.files import CheckpointFiles
+from lime.processors.text import TextProcessor, is_text_only, load_text_processor
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +30,8 @@ SEEN_AS_QWEN2_VL = ("qwen2_5_vl",)
 
 def load_automatic_processor(
     path: str | Path, *, revision: str | None = None, image: ImageConfig, video: VideoConfig
-) -> ProcessorMixin:
-    """The processor of any checkpoint of a vision-language model.
+) -> ProcessorMixin | TextProcessor:
+    """The processor of any checkpoint of a vision-language model; of one that takes text alone, its `TextProcessor`.
 
     `video_processor` of what comes back is a `FrameProcessor` where the model takes videos, else `FramesAsImages`.
 
@@ -48,12 +40,15 @@ def load_automatic_processor(
     """
     files = CheckpointFiles(str(path), revision)
     model_type = files.json("config.json").get("model_type", "")
+    if is_text_only(model_type):
+        return load_text_processor(path, revision, image, video)
     name = PROCESSOR_MAPPING_NAMES.get(model_type)
     base = _class_named(name) if name is not None else None
-    if is_text_only(model_type):
-        raise ValueError(f"model.path: {path} {text_only(model_type)}")
     if base is None:
-        raise ValueError(f"model.path: {path} holds a {model_type!r} model, for which transformers has no processor")
+        raise ValueError(
+            f"model.path: {path} holds a {model_type!r} model, for which transformers has no processor; expected a "
+            "vision-language model, or a causal language model for tasks of text"
+        )
     attributes = base.get_attributes()
     if "image_processor" not in attributes:
         raise ValueError(f"model.path: {path}: {base.__name__} takes no images; a vision-language model is needed")
@@ -74,7 +69,7 @@ def load_automatic_processor(
     else:
         images = AutoImageProcessor.from_pretrained(str(path), revision=revision, backend="pil")
         _limit(images, image, video)
-        frames = FramesAsImages(video.num_frames)
+        frames = FramesAsImages(video.num_frames, _uncut(images))
         log.warning("%s: videos are shown as %d images each, one per frame", model_type, video.num_frames)
     cls: Any = type(base.__name__, (WithFrameProcessor, base), {"__doc__": base.__doc__})
     parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": frames}
@@ -85,22 +80,6 @@ def load_automatic_processor(
         raise ValueError(f"model.path: the processor of a {model_type} model lacks a library: {error}") from error
     processor.video_processor = frames
     return processor
-
-
-def is_text_only(model_type: str) -> bool:
-    """Whether transformers knows this type as a language model and not as one that takes pictures."""
-    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (
-        model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type in FAMILIES
-    )
-
-
-def text_only(model_type: str) -> str:
-    """What a text-only checkpoint is, and what can be done with it: the end of a sentence."""
-    return (
-        f"holds a text-only {model_type!r} model: it takes no images and no clips, and cannot train on or answer this "
-        "data set. Take a vision-language checkpoint (for model=hf of AutoModelForImageTextToText), or adapt this one "
-        "to text in a script of your own, with lime.apply and LimeTrainer (examples/)"
-    )
 
 
 def complete_tokens(processor: Any, config: Any) -> None:
@@ -132,13 +111,22 @@ def _class_named(name: Any) -> Any:
     return getattr(transformers, name if isinstance(name, str) else name[0], None)
 
 
+def _uncut(images: Any) -> dict[str, Any]:
+    """What has an image processor show a frame of a clip whole, where it cuts pictures into tiles."""
+    whole = {"do_image_splitting": False, "max_patches": 1}
+    return {key: value for key, value in whole.items() if hasattr(images, key)}
+
+
 def _limit(images: Any, image: ImageConfig, video: VideoConfig) -> None:
     """Apply the budgets that an unknown image processor has; the others are errors."""
     advice = f"has no effect on {type(images).__name__}; leave it null"
     if image.max_tiles is not None:
-        if image.max_tiles != 1 or not hasattr(images, "do_image_splitting"):
+        if hasattr(images, "max_patches"):
+            images.max_patches = image.max_tiles
+        elif image.max_tiles == 1 and hasattr(images, "do_image_splitting"):
+            images.do_image_splitting = False
+        else:
             raise ValueError(f"model.image.max_tiles: {image.max_tiles} {advice} (or 1, where images are split)")
-        images.do_image_splitting = False
     if image.min_pixels is not None:
         raise ValueError(f"model.image.min_pixels: {advice}")
     if image.max_pixels is not None:

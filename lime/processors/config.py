@@ -13,7 +13,8 @@ FAMILIES: dict[str, str] = {
 """Supported families (the `model_type` of a checkpoint's config.json) and their transformers classes."""
 
 AUTOMATIC = "hf"
-"""Family of every other vision-language model of transformers, which is seen through its own processor."""
+"""Family of every other vision-language model of transformers, which is seen through its own processor, and of causal
+language models."""
 
 EMBEDDED: dict[str, str] = {"tiny_llava_onevision": "llava_onevision", "tiny_qwen2vl": "qwen2_vl"}
 """Backbones that come with the package, and their families."""
@@ -100,7 +101,7 @@ class ModelConfig:
     Attributes:
         name: its name in records and tables.
         family: `llava_onevision`, `qwen2_vl`, or `hf` for every other vision-language model of transformers, which is
-            seen through its own processor.
+            seen through its own processor, and for causal language models, which take tasks of text.
         path: local folder or hub name; null only for the embedded ones, which come with the package.
         revision: commit on the hub; the one that was loaded is recorded in every run.
         dtype: of the frozen weights: `auto` (as saved), `float32`, `bfloat16` or `float16`.

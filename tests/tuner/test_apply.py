@@ -157,6 +157,14 @@ PUBLISHED = {
     "llava_onevision_0_5b": (893_675_552, {"language_model": (96, 516_192)}),
     "qwen2vl": (8_291_375_616, {"language_model": (112, 2_408_560)}),
     "qwen2vl_2b": (2_208_985_600, {}),
+    "qwen2_5vl_7b": (8_292_166_656, {"both": (176, 3_719_344)}),  # q, k, v, o; qkv and proj in the vision tower
+    "qwen2_5vl_3b": (3_754_622_976, {"language_model": (144, 1_751_184)}),
+    "smolvlm_256m": (256_484_928, {"language_model": (120, 460_920), "both": (168, 792_744)}),
+    "smolvlm_500m": (507_482_304, {"language_model": (128, 819_328)}),
+    "gemma3_4b": (4_300_079_472, {"both": (244, 3_365_620)}),
+    "internvl3_1b": (938_193_024, {"language_model": (96, 516_192), "both": (192, 1_401_024)}),
+    "internvl3_2b": (2_088_957_440, {"language_model": (112, 1_046_640)}),
+    "internvl3_8b": (7_944_373_760, {"language_model": (112, 2_408_560)}),
 }
 
 
