@@ -91,9 +91,8 @@ def _cut(family: str, text: dict[str, Any], vision: dict[str, Any], layers: int)
     vision["depth" if family.startswith("qwen2") else "num_hidden_layers"] = layers
     if family == "qwen2_5_vl":  # the last block sees all patches, as in the whole tower
         vision["fullatt_block_indexes"] = [layers - 1]
-    if family == "gemma3":
-        kinds = ["sliding_attention", "full_attention"]
-        text["layer_types"] = [kinds[i % 2] for i in range(layers)]
+    if family == "gemma3":  # the last block sees all tokens, as in the whole model one in six does
+        text["layer_types"] = ["sliding_attention"] * (layers - 1) + ["full_attention"]
 
 
 def _prepared(family: str, vision: dict[str, Any], options: dict[str, Any]) -> tuple[Any, str, dict[str, Any]]:
@@ -131,7 +130,7 @@ def _prepared(family: str, vision: dict[str, Any], options: dict[str, Any]) -> t
     still["rescale_factor"] = 1 / 255
     processor = dict(own["processor"])
     if family == "idefics3":
-        still["max_image_size"] = {"longest_edge": side}
+        still |= {"size": {"longest_edge": 4 * side}, "max_image_size": {"longest_edge": side}}
         processor["image_seq_len"] = (patches // options["scale_factor"]) ** 2
     else:
         still["size"] = {"height": side, "width": side}

@@ -138,6 +138,11 @@ def _mask(key: str, kwargs: dict[str, Any], length: int) -> Tensor | None:
     mask = kwargs.get("attention_mask")
     if mask is None:
         return None
+    if isinstance(mask, dict):
+        raise ValueError(
+            f"{key}: virtual tokens cannot be put into the masks that this model prepares for each kind of its "
+            "attention; take another type than prompt_tuning"
+        )
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         shape = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"{key}: expected an attention mask of shape (batch, tokens), got {shape}")

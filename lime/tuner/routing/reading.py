@@ -118,6 +118,8 @@ def _read_cache(call: TowerCall, kwargs: dict[str, Any]) -> None:
 
 
 def _read_mask(call: TowerCall, tower: nn.Module, mask: Any) -> None:
+    if isinstance(mask, dict) and "full_attention" in mask:
+        mask = _real_tokens(mask["full_attention"])
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -141,6 +143,15 @@ def _read_mask(call: TowerCall, tower: nn.Module, mask: Any) -> None:
         if downsampled is not None:
             call.frames = functools.partial(_frames, downsampled, mask)
     call.shape = call.mask_BT.shape
+
+
+def _real_tokens(prepared: Any) -> Any:
+    """The 2-D mask behind one for each query, (B, 1, T, S), that the model around a tower has prepared (Gemma 3): the
+    last query sees every real token. Anything else is returned as it is."""
+    if not isinstance(prepared, Tensor) or prepared.dim() != 4:
+        return prepared
+    last_BS = prepared[:, 0, -1]
+    return last_BS if last_BS.dtype == torch.bool else last_BS == 0
 
 
 def _frames(downsampled: Any, mask: Tensor, tokens: int) -> Tensor:
