@@ -9,7 +9,7 @@ import lime
 from lime.embedded.benchmark.scenes_image import digit
 from lime.models.loading import ModelConfig, load_backbone
 
-backbone = load_backbone(ModelConfig("tiny_llava_onevision"))  # comes with the package; others: docs/architectures.md
+backbone = load_backbone(ModelConfig("tiny_llava_onevision"))  # comes with the package; others: docs/models.md
 model, processor = backbone.model, backbone.processor
 model, _ = lime.load(model, Path(__file__).with_name("adapter"))  # trained by the main job, python train.py
 

@@ -82,8 +82,8 @@ class BaseCollator(ABC, Generic[M]):
     `max_length` bounds prompt, visual placeholders and answer together: a longer row raises OverlongError,
     nothing is ever truncated. `cache_mb` bounds the media kept: once full, no more is added (rows come in
     another order each epoch, so evicting would only turn hits into misses). Missing and damaged media raise
-    MediaError. `train_on`: of rows of several turns, label the `last` answer or `all`. `modalities`: the kinds of rows that
-    it takes.
+    MediaError. `train_on`: of rows of several turns, label the `last` answer or `all`. `modalities`: the kinds of
+    rows that it takes.
     """
 
     modalities: tuple[str, ...] = MODALITIES

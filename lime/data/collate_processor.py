@@ -125,7 +125,9 @@ class ProcessorCollator(BaseCollator[list[Image.Image]]):
             if is_answer:
                 shown = each * sum(len(turn.shown) for turn in row.turns[: next(positions)])
                 own = [pictures[:shown]] if shown else None
-                start, end = (self._process([part], own)["input_ids"][0] for part in (text, text + piece))
+                start, end = (
+                    self._process([part], own, row.source_type)["input_ids"][0] for part in (text, text + piece)
+                )
                 if not torch.equal(ids[: len(end)], end):
                     raise ValueError(
                         f"row {row.id}: data.train_on=all: this model's processor does not show where earlier answers "

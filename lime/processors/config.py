@@ -31,7 +31,8 @@ class ImageConfig:
     """Image budget. Null leaves what the checkpoint's own processor says.
 
     Attributes:
-        max_tiles: tiles that an image is cut into beside its base view (LLaVA-OneVision; 1 in the published runs).
+        max_tiles: tiles that an image is cut into beside its base view (LLaVA-OneVision, InternVL; 1 in the published
+            runs). 1 shows an image whole to SmolVLM, which else cuts it as its processor says.
         min_pixels: least pixels of the resized image (Qwen2-VL).
         max_pixels: most pixels of the resized image (Qwen2-VL).
         max_tokens: most visual tokens of an image in the prompt, by fewer tiles or fewer pixels.

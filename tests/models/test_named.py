@@ -68,7 +68,7 @@ def written(name: str, folder: Path, layers: int = 1) -> str:
 
 
 def test_every_architecture_has_a_file_of_its_name() -> None:
-    assert set(choices("model")) == {*ARCHITECTURES, *EMBEDDED, "hf"}
+    assert set(choices("model")) == {*ARCHITECTURES, *EMBEDDED, "hf", "smol_llava"}
     for name in ARCHITECTURES:
         model = composed([f"model={name}"], CONF, "train", TrainConfig).model
         assert (model.name, model.path) == (name, ARCHITECTURES[name].checkpoint)
