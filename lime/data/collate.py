@@ -21,7 +21,7 @@ from transformers import ProcessorMixin
 from lime.data.conversation import Conversation, repeats
 from lime.data.media import BOUNDS, Bounds, MediaError, image_size, load_image, load_video, media_file, video_size
 from lime.data.media.frame_cache import FrameCache
-from lime.data.rows import Row
+from lime.data.rows import DataError, Row
 from lime.data.tasks import MODALITIES
 from lime.processors.text import TextProcessor
 from lime.processors.visual import Visual, VisualEncoder
@@ -334,3 +334,13 @@ class TextCollator(Collator):
         BaseCollator.__init__(self, processor, family, root, conversation, **limits)
         self._with_types = False
         self._prompts = {}
+
+    def visual_tokens(self, row: Row) -> int:
+        if row.source_type != "text":
+            raise DataError(f"row {row.id} shows a picture or a clip, and this model takes text alone")
+        return 0
+
+    def _tokens(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        for row in rows:
+            self.visual_tokens(row)
+        return super()._tokens(rows)

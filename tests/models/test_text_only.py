@@ -17,7 +17,7 @@ from lime.config.schema import EvalConfig
 from lime.data.collate import TextCollator, model_inputs
 from lime.data.collators import make_collator
 from lime.data.config import DataConfig
-from lime.data.rows import DataError, Row
+from lime.data.rows import DataError, MMTDataset, Row
 from lime.jobs.evaluate import evaluate
 from lime.jobs.train import train
 from lime.models.loading import load_backbone
@@ -133,6 +133,16 @@ def test_rows_with_pictures_are_refused_and_what_to_choose_is_said(tmp_path: Pat
         DataError, match=r"rows of train show pictures or clips .*takes text alone.*evaluation\.splits="
     ):
         train(config(**changes, data__root=str(data_root())), tmp_path / "run")
+
+
+def test_a_row_with_a_picture_is_named() -> None:
+    """Where no data module has looked at the rows: in `data.py stats`."""
+    backbone = load_backbone(loaded(checkpoint("llama")))
+    collator = make_collator(DataConfig(name="mmt47", root=str(data_root())), backbone.processor, backbone.family)
+    image = next(row for row in MMTDataset(data_root()).train if row.source_type == "image")
+    for count in (collator.parts, collator.prompt_length):
+        with pytest.raises(DataError, match=f"row {image.id} shows a picture or a clip"):
+            count(image)
 
 
 def test_a_visual_budget_has_no_effect() -> None:
