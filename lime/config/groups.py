@@ -25,6 +25,8 @@ BALANCE = {"authors": {"alpha": 0.001, "beta": 0.0001, "every_n_steps": 50}}
 def register_groups() -> None:
     """Offer `method=NAME` for every method, `lime=NAME` for every preset, the mixtures' routing and `off`."""
     store = ConfigStore.instance()
+    # Hydra copies the places that it reads, this store among them, for every question about a group, and changes none
+    store.__deepcopy__ = _itself  # type: ignore[attr-defined]
     for preset in PRESETS:
         settings = preset_settings(preset)
         section = dataclasses.asdict(LimeSection(**{option: getattr(settings, option) for option in LIME_OPTIONS}))
@@ -33,6 +35,11 @@ def register_groups() -> None:
     store.store("off", {"enabled": False}, group="lime")
     for name, method in METHODS.items():
         store.store(name, OmegaConf.create(_overlay_of(method)), group="method", package="_global_")
+
+
+def _itself(_: Any) -> ConfigStore:
+    store: ConfigStore = ConfigStore.instance()
+    return store
 
 
 def _overlay_of(method: Method) -> dict[str, Any]:

@@ -27,7 +27,7 @@ CONFIG_FILE = "adapter_config.json"
 SECTIONS = ("model", "data", "evaluation")
 LARGEST_FILE = 2**20  # bytes
 
-TAKEN: dict[str, int | None] = {
+TAKEN: dict[str, int | float | None] = {
     "model.budget": None,
     "model.image.max_tiles": 64,
     "model.image.min_pixels": 2**24,
@@ -36,6 +36,8 @@ TAKEN: dict[str, int | None] = {
     "model.video.num_frames": 512,
     "model.video.max_pixels": 2**22,
     "model.video.max_tokens": 2**17,
+    "model.video.fps": 1000.0,
+    "model.video.index_rule": None,
     "data.max_length": 2**17,
     "data.system_prompt": None,
     "evaluation.mode": None,
@@ -136,9 +138,11 @@ def taken_from(config: Mapping[str, Any]) -> dict[str, Any]:
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is None or (key, value) == ("evaluation.mode", "none"):  # of a search, which evaluated nothing
             continue
-        good = isinstance(value, str) if largest is None else isinstance(value, int) and not isinstance(value, bool)
+        kind = str if largest is None else (int, float) if isinstance(largest, float) else int
+        good = isinstance(value, kind) and not isinstance(value, bool)
         if not good or (largest is not None and not 0 <= value <= largest):
-            expected = "a text" if largest is None else f"a whole number up to {largest:,}"
+            number = "a number" if isinstance(largest, float) else "a whole number"
+            expected = "a text" if largest is None else f"{number} up to {largest:,}"
             raise ValueError(f"adapter: {RUN_FILE}: {key}: expected {expected}, got {str(value)[:40]!r}")
         found[key] = value
     return found

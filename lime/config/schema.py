@@ -141,7 +141,7 @@ class TrainConfig:
             found += self.settings().errors(settings_key)
         except ConfigError as error:
             return [*found, *error.problems]
-        found += _evaluation_errors(self.evaluation, self.data)
+        found += _evaluation_errors(self.evaluation, self.data) + self.data.name_errors(mmt47().known_names())
         found += self._balance_errors()
         if not self.lime.enabled:
             found += self._without_lime()

@@ -19,7 +19,17 @@ import torch
 from transformers import ProcessorMixin
 
 from lime.data.conversation import Conversation, repeats
-from lime.data.media import BOUNDS, Bounds, MediaError, image_size, load_image, load_video, media_file, video_size
+from lime.data.media import (
+    BOUNDS,
+    Bounds,
+    MediaError,
+    image_size,
+    load_image,
+    load_video,
+    media_file,
+    video_seconds,
+    video_size,
+)
 from lime.data.media.frame_cache import FrameCache
 from lime.data.rows import DataError, Row
 from lime.data.tasks import MODALITIES
@@ -243,7 +253,16 @@ class Collator(BaseCollator[Visual]):
         with refusals(path, row):
             if row.source_type == "image":
                 return self.visual.image_tokens(*image_size(path, row.id, self.bounds))
-            return self.visual.video_tokens(*video_size(path, row.id, self.bounds))
+            frames = self._frames_of(path, row)[0]
+            return self.visual.video_tokens(*video_size(path, row.id, self.bounds), frames)
+
+    def _frames_of(self, path: Path, row: Row) -> tuple[int, float | None]:
+        """How many frames of a clip are read, and its seconds where that depends on them."""
+        videos = self.visual.videos
+        if videos.fps is None:
+            return videos.num_frames, None
+        seconds = video_seconds(path, row.id, self.bounds)
+        return videos.frames_of(seconds), seconds
 
     def _text_lengths(self, rows: Sequence[Row]) -> list[int]:
         return [len(ids) - len(row.media_paths) for ids, row in zip(self._tokens(rows), rows, strict=True)]
@@ -262,11 +281,14 @@ class Collator(BaseCollator[Visual]):
                 raise MediaError(path, f"not readable ({error.strerror})", row.id, "unreadable") from error
             if (entry := self._frames.get(key)) is not None:
                 values, notes = entry
-                return self.visual.restored_video(values, notes["size"], notes["grid"])
-        frames = load_video(path, self.visual.num_frames, self.video_backend, row.id, self.bounds)
-        clip = self.visual.encode_video(frames)
+                return self.visual.restored_video(values, notes["size"], notes["grid"], notes.get("seconds"))
+        count, seconds = self._frames_of(path, row)
+        rule = self.visual.videos.index_rule
+        frames = load_video(path, count, self.video_backend, row.id, self.bounds, rule)
+        clip = self.visual.encode_video(frames, seconds)
         if self._frames is not None:
-            self._frames.put(key, clip.values, {"size": clip.size, "grid": clip.grid})
+            timed = {} if seconds is None else {"seconds": clip.seconds}
+            self._frames.put(key, clip.values, {"size": clip.size, "grid": clip.grid, **timed})
         return clip
 
     def _tokens(self, rows: Sequence[Row]) -> list[np.ndarray]:

@@ -87,7 +87,8 @@ class ProcessorCollator(BaseCollator[list[Image.Image]]):
     def _read(self, path: Path, row: Row) -> list[Image.Image]:
         if row.source_type == "image":
             return [load_image(path, row.id, self.bounds)]
-        frames = load_video(path, self.num_frames, self.video_backend, row.id, self.bounds)
+        rule = self.processor.video_processor.index_rule
+        frames = load_video(path, self.num_frames, self.video_backend, row.id, self.bounds, rule)
         return [Image.fromarray(frame) for frame in frames]
 
     def _probe(self, kind: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from lime.data.files import BOUNDS, Bounds
@@ -57,6 +59,12 @@ class DataConfig:
         rows_per_split: test rows of each split, scattered, chosen by a hash of the row, so independent of seed and file
             order; null for all.
         train_rows: training rows, chosen in the same way; null for all.
+        tasks: training rows to take: names of test splits, tasks (`sst2`), categories (`glue`) or modalities (`video`);
+            null for all. Where the data do not say of which task each row is, modalities only.
+        weights: how often rows are drawn, by the same names, the narrowest first: `{glue: 2.0}` draws each row of GLUE
+            twice as often as others; 0 leaves rows out; 1 for those without a name here.
+        temperature: evens out tasks (modalities, where tasks are not known): n rows of one are drawn as often as
+            n^(1/temperature) would be; 1 leaves them in proportion.
         validation_fraction: share of the training rows held out by the same hash.
         test_fraction: of `own` data without test files: share of the rows held out as test rows; 0 for none.
         least_steps: fewest optimiser steps of a training: where the rows give fewer, each epoch repeats them; null for
@@ -81,6 +89,9 @@ class DataConfig:
     root: str | None = None
     rows_per_split: int | None = None
     train_rows: int | None = None
+    tasks: list[str] | str | None = None
+    weights: dict[str, float] | None = None
+    temperature: float = 1.0
     validation_fraction: float = 0.05
     test_fraction: float = 0.2
     least_steps: int | None = None
@@ -124,6 +135,7 @@ class DataConfig:
             problems.append(f"data.test_fraction, data.train_on: for data=own alone, but data.name is {self.name}")
         if not (math.isfinite(self.max_seconds) and self.max_seconds > 0):
             problems.append(f"data.max_seconds: expected a number above 0, got {self.max_seconds}")
+        problems += self._mixing_errors()
         for key, value, least, text in (
             ("max_length", self.max_length, 8, "at least 8 tokens"),
             ("max_pixels", self.max_pixels, 1, "at least 1"),
@@ -142,4 +154,26 @@ class DataConfig:
                 f"data.frame_cache.size_mb: expected at least 1, got {self.frame_cache.size_mb}; "
                 "data.frame_cache.dir=null turns the cache off"
             )
+        return problems
+
+    def name_errors(self, known: Collection[str]) -> list[str]:
+        """Names in `tasks` and `weights` that are none of these."""
+        problems = []
+        for key, names in (("tasks", self.tasks or ()), ("weights", self.weights or ())):
+            for name in (names,) if isinstance(names, str) else names:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1)
+                    hint = f"; did you mean {near[0]}?" if near else "; `python scripts/data.py tasks` lists them"
+                    problems.append(f"data.{key}: {name}: no task, category or modality{hint}")
+        return problems
+
+    def _mixing_errors(self) -> list[str]:
+        problems = []
+        if self.tasks is not None and not self.tasks:
+            problems.append("data.tasks: expected null (all) or at least one name, got none")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            problems.append(f"data.temperature: expected a number above 0, got {self.temperature}")
+        for name, weight in (self.weights or {}).items():
+            if not (math.isfinite(weight) and weight >= 0):
+                problems.append(f"data.weights.{name}: expected 0 or more, got {weight}")
         return problems

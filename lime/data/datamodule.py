@@ -20,6 +20,7 @@ from lime.data.collators import make_collator
 from lime.data.config import DataConfig
 from lime.data.datasets import open_dataset
 from lime.data.media import MediaError, media_file
+from lime.data.mixing import Mixture, chosen_rows, mixture_of, rows_of_an_epoch
 from lime.data.rows import DataError, Row, Rows, content_hash
 from lime.data.sampler import LengthBucketSampler, ResumableLoader
 from lime.data.shared_memory import check_room
@@ -55,6 +56,9 @@ class MMTDataModule(LightningDataModule):
 
     `least_rows`: training rows are repeated until an epoch has so many.
 
+    `mixture` says what an epoch draws of the training rows where not each once, `epoch_rows` how many of each task (of
+    each modality, where tasks are not known).
+
     `one_modality`: training batches are of one modality each, and of the same one in all processes at a step.
 
     Training batches hold rows of like length (visual tokens counted) in a seeded order; its state is part of
@@ -87,6 +91,8 @@ class MMTDataModule(LightningDataModule):
         self.train_rows: list[Row] = []
         self.val_rows: list[Row] = []
         self.train_lengths: list[int] = []
+        self.mixture: Mixture | None = None
+        self.epoch_rows: dict[str, int] = {}
         self._val_lengths: list[int] = []
         self._test_rows: dict[str, list[Row]] = {}
         self._loader: ResumableLoader | None = None
@@ -96,7 +102,7 @@ class MMTDataModule(LightningDataModule):
         """Splits off the validation rows, and checks media and lengths of both parts. Does its work once."""
         if self.train_rows or stage not in (None, "fit", "validate"):
             return
-        train, held_out = self._split(self.dataset.train)
+        train, held_out = self._split(chosen_rows(self.dataset, self.config.tasks))
         self.train_rows, self.train_lengths = self._usable("train", train)
         self.val_rows, self._val_lengths = self._usable("validation", held_out)
         if not self.train_rows:
@@ -105,6 +111,10 @@ class MMTDataModule(LightningDataModule):
         if (times := -(-self.least_rows // len(self.train_rows))) > 1:
             log.info("each epoch repeats the training rows %d times (data.least_steps)", times)
             self.train_rows, self.train_lengths = self.train_rows * times, self.train_lengths * times
+        self.mixture = mixture_of(self.dataset, self.train_rows, self.config.weights, self.config.temperature)
+        self.epoch_rows = rows_of_an_epoch(self.dataset, self.train_rows, self.mixture)
+        if self.mixture is not None:
+            log.info("an epoch draws %s", ", ".join(f"{n} of {name}" for name, n in self.epoch_rows.items()))
 
     def test_rows(self, split: str) -> list[Row]:
         """The usable rows of a test split. DataError for a split that is not there."""
@@ -119,13 +129,7 @@ class MMTDataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Length-bucketed training batches; goes on where a loaded checkpoint stood."""
         self.setup("fit")
-        rank, replicas = 0, 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            rank, replicas = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        kinds = [row.source_type for row in self.train_rows] if self.one_modality else None
-        sampler = LengthBucketSampler(
-            self.train_lengths, self.batch_size, self.seed, rank=rank, replicas=replicas, kinds=kinds
-        )
+        sampler = self.sampler()
         if self.config.num_workers:  # the heaviest batch: its rows have the most tokens, visual ones included
             order = sorted(range(len(self.train_rows)), key=lambda i: -self.train_lengths[i])[: self.batch_size]
             kind = self.train_rows[order[0]].source_type
@@ -138,6 +142,22 @@ class MMTDataModule(LightningDataModule):
             self._resume = None
         self._loader = loader
         return loader
+
+    def sampler(self) -> LengthBucketSampler:
+        """The order of the training rows in this process."""
+        rank, replicas = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, replicas = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        kinds = [row.source_type for row in self.train_rows] if self.one_modality else None
+        return LengthBucketSampler(
+            self.train_lengths,
+            self.batch_size,
+            self.seed,
+            rank=rank,
+            replicas=replicas,
+            kinds=kinds,
+            mixture=self.mixture,
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches with labels, rows of like length together, the same in every run."""

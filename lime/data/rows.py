@@ -190,6 +190,22 @@ class MMTDataset:
         return list(labels) if labels else None
 
     @functools.cached_property
+    def train_tasks(self) -> list[str] | None:
+        """The test split of each training row's task, by the row's index, where the manifest's `train_tasks` names it
+        (as split or short name); else None. DataError where that is not one known name a row."""
+        named = self.manifest.get("train_tasks")
+        if named is None:
+            return None
+        place, rows = self.root / MANIFEST, self.splits.get(TRAIN, ())
+        if not isinstance(named, list) or len(named) != len(rows):
+            raise DataError(f"{place}: train_tasks: expected a list of {len(rows)} names, one for each training row")
+        splits = {name: task.split for task in self.table.tasks.values() for name in (task.name, task.split)}
+        for index, name in enumerate(named):
+            if not isinstance(name, str) or name not in splits:
+                raise DataError(f"{place}: train_tasks: row {TRAIN}/{index}: {name!r} is no task; correct it")
+        return [splits[name] for name in named]
+
+    @functools.cached_property
     def rows_fingerprint(self) -> str:
         """SHA-256 over all rows present: texts and media paths."""
         total = hashlib.sha256()

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from lime.data.mixing import Mixture
+
 
 class LengthBucketSampler(Sampler[list[int]]):
     """Index batches of like length, seeded.
@@ -21,6 +23,8 @@ class LengthBucketSampler(Sampler[list[int]]):
     padding is small. With several `replicas`, batches are dealt round-robin; some are dealt twice where the
     count does not divide, so that every replica takes the same number of steps. Iterating yields the batches
     of `epoch` from number `start` on.
+
+    `mixture`: what epochs draw of the rows, by (seed, epoch), in place of each row once.
 
     `kinds`, one per row (its modality): the rows of a batch, and the batches that the replicas take at one step, are
     then all of one kind, so that every replica runs the same towers.
@@ -36,6 +40,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         rank: int = 0,
         replicas: int = 1,
         kinds: Sequence[str] | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -47,7 +52,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         self.kinds = np.asarray(kinds if kinds is not None else ["any"] * len(lengths))
         if len(self.kinds) != len(self.lengths):
             raise ValueError(f"kinds: expected one for each of {len(self.lengths)} rows, got {len(self.kinds)}")
-        self.by_kind = kinds is not None
+        self.by_kind, self.mixture = kinds is not None, mixture
         self.batch_size, self.seed, self.window = batch_size, seed, window
         self.rank, self.replicas = rank, replicas
         self.epoch = 0
@@ -55,13 +60,13 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of one epoch on one replica."""
-        counts = np.unique(self.kinds, return_counts=True)[1]
+        counts = np.unique(self.kinds[self._rows(np.random.default_rng(0))], return_counts=True)[1]
         return sum(math.ceil(math.ceil(int(n) / self.batch_size) / self.replicas) for n in counts)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """All batches of an epoch on this replica."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.lengths))
+        order = self._rows(rng)
         if self.by_kind:
             return self._batches_by_kind(rng, order)
         mixed = self._buckets(order)
@@ -70,10 +75,13 @@ class LengthBucketSampler(Sampler[list[int]]):
             mixed += mixed[: self.replicas - len(mixed) % self.replicas]
         return mixed[self.rank :: self.replicas]
 
+    def _rows(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(len(self.lengths)) if self.mixture is None else self.mixture.draw(rng)
+
     def _batches_by_kind(self, rng: np.random.Generator, order: np.ndarray) -> list[list[int]]:
         """This replica's batches, where those of one step are of one kind."""
         steps: list[list[list[int]]] = []
-        for kind in np.unique(self.kinds):
+        for kind in np.unique(self.kinds[order]):
             own = self._buckets(order[self.kinds[order] == kind])
             own = [own[i] for i in rng.permutation(len(own))]
             for start in range(0, len(own), self.replicas):
@@ -140,7 +148,7 @@ class ResumableLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position, with what they depend on."""
         last = min(len(self.buckets), self.limit() or float("inf"))
-        done = self._position >= last
+        done, mixture = self._position >= last, self.buckets.mixture
         return {
             "epoch": self._epoch + int(done),
             "position": 0 if done else self._position,
@@ -149,15 +157,17 @@ class ResumableLoader(DataLoader[Any]):
             "seed": self.buckets.seed,
             "replicas": self.buckets.replicas,
             "alike": self.buckets.by_kind,  # its name in checkpoints
+            "drawn": None if mixture is None else {" ".join(source): n for source, n in mixture.counts.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`. ValueError where rows, batch size, seed or replicas differ: the order would too."""
+        """Goes on from `state`. ValueError where rows, what is drawn of them, batch size, seed or replicas differ: the
+        order would too."""
         own = self.state_dict()
-        for key in ("rows", "batch_size", "seed", "replicas", "alike"):
-            if state[key] != own[key]:
+        for key in ("rows", "batch_size", "seed", "replicas", "alike", "drawn"):
+            if state.get(key) != own[key]:
                 raise ValueError(
-                    f"cannot resume: the checkpoint was written with {key}={state[key]}, this run has {own[key]}; "
+                    f"cannot resume: the checkpoint was written with {key}={state.get(key)}, this run has {own[key]}; "
                     "the order of the training rows depends on it"
                 )
         self._epoch, self._position, self._resumed = state["epoch"], state["position"], True

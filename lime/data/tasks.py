@@ -78,18 +78,21 @@ class TaskTable:
         return {"categories": dict(self.categories), "tasks": rows}
 
     def known_names(self) -> list[str]:
-        """All that names test splits: split names, tasks' short names, categories."""
-        return [*self.tasks, *(task.name for task in self.tasks.values()), *self.categories]
+        """All that names tasks: their test splits, short names, categories and modalities."""
+        return [*self.tasks, *(task.name for task in self.tasks.values()), *self.categories, *MODALITIES]
 
     def splits(self, chosen: Sequence[str] | str | None) -> list[str] | None:
-        """Test splits by their names, tasks' short names (`sst2`) or categories (`glue`), in the order of the table.
+        """Test splits by their names, tasks' short names (`sst2`), categories (`glue`) or modalities (`video`), in the
+        order of the table.
 
         None stays None (all). A name that is none of these is left as it is, behind the others.
         """
         if chosen is None:
             return None
         names = [chosen] if isinstance(chosen, str) else list(chosen)
-        known = [split for split, task in self.tasks.items() if {split, task.name, task.category} & set(names)]
+        known = [
+            split for split, task in self.tasks.items() if {split, task.name, task.category, task.modality} & set(names)
+        ]
         return known + [name for name in names if name not in self.known_names()]
 
     def scored_by(self, metrics: Mapping[str, str] | None) -> dict[str, Task]:

@@ -118,7 +118,7 @@ class _Run:
             answers = False
         self.tests = TestRows(self.data, config.evaluation.splits, config.evaluation.metrics) if answers else None
         self.info = described(config.seed, self.backbone, self.data, overrides=self.overrides)
-        self.record.environment(self.info, self.data.dataset)
+        self.record.environment(self.info, self.data.dataset, self.data.epoch_rows)
         self.backbone.model.to(self.device)  # type: ignore[arg-type]
         self.model, self.applied = lime.tuner.apply(self.backbone.model, config.settings())
         if config.trainer.gradient_checkpointing:

@@ -63,13 +63,11 @@ def load_automatic_processor(
     images: Any
     if model_type in SEEN_AS_QWEN2_VL:
         images = image_processor_of(Qwen2VLImageProcessorPil, still, image.min_pixels, image.max_pixels)
-        frames = FrameProcessor(
-            image_processor_of(Qwen2VLImageProcessorPil, moving, None, video.max_pixels), video.num_frames
-        )
+        frames = FrameProcessor(image_processor_of(Qwen2VLImageProcessorPil, moving, None, video.max_pixels), video)
     else:
         images = AutoImageProcessor.from_pretrained(str(path), revision=revision, backend="pil")
         _limit(images, image, video)
-        frames = FramesAsImages(video.num_frames, _uncut(images))
+        frames = FramesAsImages(video, _uncut(images))
         log.warning("%s: videos are shown as %d images each, one per frame", model_type, video.num_frames)
     cls: Any = type(base.__name__, (WithFrameProcessor, base), {"__doc__": base.__doc__})
     parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": frames}

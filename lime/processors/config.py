@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,17 +50,24 @@ class VideoConfig:
     """Video budget.
 
     Attributes:
-        num_frames: uniformly sampled frames of a clip.
+        num_frames: frames of a clip, spread evenly from its first to its last; with `fps`, the most of them.
         max_pixels: most pixels of a frame (Qwen2-VL); null for the checkpoint's.
         max_tokens: most visual tokens of a clip in the prompt: by fewer pixels (Qwen2-VL); where a frame's tokens are
             fixed (LLaVA-OneVision) it is an error if the frames take more.
+        fps: frames a second, at most `num_frames` of a clip (Qwen2-VL, Qwen2.5-VL; the clips of other models are all of
+            one length); null for `num_frames` of every clip.
+        index_rule: how a place between two frames becomes one of them: `rounded` to the nearest, or `truncated` to the
+            one before, as in the published runs.
     """
 
     num_frames: int = 8
     max_pixels: int | None = None
     max_tokens: int | None = None
+    fps: float | None = None
+    index_rule: str = "rounded"
 
 
+INDEX_RULES = ("rounded", "truncated")
 BUDGETS = ("checkpoint", "published")
 QUANTIZATIONS = ("8bit", "4bit")
 
@@ -169,21 +177,32 @@ class ModelConfig:
     def _budget_errors(self) -> list[str]:
         image, video = self.image, self.video
         counts = {f"model.image.{key}": value for key, value in vars(image).items()}
-        counts |= {f"model.video.{key}": value for key, value in vars(video).items()}
+        rates = {"model.video.fps": video.fps}
+        counts |= {f"model.video.{key}": getattr(video, key) for key in ("num_frames", "max_pixels", "max_tokens")}
         problems = [
             f"{key}: expected at least 1, got {value}"
             for key, value in counts.items()
             if value is not None and value < 1
         ]
+        if video.fps is not None and not 0 < video.fps < math.inf:
+            problems.append(f"model.video.fps: expected a number above 0 or null, got {video.fps}")
+        if video.index_rule not in INDEX_RULES:
+            known = ", ".join(INDEX_RULES)
+            problems.append(f"model.video.index_rule: expected one of {known}, got {video.index_rule!r}")
         if image.min_pixels and image.max_pixels and image.min_pixels > image.max_pixels:
             problems.append(f"model.image.min_pixels: {image.min_pixels} is above max_pixels {image.max_pixels}")
         without_effect = {
-            "llava_onevision": ("model.image.min_pixels", "model.image.max_pixels", "model.video.max_pixels"),
+            "llava_onevision": (
+                "model.image.min_pixels",
+                "model.image.max_pixels",
+                "model.video.max_pixels",
+                "model.video.fps",
+            ),
             "qwen2_vl": ("model.image.max_tiles",),
             AUTOMATIC: ("model.image.max_tokens", "model.video.max_tokens"),
         }.get(self.family, ())
         text = f"has no effect on family {self.family}; leave it null"
-        return problems + [f"{key}: {text}" for key in without_effect if counts[key] is not None]
+        return problems + [f"{key}: {text}" for key in without_effect if (counts | rates)[key] is not None]
 
     @property
     def location(self) -> str:

@@ -42,7 +42,7 @@ def normalise(values: np.ndarray, processor: ImageProcessor, channel_axis: int) 
 
 
 class FrameProcessor(PushToHubMixin):
-    """Videos as runs of frames through a PIL image processor. `num_frames` is how many a clip is sampled to.
+    """Videos as runs of frames through a PIL image processor; `video` says how many of a clip (`frames_of`).
 
     A video is (T, H, W, 3) uint8 or a list of such frames. LLaVA-OneVision: `pixel_values_videos` (N, T, 3,
     S, S). Qwen2-VL: `pixel_values_videos` (sum of patches, 3 * temporal * patch^2) and `video_grid_thw` (N,
@@ -51,9 +51,9 @@ class FrameProcessor(PushToHubMixin):
 
     _auto_class = None
 
-    def __init__(self, image_processor: Any, num_frames: int) -> None:
+    def __init__(self, image_processor: Any, video: VideoConfig) -> None:
         self.image_processor = image_processor
-        self.num_frames = num_frames
+        self.num_frames, self.fps, self.index_rule = video.num_frames, video.fps, video.index_rule
         self.patched = isinstance(image_processor, Qwen2VLImageProcessorPil)
         self.model_input_names = ["pixel_values_videos", *(["video_grid_thw"] if self.patched else [])]
         if self.patched:
@@ -64,7 +64,13 @@ class FrameProcessor(PushToHubMixin):
         """The configuration, as it stands in `video_preprocessor_config.json`."""
         content = {k: v for k, v in self.image_processor.to_dict().items() if k != "image_processor_type"}
         name = "Qwen2VLVideoProcessor" if self.patched else "LlavaOnevisionVideoProcessor"
-        return {**content, "video_processor_type": name, "num_frames": self.num_frames, "do_sample_frames": False}
+        content |= {"video_processor_type": name, "num_frames": self.num_frames, "do_sample_frames": False}
+        content |= {"fps": self.fps} if self.fps is not None else {}
+        return content | ({"index_rule": self.index_rule} if self.index_rule != "rounded" else {})
+
+    def frames_of(self, seconds: float) -> int:
+        """How many frames a clip of this length is sampled to."""
+        return self.num_frames if self.fps is None else min(max(1, round(seconds * self.fps)), self.num_frames)
 
     def resize(self, video: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """(T, H, W, 3) uint8 to (T, 3, h, w) uint8 at the size the model sees."""
@@ -129,14 +135,16 @@ class FrameProcessor(PushToHubMixin):
 
 class FramesAsImages(PushToHubMixin):
     """Stands where a processor has its video processor: `num_frames` frames of a clip are shown as images, with
-    `options` of the image processor."""
+    `options` of the image processor. Raises ValueError for a rate."""
 
     _auto_class = None
     model_input_names: tuple[str, ...] = ()
     fps = 1
 
-    def __init__(self, num_frames: int, options: dict[str, Any]) -> None:
-        self.num_frames, self.options = num_frames, options
+    def __init__(self, video: VideoConfig, options: dict[str, Any]) -> None:
+        if video.fps is not None:
+            raise ValueError("model.video.fps: this model sees the frames of a clip as images, equally many; set null")
+        self.num_frames, self.index_rule, self.options = video.num_frames, video.index_rule, options
 
     def to_dict(self) -> dict[str, Any]:
         return {"num_frames": self.num_frames, "as_images": True, **self.options}
@@ -203,7 +211,7 @@ def load_processor(
             f"model.path: {path} has no chat template (chat_template.jinja, chat_template.json, or in the "
             "tokenizer); it is part of the checkpoint: fetch it"
         )
-    frames = FrameProcessor(frame_processor, video.num_frames)
+    frames = FrameProcessor(frame_processor, video)
     processor = processor_class(image_processor, tokenizer, frames, chat_template=template, **files.options())
     if isinstance(image_processor, LlavaOnevisionImageProcessorPil):
         _check_tokens(processor, image.max_tokens, video)

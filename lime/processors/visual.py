@@ -27,13 +27,14 @@ class Visual:
 
     `values`: LLaVA-OneVision: (tiles or frames, 3, S, S); Qwen2-VL: (patches, 3 * temporal * patch^2).
     `tokens`: placeholders it takes in a prompt. `size`: (height, width) before resizing. `grid`: [t, h, w]
-    (Qwen2-VL).
+    (Qwen2-VL). `seconds`: that one of the t steps stands for, where clips are sampled by a rate.
     """
 
     values: np.ndarray
     tokens: int
     size: tuple[int, int]
     grid: tuple[int, int, int] | None = None
+    seconds: float | None = None
 
 
 class VisualEncoder:
@@ -47,20 +48,20 @@ class VisualEncoder:
         self.videos: FrameProcessor = processor.video_processor
         self.patched = isinstance(self.images, Qwen2VLImageProcessorPil)
         self.num_frames = self.videos.num_frames
+        self._timed = "second_per_grid_ts" in processor.model_input_names  # Qwen2.5-VL places clips by their time
         self._counts: dict[tuple[Any, ...], int] = {}
 
     def image_tokens(self, height: int, width: int) -> int:
         """Placeholders that an image of this size takes."""
         return self._tokens("image", height, width)
 
-    def video_tokens(self, height: int, width: int) -> int:
-        """Placeholders that a clip of `num_frames` frames of this size takes."""
-        return self._tokens("video", height, width)
+    def video_tokens(self, height: int, width: int, frames: int | None = None) -> int:
+        """Placeholders that a clip of so many frames of this size takes (`num_frames`, where not given)."""
+        return self._tokens("video", frames or self.num_frames, height, width)
 
     def _tokens(self, kind: str, *size: int) -> int:
         if (kind, *size) not in self._counts:
-            sizes = [size] if kind == "image" else [(self.num_frames, *size)]
-            counts = self.processor._get_num_multimodal_tokens(**{f"{kind}_sizes": sizes})
+            counts = self.processor._get_num_multimodal_tokens(**{f"{kind}_sizes": [size]})
             self._counts[kind, *size] = int(getattr(counts, f"num_{kind}_tokens")[0])
         return self._counts[kind, *size]
 
@@ -72,25 +73,29 @@ class VisualEncoder:
         grid = tuple(int(n) for n in out["image_grid_thw"][0]) if self.patched else None
         return Visual(_bytes(values), self.image_tokens(*size), size, grid)  # type: ignore[arg-type]
 
-    def encode_video(self, frames: np.ndarray) -> Visual:
-        """(T, H, W, 3) uint8 frames, resized and laid out."""
+    def encode_video(self, frames: np.ndarray, length: float | None = None) -> Visual:
+        """(T, H, W, 3) uint8 frames of a clip of this length in seconds, resized and laid out."""
         size = (frames.shape[1], frames.shape[2])
         values = self.videos.resize(frames)
         grid = None
         if self.patched:
             values, shape = self.videos.patchify(values)
             grid = (shape[0], shape[1], shape[2])
-        return Visual(_bytes(values), self.video_tokens(*size), size, grid)
+        seconds = self.videos.temporal_patch_size * length / len(frames) if self.patched and length else None
+        return Visual(_bytes(values), self.video_tokens(*size, len(frames)), size, grid, seconds)
 
     def video_sampling(self) -> str:
         """All that decides the frames of a clip, as text: how many, and how they are resized and laid out."""
         return json.dumps(self.videos.to_dict(), sort_keys=True, default=str)
 
-    def restored_video(self, values: np.ndarray, size: Sequence[int], grid: Sequence[int] | None) -> Visual:
+    def restored_video(
+        self, values: np.ndarray, size: Sequence[int], grid: Sequence[int] | None, seconds: float | None
+    ) -> Visual:
         """What `encode_video` made of a clip of `size` (height, width), from its parts."""
         height, width = size
         shape = (grid[0], grid[1], grid[2]) if grid is not None else None
-        return Visual(values, self.video_tokens(height, width), (height, width), shape)
+        frames = len(values) if shape is None else shape[0] * self.videos.temporal_patch_size
+        return Visual(values, self.video_tokens(height, width, frames), (height, width), shape, seconds)
 
     def inputs(self, images: Sequence[Visual], videos: Sequence[Visual]) -> dict[str, Tensor]:
         """The visual inputs of a batch, images and clips each in the order of their rows."""
@@ -105,6 +110,8 @@ class VisualEncoder:
             out["pixel_values_videos"] = self._values(videos, self.videos.image_processor)
             if self.patched:
                 out["video_grid_thw"] = torch.tensor([v.grid for v in videos])
+            if self._timed and all(v.seconds is not None for v in videos):
+                out["second_per_grid_ts"] = torch.tensor([v.seconds for v in videos])
         return out
 
     def _values(self, visuals: Sequence[Visual], processor: object) -> Tensor:

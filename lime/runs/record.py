@@ -180,6 +180,7 @@ class Record:
     routing: dict[str, Any] = field(default_factory=dict)
     answering: Answering | None = None
     rows_left_out: dict[str, Any] = field(default_factory=dict)
+    epoch_rows: dict[str, int] = field(default_factory=dict)
     scores: list[dict[str, Any]] = field(default_factory=list)
     items: dict[str, Any] = field(default_factory=dict)
 

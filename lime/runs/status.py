@@ -145,9 +145,9 @@ class RunRecord(RunStatus):
             config=plain(config),
         )
 
-    def environment(self, info: dict[str, Any], data: MMTDataset) -> None:
-        """Versions, commit, hardware and fingerprints, and the tasks."""
-        self._record.environment = info
+    def environment(self, info: dict[str, Any], data: MMTDataset, epoch_rows: dict[str, int]) -> None:
+        """Versions, commit, hardware and fingerprints, the tasks, and how many rows of each an epoch has."""
+        self._record.environment, self._record.epoch_rows = info, epoch_rows
         self._record.identity.data = data.fingerprint
         self._record.tasks = None if data.table.is_mmt47 else data.table.content()
         self._record.identity.threads = info["hardware"]["threads"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import threading
 import time
@@ -226,8 +227,9 @@ def fit(data, folder, steps=None, epochs=3, resume=None, **options):
     return module.seen
 
 
-@pytest.mark.parametrize("limit", [1.0, 3])
-def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(make, tmp_path, limit):
+@pytest.mark.parametrize(("limit", "weights"), [(1.0, None), (3, {"video": 2.0})])
+def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(make, tmp_path, limit, weights):
+    make = functools.partial(make, weights=weights)
     options = {"limit_train_batches": limit, "limit_val_batches": 0}
     whole = fit(make(), tmp_path / "whole", **options)
     per_epoch = len(whole) // 3

@@ -11,7 +11,7 @@ import pytest
 from lime.config.identity import config_hash
 from lime.data import tasks
 from lime.data.rows import MMTDataset
-from lime.data.tasks import CATEGORIES, TASKS, TaskTable, mmt47, read_table
+from lime.data.tasks import CATEGORIES, MODALITIES, TASKS, TaskTable, mmt47, read_table
 from lime.data.tools.verify import verify
 from lime.embedded.benchmark import builder, generate
 from lime.embedded.benchmark.items import Item, MiniTasks, Part
@@ -30,6 +30,7 @@ GLUE = [split for split, task in TASKS.items() if task.category == "glue"]
         (["glue_test_sst2", "sst2"], ["glue_test_sst2"]),
         ("glue", GLUE),
         (["svhn", "glue", "qqp"], ["image_test_svhn", *GLUE]),
+        (["text"], [split for split, task in TASKS.items() if task.modality == "text"]),
         (["sst2", "nothing"], ["glue_test_sst2", "nothing"]),
     ],
 )
@@ -39,7 +40,7 @@ def test_splits_are_named_by_split_task_or_category(chosen: list[str] | str | No
 
 def test_every_name_means_one_thing() -> None:
     names = mmt47().known_names()
-    assert len(set(names)) == len(names) == 2 * len(TASKS) + len(CATEGORIES)
+    assert len(set(names)) == len(names) == 2 * len(TASKS) + len(CATEGORIES) + len(MODALITIES)
     for name in names:
         assert EvaluationConfig(splits=[name]).errors(names) == EvaluationConfig(splits=name).errors(names) == []
     assert mmt47().splits(list(CATEGORIES)) == list(TASKS)

@@ -51,28 +51,44 @@ class _Pass:
     matrix: tuple[int, ...] = ()
 
 
-def frame_indices(total: int, count: int) -> np.ndarray:
-    """`count` indices spread evenly from the first to the last of `total` frames; a shorter clip repeats frames."""
+def frame_indices(total: int, count: int, rule: str = "rounded") -> np.ndarray:
+    """`count` indices spread evenly from the first to the last of `total` frames; a shorter clip repeats frames.
+
+    `rule`: `rounded` to the nearest frame, or `truncated` to the one before.
+    """
     if total < 1:
         raise ValueError(f"cannot sample from {total} frames")
-    return np.linspace(0, total - 1, count).round().astype(int)
+    places = np.linspace(0, total - 1, count)
+    return (places.round() if rule == "rounded" else places).astype(int)
 
 
-def read_clip(medium: Medium, num_frames: int) -> Clip:
+def clip_seconds(medium: Medium) -> float:
+    """How long a clip lasts, by the times of its packets; nothing is decoded. Raises MediaError."""
+    with opened(medium) as container:
+        stream = video_stream(container, medium)
+        times = [packet.pts for packet in container.demux(stream) if packet.size]
+        known = [time for time in times if time is not None]
+        if len(known) < 2 or stream.time_base is None:
+            return len(times) / _rate(stream)
+        span = float((max(known) - min(known)) * stream.time_base)
+        return span * len(known) / (len(known) - 1)  # the last frame is shown as long as others are
+
+
+def read_clip(medium: Medium, num_frames: int, rule: str = "rounded") -> Clip:
     """`num_frames` frames spread evenly over a clip, all of the first one's size. Raises MediaError."""
     with opened(medium) as container:
         stream = video_stream(container, medium)
         # what the container says it has, or its packets where it says nothing (Matroska, raw streams)
         count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
     while True:  # again where the container was wrong about its number of frames
-        wanted = set(frame_indices(max(count, 1), num_frames).tolist())
+        wanted = set(frame_indices(max(count, 1), num_frames, rule).tolist())
         decoded = _decode(medium, wanted, count)
         if decoded.seen == 0:
             raise medium.error("holds no frame")
         if decoded.seen == count:
             break
         count = decoded.seen
-    chosen = np.stack([decoded.frames[i] for i in frame_indices(count, num_frames).tolist()])
+    chosen = np.stack([decoded.frames[i] for i in frame_indices(count, num_frames, rule).tolist()])
     return Clip(turned(chosen, decoded.matrix), decoded.seen, set(decoded.sizes))
 
 

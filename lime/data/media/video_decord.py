@@ -20,7 +20,7 @@ _SURE_CODECS = ("h264", "hevc", "vp9")
 _NEAR = 4.0  # mean difference of a frame's values (0 to 255) that two conversions of colors may have
 
 
-def read_frames(medium: Medium, num_frames: int) -> np.ndarray:
+def read_frames(medium: Medium, num_frames: int, rule: str = "rounded") -> np.ndarray:
     """(num_frames, H, W, 3) uint8 as PyAV reads them. Raises MediaError, also where decord reads otherwise."""
     if importlib.util.find_spec("decord") is None:
         raise ModuleNotFoundError(
@@ -32,12 +32,12 @@ def read_frames(medium: Medium, num_frames: int) -> np.ndarray:
         try:
             reader = _reader(medium.path)
             if len(reader) == total:
-                return reader.get_batch(frame_indices(total, num_frames).tolist()).asnumpy()
+                return reader.get_batch(frame_indices(total, num_frames, rule).tolist()).asnumpy()
         except Exception:  # noqa: BLE001  # a trace of C++: what is wrong is found out below
             pass
-    expected = read_clip(medium, num_frames)
+    expected = read_clip(medium, num_frames, rule)
     try:
-        frames = _in_order(_reader(medium.path), frame_indices(expected.seen, num_frames).tolist())
+        frames = _in_order(_reader(medium.path), frame_indices(expected.seen, num_frames, rule).tolist())
     except Exception as error:  # DECORDError and RuntimeError with a trace of C++, which says nothing to the user
         raise medium.error("decord cannot read it; use data.video_backend=pyav") from error
     if frames.shape != expected.frames.shape or _difference(frames, expected.frames) > _NEAR:

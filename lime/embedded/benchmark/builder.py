@@ -196,7 +196,8 @@ def _build(root: Path, settings: Settings, workers: int) -> None:
         shown = tqdm(results, "embedded benchmark", len(jobs), disable=None, unit="part")
         parts = {(job.split, job.part): result for job, result in zip(jobs, shown, strict=True)}
 
-    train = [row for split in MINI_TASKS for row in parts[split, "train"].rows]
+    names = list(MINI_TASKS)
+    train = [row for split in names for row in parts[split, "train"].rows]
     order = np.random.default_rng([_DOMAIN, settings.seed]).permutation(len(train))
     tables = {"train": [train[i] for i in order]}
     tables |= {split: parts[split, "test"].rows for split in MINI_TASKS}
@@ -214,6 +215,7 @@ def _build(root: Path, settings: Settings, workers: int) -> None:
             for split, rows in tables.items()
         },
         "media": sum(1 for rows in tables.values() for row in rows if row["media_path"]),
+        "train_tasks": [MINI_TASKS[names[i // settings.train_per_task]].name for i in order],
         "allowed_answers": {split: list(task.answers) for split, task in MINI_TASKS.items()},
         "checksum": total.hexdigest(),
     }

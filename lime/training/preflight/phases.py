@@ -20,7 +20,6 @@ from torch import nn
 
 from lime.data.datamodule import MMTDataModule
 from lime.data.rows import Row
-from lime.data.sampler import LengthBucketSampler
 from lime.data.tasks import MODALITIES
 from lime.distributed import processes
 from lime.evaluation.config import EvaluationConfig
@@ -88,7 +87,7 @@ def training_phase(
 ) -> Phase:
     """Forward and backward passes over the training rows, `epochs` times."""
     costs = dict.fromkeys(MODALITIES, 0.0)
-    for batch in sampler(data).batches(0):
+    for batch in data.sampler().batches(0):
         tokens = max(data.train_lengths[i] for i in batch)
         for i in batch:
             costs[data.train_rows[i].source_type] += epochs * tokens
@@ -126,19 +125,6 @@ def forward_backward(module: AdaptationModule, batch: dict[str, Any], device: to
 def _autocast(device: torch.device, precision: str) -> Any:
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
-
-
-def sampler(data: MMTDataModule) -> LengthBucketSampler:
-    """The order of a run's first epoch in this process."""
-    kinds = [row.source_type for row in data.train_rows] if data.one_modality else None
-    return LengthBucketSampler(
-        data.train_lengths,
-        data.batch_size,
-        data.seed,
-        rank=processes.rank(),
-        replicas=processes.world_size(),
-        kinds=kinds,
-    )
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from lime.distributed.devices import resolved_precision
 from lime.system.atomic import write_json
 from lime.system.memory import MB, available_mb, resident_mb
 from lime.training.module import AdaptationModule
-from lime.training.preflight.phases import Phase, answering_phase, sampler, training_phase
+from lime.training.preflight.phases import Phase, answering_phase, training_phase
 from lime.training.preflight.trials import ADVICE, Trial, Trials
 from lime.training.preflight.verdict import PhaseVerdict, Preflight
 from lime.tuner.reporting import count
@@ -91,7 +91,7 @@ def _tried(
 ) -> Preflight:
     options, on_cpu = config.trainer, device.type == "cpu"
     precision = resolved_precision(options.precision, not on_cpu)
-    steps = -(-sum(1 for _ in sampler(data).batches(0)) // options.accumulate_grad_batches)
+    steps = -(-sum(1 for _ in data.sampler().batches(0)) // options.accumulate_grad_batches)
     epochs = options.max_epochs if options.max_steps is None else min(options.max_epochs, options.max_steps / steps)
     training = training_phase(module, data, device, precision, epochs)
     phases = [training]

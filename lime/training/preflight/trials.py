@@ -20,7 +20,7 @@ from lime.data.rows import Row
 from lime.data.sampler import read_ahead
 from lime.system.memory import Peak, resident_mb
 from lime.training.module import AdaptationModule
-from lime.training.preflight.phases import Phase, Work, forward_backward, sampler, timed
+from lime.training.preflight.phases import Phase, Work, forward_backward, timed
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class Trials:
 def _of_every_shape(data: MMTDataModule, epochs: int) -> list[list[Row]]:
     """The first batch of every shape of the run, in its order: of rows, padded tokens, images and clips."""
     first_of_shape: dict[tuple[int, int, int, int], list[Row]] = {}
-    order = sampler(data)
+    order = data.sampler()
     for batch in (batch for epoch in range(min(epochs, 3)) for batch in order.batches(epoch)):
         rows = [data.train_rows[i] for i in batch]
         kinds = [row.source_type for row in rows]
