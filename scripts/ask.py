@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.config.scripts import from_home, run_script, script_parser
 from lime.data.files import MediaError
+from lime.jobs.light import light_imports
 from lime.system.printing import plain, print
 
 if TYPE_CHECKING:
@@ -60,14 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _open(run: str, overrides: list[str]) -> AdaptedRun:
-    import transformers  # after the arguments were checked
+    with light_imports():  # after the arguments were checked
+        import transformers
 
-    from lime.jobs.asking import open_run
+        from lime.jobs.asking import open_run
 
-    transformers.utils.logging.disable_progress_bar()
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    warnings.filterwarnings("ignore", message=".*base_model_name_or_path. was renamed.*")  # checked by fingerprint
-    return open_run(run, *overrides)
+        transformers.utils.logging.disable_progress_bar()
+        logging.basicConfig(level=logging.ERROR, format="%(message)s")
+        warnings.filterwarnings("ignore", message=".*base_model_name_or_path. was renamed.*")  # checked by fingerprint
+        return open_run(run, *overrides)
 
 
 def _answer(run: AdaptedRun, question: str, media: dict[str, Path], options: argparse.Namespace) -> None:

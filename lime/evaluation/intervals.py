@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from lime.evaluation.statistics import CONFIDENCE, correlation, t_quantile, wilson_interval
 
@@ -108,7 +108,7 @@ def correlation_sample(x_R: np.ndarray, y_R: np.ndarray, sources: Sequence[str],
     independent rows is that of normal ones: (1 - r^2)^2 / (n - 3), for ranks times 1 + r^2 / 2 (Bonett, Wright 2000).
     """
     if kind == "spearman":
-        x_R, y_R = stats.rankdata(x_R), stats.rankdata(y_R)
+        x_R, y_R = scipy.stats.rankdata(x_R), scipy.stats.rankdata(y_R)
     names_G, index_R, sizes_G = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
     n, groups = len(x_R), len(names_G)
     value = correlation(x_R, y_R, "pearson") or 0.0
@@ -177,9 +177,9 @@ def share(samples: Sequence[Sample]) -> Estimate:
     low, high = wilson_interval(right, rows)
     tail = (1 - CONFIDENCE) / 2
     if right > 0:
-        low = min(low, float(stats.beta.ppf(tail, right + 0.5, rows - right + 0.5)))
+        low = min(low, float(scipy.stats.beta.ppf(tail, right + 0.5, rows - right + 0.5)))
     if right < rows:
-        high = max(high, float(stats.beta.ppf(1 - tail, right + 0.5, rows - right + 0.5)))
+        high = max(high, float(scipy.stats.beta.ppf(1 - tail, right + 0.5, rows - right + 0.5)))
     return Estimate(100 * value, 100 * low, 100 * high)
 
 

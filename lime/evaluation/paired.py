@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray, clusters: Sequence[str] | None = None) -> float:
@@ -34,12 +34,12 @@ def sign_flip(differences: Sequence[float] | np.ndarray, clusters: Sequence[str]
     total, observed = int(sizes.sum()), abs(int(whole.sum()))
     if sizes.max() == 1:
         least = (total - observed) // 2
-        return float(min(2 * stats.binom.cdf(least, total, 0.5) - stats.binom.pmf(least, total, 0.5), 1.0))
+        return float(min(2 * scipy.stats.binom.cdf(least, total, 0.5) - scipy.stats.binom.pmf(least, total, 0.5), 1.0))
     # Probability of (sum + total) / 2 = the sum of the sizes whose sign came out positive.
     chances = np.ones(1)
     for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
         steps = np.zeros(size * count + 1)
-        steps[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        steps[::size] = scipy.stats.binom.pmf(np.arange(count + 1), count, 0.5)
         chances = np.convolve(chances, steps)
     sums = 2 * np.arange(total + 1) - total
     beyond, at = chances[np.abs(sums) > observed].sum(), chances[np.abs(sums) == observed].sum()
@@ -56,7 +56,7 @@ def flip_at_random(
     if len(sums) < 2 or not sums.any():
         return 1.0
     return float(
-        stats.permutation_test(
+        scipy.stats.permutation_test(
             (sums,), np.sum, permutation_type="samples", vectorized=True, n_resamples=resamples, rng=rng
         ).pvalue
     )

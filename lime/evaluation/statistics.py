@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
+import scipy
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
 
 
 def _normal_quantile(confidence: float) -> float:
-    return float(stats.norm.ppf(0.5 + confidence / 2))
+    return float(scipy.stats.norm.ppf(0.5 + confidence / 2))
 
 
 def t_quantile(degrees: float) -> float:
     """Half the width of a 95% interval in standard errors, with these degrees of freedom."""
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
+    return float(scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
 
 
 def wilson_interval(successes: float, n: float, confidence: float = CONFIDENCE) -> Interval:
@@ -47,7 +47,7 @@ def correlation(x: np.ndarray, y: np.ndarray, kind: str) -> float | None:
     if len(x) != len(y):
         raise ValueError(f"expected vectors of one length, got {len(x)} and {len(y)}")
     if kind == "spearman":
-        x, y = stats.rankdata(x), stats.rankdata(y)
+        x, y = scipy.stats.rankdata(x), scipy.stats.rankdata(y)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(np.clip(np.corrcoef(_scaled(x), _scaled(y))[0, 1], -1.0, 1.0))

@@ -49,7 +49,8 @@ class AdaptedRun:
 
     def __init__(self, model: nn.Module, processor: Any, family: str, config: EvalConfig):
         self.model, self.processor, self.config = model.eval(), processor, config
-        self._collator = make_collator(dataclasses.replace(config.data, root="."), processor, family)
+        data = dataclasses.replace(config.data, root=".", cache_mb=0)  # another file of the same name is another
+        self._collator = make_collator(data, processor, family)
         self._numbers = itertools.count()
 
     def ask(
