@@ -14,9 +14,9 @@ from unittest.mock import patch
 def light_imports() -> Iterator[None]:
     """Inside, torch, transformers and peft come without torch's compiler, tensors of several processes and SciPy.
 
-    transformers finds what it finds on a machine without them, and keeps that for this process: for a command that loads
-    a model in one process and asks it, no more. Where the libraries were imported before, nothing is changed. Objects
-    made inside are not searched for garbage, then or later.
+    transformers finds what it finds on a machine without them, and keeps that for this process: for a command that
+    loads a model in one process and asks it, no more. Where the libraries were imported before, nothing is changed.
+    Objects made inside are not searched for garbage, then or later.
     """
     if "transformers" in sys.modules:
         yield

@@ -37,13 +37,35 @@ def test_the_shipped_adapter_is_small_and_says_where_it_comes_from() -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES} == ARGUMENTS.keys()
+    assert {path.stem for path in EXAMPLES} == ARGUMENTS.keys() | {"lmms_eval_lime"}  # by test_lmms_eval.py
+
+
+@pytest.mark.slow
+def test_the_notebook_adapts_asks_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "committed without outputs"
+    for name, value in {
+        "PYTHONPATH": str(ROOT),
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+        "HF_HUB_OFFLINE": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    said = "".join(output.get("text", "") for output in outputs)
+    assert "parameters train" in said
+    assert "'adapter_model.safetensors'" in said
+    assert "adapted: 7 | frozen: A" in said
+    assert [output for output in outputs if "image/png" in output.get("data", {})], "a figure"
 
 
 @pytest.mark.skipif(
     not (Path(ModelConfig().location) / "model.safetensors").is_file(), reason="the embedded backbone is not there"
 )
-@pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("program", [path for path in EXAMPLES if path.stem in ARGUMENTS], ids=lambda path: path.stem)
 def test_it_runs(program: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, program, *ARGUMENTS[program.stem]],

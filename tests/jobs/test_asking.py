@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -75,6 +76,37 @@ def test_the_command_prints_both_answers_and_the_experts(
     assert said[1] == f"adapted: {run.ask('what is it?', image=picture)}"
     assert all("expert 0:" in line or "expert 1:" in line for line in said[2:])
     assert len(said) > 2
+
+
+def test_pictures_of_one_name_are_told_apart(run: AdaptedRun, tmp_path: Path) -> None:
+    """A file in another folder, and one that was replaced."""
+    from PIL import Image
+
+    seen = []
+    for folder, shade in (("a", 0), ("b", 255), ("a", 128)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40), (shade, shade, shade)).save(tmp_path / folder / "picture.png")
+        row = run._row("what is it?", tmp_path / folder / "picture.png", None)
+        seen.append(run._collator.prompt_batch([row])["pixel_values"].float().mean().item())
+    assert seen[0] < seen[2] < seen[1]
+
+
+def test_a_command_leaves_out_what_answering_does_not_use(folder: Path, run: AdaptedRun) -> None:
+    """In a process of its own it imports no more, and its answer is the same."""
+    picture = sorted((data_root() / "media").glob("*.png"))[0]
+    command = [sys.executable, "-X", "importtime", ROOT / "scripts" / "ask.py", folder, "what is it?"]
+    done = subprocess.run(
+        [*command, "--image", picture, "--frozen", "--show-routing"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    frozen, adapted, *experts = done.stdout.splitlines()
+    assert frozen == f"frozen:  {run.ask('what is it?', image=picture, frozen=True)}"
+    assert adapted == f"adapted: {run.ask('what is it?', image=picture)}"
+    assert all("expert 0:" in line or "expert 1:" in line for line in experts)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert {"torch", "transformers", "peft"} <= imported
+    heavy = {"lightning", "datasets", "wandb", "torchmetrics", "sklearn", "pandas", "matplotlib", "scipy.stats"}
+    assert not imported & {*heavy, "scipy.optimize", "torch._dynamo", "torch.distributed.tensor", "sympy"}
 
 
 def test_questions_one_after_another(
