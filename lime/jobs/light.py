@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -29,12 +30,26 @@ def light_imports() -> Iterator[None]:
         with (
             patch.object(torch.distributed, "is_available", _no),
             patch.object(transformers.utils, "is_scipy_available", _no),
-            patch.object(torch.compiler, "disable", _as_it_is),
+            patch.multiple(torch.compiler, **_MARKS),
+            _no_compiler(torch),
         ):
             yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+@contextmanager
+def _no_compiler(torch: Any) -> Iterator[None]:
+    """Modules that mark functions for `torch._dynamo` when they are imported do not import it."""
+    absent = "torch._dynamo" not in sys.modules
+    if absent:
+        torch._dynamo = SimpleNamespace(**_MARKS)
+    try:
+        yield
+    finally:
+        if absent and isinstance(torch._dynamo, SimpleNamespace):
+            del torch._dynamo  # from now on imported where it is asked for
 
 
 def _no() -> bool:
@@ -43,3 +58,7 @@ def _no() -> bool:
 
 def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
     return function if function is not None else _as_it_is
+
+
+_MARKS = dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _as_it_is)
+"""What marks a function for the compiler, and leaves it as it is without one."""
