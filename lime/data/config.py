@@ -157,8 +157,10 @@ class DataConfig:
         return problems
 
     def name_errors(self, known: Collection[str]) -> list[str]:
-        """Names in `tasks` and `weights` that are none of these."""
-        problems = []
+        """Names in `tasks` and `weights` that are none of these; of `own` data they are known when those are opened."""
+        problems: list[str] = []
+        if self.name == OWN:
+            return problems
         for key, names in (("tasks", self.tasks or ()), ("weights", self.weights or ())):
             for name in (names,) if isinstance(names, str) else names:
                 if name not in known:

@@ -102,7 +102,7 @@ class MMTDataModule(LightningDataModule):
         """Splits off the validation rows, and checks media and lengths of both parts. Does its work once."""
         if self.train_rows or stage not in (None, "fit", "validate"):
             return
-        train, held_out = self._split(chosen_rows(self.dataset, self.config.tasks))
+        train, held_out = self._split(chosen_rows(self.dataset, self.dataset.train, self.config.tasks))
         self.train_rows, self.train_lengths = self._usable("train", train)
         self.val_rows, self._val_lengths = self._usable("validation", held_out)
         if not self.train_rows:
@@ -199,7 +199,7 @@ class MMTDataModule(LightningDataModule):
         """Training and validation rows. `train_rows` bounds the first, and the second in proportion."""
         fraction, limit = self.config.validation_fraction, self.config.train_rows
         if self.dataset.validation is not None:
-            return rows.sample(limit), self.dataset.validation
+            return rows.sample(limit), chosen_rows(self.dataset, self.dataset.validation, self.config.tasks)
         held = [content_hash(row) < fraction * 2**64 for row in rows]
         train = rows.take([i for i, out in enumerate(held) if not out]).sample(limit)
         validation = rows.take([i for i, out in enumerate(held) if out])

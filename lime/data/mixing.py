@@ -1,8 +1,8 @@
 """Which training rows a run takes, and how many of each source its epochs draw.
 
-A source is a task, where the data root says of which task each training row is (`MMTDataset.train_tasks`), else a
-modality. Of source s, with n_s rows, an epoch draws in proportion to w_s n_s^(1/T), with weight w_s and temperature T;
-it has as many rows as the sources with a weight above 0 have together.
+A source is a task, where the data root says of which task each row is (`MMTDataset.row_tasks`), else a modality. Of
+source s, with n_s rows, an epoch draws in proportion to w_s n_s^(1/T), with weight w_s and temperature T; it has as
+many rows as the sources with a weight above 0 have together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from lime.data.rows import MANIFEST, DataError, MMTDataset, Row, Rows
+from lime.data.rows import MANIFEST, TRAIN, DataError, MMTDataset, Row, Rows
 from lime.data.tasks import MODALITIES
 
 Source = tuple[str, ...]
@@ -21,25 +21,27 @@ Source = tuple[str, ...]
 
 
 def sources_of(dataset: MMTDataset, rows: Iterable[Row]) -> list[Source]:
-    """The source of each of these training rows."""
-    tasks, table = dataset.train_tasks, dataset.table.tasks
-    if tasks is None:
-        return [(row.source_type,) for row in rows]
-    of = [(table[tasks[row.index]], row) for row in rows]
-    return [(task.split, task.name, task.category, row.source_type) for task, row in of]
+    """The source of each of these rows, of the training part or of that which validates."""
+    sources: list[Source] = []
+    for row in rows:
+        name = dataset.row_tasks[row.split][row.index] if row.split in dataset.row_tasks else None
+        task = dataset.table.tasks[name] if name is not None else None
+        sources.append((task.split, task.name, task.category, row.source_type) if task else (row.source_type,))
+    return sources
 
 
-def chosen_rows(dataset: MMTDataset, names: Sequence[str] | str | None) -> Rows:
-    """The training rows of these splits, tasks, categories or modalities (None: all), in order.
+def chosen_rows(dataset: MMTDataset, rows: Rows, names: Sequence[str] | str | None) -> Rows:
+    """Those of these rows that are of one of the splits, tasks, categories or modalities (None: all), in order.
 
-    Raises DataError for a name without rows, also where the root does not say of which task its rows are.
+    Raises DataError for a name without training rows, also where the root does not say of which task its rows are.
     """
     if names is None:
-        return dataset.train
+        return rows
     names = [names] if isinstance(names, str) else names
-    sources = sources_of(dataset, dataset.train)
-    _check_names("data.tasks", names, dataset, sources)
-    return dataset.train.take([at for at, source in enumerate(sources) if not set(source).isdisjoint(names)])
+    sources = sources_of(dataset, rows)
+    if rows.split == TRAIN:
+        _check_names("data.tasks", names, dataset, sources)
+    return rows.take([at for at, source in enumerate(sources) if not set(source).isdisjoint(names)])
 
 
 class Mixture:
@@ -107,10 +109,10 @@ def _check_names(key: str, names: Iterable[str], dataset: MMTDataset, sources: S
     for name in names:
         if name in present:
             continue
-        if dataset.train_tasks is None and name not in MODALITIES:
+        if not dataset.row_tasks and name not in MODALITIES:
             raise DataError(
                 f"{key}: {name}: {dataset.root} does not say of which task each training row is; name modalities "
-                f"({', '.join(MODALITIES)}), or list the task of every row under train_tasks in its {MANIFEST} (an "
-                "embedded benchmark of an earlier version is generated again where its folder is absent)"
+                f"({', '.join(MODALITIES)}), or list the task of every row under train_tasks in its {MANIFEST} (in data "
+                "of your own: in a column; an embedded benchmark of an earlier version: remove its folder)"
             )
         raise DataError(f"{key}: {name}: {dataset.root} has no usable training row of it; it has {', '.join(present)}")

@@ -190,12 +190,15 @@ class MMTDataset:
         return list(labels) if labels else None
 
     @functools.cached_property
-    def train_tasks(self) -> list[str] | None:
-        """The test split of each training row's task, by the row's index, where the manifest's `train_tasks` names it
-        (as split or short name); else None. DataError where that is not one known name a row."""
+    def row_tasks(self) -> dict[str, Sequence[str | None]]:
+        """The test split of each row's task, by its index, for the training rows and those that validate: where the
+        manifest's `train_tasks` names it (as split or short name); else nothing.
+
+        DataError where that is not one known name a row.
+        """
         named = self.manifest.get("train_tasks")
         if named is None:
-            return None
+            return {}
         place, rows = self.root / MANIFEST, self.splits.get(TRAIN, ())
         if not isinstance(named, list) or len(named) != len(rows):
             raise DataError(f"{place}: train_tasks: expected a list of {len(rows)} names, one for each training row")
@@ -203,7 +206,7 @@ class MMTDataset:
         for index, name in enumerate(named):
             if not isinstance(name, str) or name not in splits:
                 raise DataError(f"{place}: train_tasks: row {TRAIN}/{index}: {name!r} is no task; correct it")
-        return [splits[name] for name in named]
+        return {TRAIN: [splits[name] for name in named]}
 
     @functools.cached_property
     def rows_fingerprint(self) -> str:

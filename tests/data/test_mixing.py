@@ -41,7 +41,7 @@ def named(root, tmp_path):
 @pytest.fixture
 def make(processor):
     def build(root, **options):
-        config = DataConfig(name="mmt47", root=str(root), **{"validation_fraction": 0.0, **options})
+        config = DataConfig(**{"name": "mmt47", "root": str(root), "validation_fraction": 0.0, **options})
         assert config.errors() == []
         data = MMTDataModule(
             config, batch_size=4, eval_batch_size=4, seed=0, processor=processor, family="llava_onevision"
@@ -159,6 +159,19 @@ def test_rows_are_chosen_and_weighed_by_task_where_the_root_says_it(make, named)
     assert make(named, temperature=1.0).mixture is None
 
 
+def test_rows_of_ones_own_are_chosen_by_their_tasks(make, tmp_path):
+    for part, count in (("train", 12), ("validation", 6), ("test", 4)):
+        lines = [f"{part} {n}: is it good?,{'yes' if n % 2 else 'no'},{'ab'[n % 3 > 0]}" for n in range(count)]
+        (tmp_path / f"{part}.csv").write_text("\n".join(["question,answer,task", *lines]) + "\n")
+    (tmp_path / "tasks.yaml").write_text("tasks: [{split: a, answer_type: yes_no}, {split: b, answer_type: yes_no}]\n")
+    data = make(tmp_path, name="own", tasks=["b"])
+    assert data.epoch_rows == {"b": 8}
+    assert len(data.val_rows) == 4
+    assert make(tmp_path, name="own", weights={"a": 2.0}).epoch_rows == {"a": 6, "b": 6}
+    with pytest.raises(DataError, match=r"data\.tasks: c: .* no usable training row of it; it has a, "):
+        make(tmp_path, name="own", tasks=["c"])
+
+
 def test_what_is_not_known_or_not_there_is_told(make, root, named):
     for options in ({"tasks": ["video", "sst2"]}, {"weights": {"glue": 2.0}}):
         with pytest.raises(DataError, match=r"(sst2|glue): .* does not say of which task each training row is; name"):
@@ -173,7 +186,7 @@ def test_what_is_not_known_or_not_there_is_told(make, root, named):
     ):
         (named / "manifest.json").write_text(json.dumps({"train_tasks": content}))
         with pytest.raises(DataError, match=rf"manifest\.json: train_tasks: {said}"):
-            _ = MMTDataset(named).train_tasks
+            _ = MMTDataset(named).row_tasks
 
 
 def test_options_are_checked_before_the_data_are_opened():

@@ -76,14 +76,14 @@ def test_manifest_says_what_was_generated(root: Path) -> None:
 
 def test_the_manifest_says_the_task_of_every_training_row(root: Path, tmp_path: Path) -> None:
     opened = MMTDataset(root)
-    assert opened.train_tasks is not None
-    assert Counter(opened.train_tasks) == dict.fromkeys(TASKS, TRAIN)
+    tasks = opened.row_tasks["train"]
+    assert Counter(tasks) == dict.fromkeys(TASKS, TRAIN)
     drawn = {}
     for split, task in MINI_TASKS.items():
         (tmp_path / "media" / task.name).mkdir(parents=True)
         made = builder._make(builder._Job(split, "train", TRAIN, 3, tmp_path))
         drawn[split] = {(row["media_path"], row["question"], row["answer"]) for row in made.rows}
-    for row, split in zip(opened.train, opened.train_tasks, strict=True):
+    for row, split in zip(opened.train, tasks, strict=True):
         assert (row.media_path, row.question, row.answer) in drawn[split]
 
 

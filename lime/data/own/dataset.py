@@ -39,6 +39,7 @@ class OwnDataset(MMTDataset):
         parts: dict[str, list[FoundRow]] = {}
         for row in folder.rows:
             parts.setdefault(row.part, []).append(row)
+        self._tasks = {part: [row.task for row in found] for part, found in parts.items()}
         self._train = _rows(TRAIN, parts[TRAIN]) if TRAIN in parts else None
         self.validation = _rows(VALIDATION, parts[VALIDATION]) if VALIDATION in parts else None
         self.tests = {split: _rows(split, parts[split]) for split in self.table.tasks if split in parts}
@@ -77,6 +78,11 @@ class OwnDataset(MMTDataset):
             log.info(
                 "no test file: the rows of %s were held out of training (data.test_fraction)", ", ".join(self.tests)
             )
+
+    @functools.cached_property
+    def row_tasks(self) -> dict[str, Sequence[str | None]]:
+        """As the column `task` says it, or the one task that there is."""
+        return {part: tasks for part, tasks in self._tasks.items() if any(tasks)}
 
     @functools.cached_property
     def fingerprint(self) -> str:
