@@ -112,7 +112,7 @@ def _check_names(key: str, names: Iterable[str], dataset: MMTDataset, sources: S
         if not dataset.row_tasks and name not in MODALITIES:
             raise DataError(
                 f"{key}: {name}: {dataset.root} does not say of which task each training row is; name modalities "
-                f"({', '.join(MODALITIES)}), or list the task of every row under train_tasks in its {MANIFEST} (in data "
-                "of your own: in a column; an embedded benchmark of an earlier version: remove its folder)"
+                f"({', '.join(MODALITIES)}), or list the task of every row under train_tasks in its {MANIFEST} (in "
+                "data of your own: in a column; an embedded benchmark of an earlier version: remove its folder)"
             )
         raise DataError(f"{key}: {name}: {dataset.root} has no usable training row of it; it has {', '.join(present)}")

@@ -30,7 +30,7 @@ def light_imports() -> Iterator[None]:
         with (
             patch.object(torch.distributed, "is_available", _no),
             patch.object(transformers.utils, "is_scipy_available", _no),
-            patch.multiple(torch.compiler, **_MARKS),
+            patch.dict(vars(torch.compiler), _MARKS),
             _no_compiler(torch),
         ):
             yield
@@ -60,5 +60,5 @@ def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
     return function if function is not None else _as_it_is
 
 
-_MARKS = dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _as_it_is)
+_MARKS: dict[str, Any] = dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _as_it_is)
 """What marks a function for the compiler, and leaves it as it is without one."""
