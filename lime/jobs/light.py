@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -27,12 +27,12 @@ def light_imports() -> Iterator[None]:
         import torch
         import transformers.utils
 
-        with (
-            patch.object(torch.distributed, "is_available", _no),
-            patch.object(transformers.utils, "is_scipy_available", _no),
-            patch.dict(vars(torch.compiler), _MARKS),
-            _no_compiler(torch),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(torch.distributed, "is_available", _no))
+            stack.enter_context(patch.object(transformers.utils, "is_scipy_available", _no))
+            for name in _MARKS:
+                stack.enter_context(patch.object(torch.compiler, name, _as_it_is))
+            stack.enter_context(_no_compiler(torch))
             yield
     finally:
         gc.freeze()
@@ -44,7 +44,7 @@ def _no_compiler(torch: Any) -> Iterator[None]:
     """Modules that mark functions for `torch._dynamo` when they are imported do not import it."""
     absent = "torch._dynamo" not in sys.modules
     if absent:
-        torch._dynamo = SimpleNamespace(**_MARKS)
+        torch._dynamo = SimpleNamespace(**dict.fromkeys(_MARKS, _as_it_is))
     try:
         yield
     finally:
@@ -60,5 +60,5 @@ def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
     return function if function is not None else _as_it_is
 
 
-_MARKS: dict[str, Any] = dict.fromkeys(("disable", "allow_in_graph", "assume_constant_result"), _as_it_is)
+_MARKS = ("disable", "allow_in_graph", "assume_constant_result")
 """What marks a function for the compiler, and leaves it as it is without one."""
