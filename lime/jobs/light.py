@@ -6,7 +6,8 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -41,14 +42,16 @@ def light_imports() -> Iterator[None]:
 
 @contextmanager
 def _no_compiler(torch: Any) -> Iterator[None]:
-    """Modules that mark functions for `torch._dynamo` when they are imported do not import it."""
-    absent = "torch._dynamo" not in sys.modules
-    if absent:
-        torch._dynamo = SimpleNamespace(**dict.fromkeys(_MARKS, _as_it_is))
+    """Modules that mark functions for `torch._dynamo` when they are imported do not import it; for all else it is."""
+    marks: Any = ModuleType("torch._dynamo")
+    vars(marks).update(dict.fromkeys(_MARKS, _as_it_is))
+    marks.__getattr__ = lambda name: getattr(import_module("torch._dynamo"), name)
+    if "torch._dynamo" not in sys.modules:
+        torch._dynamo = marks
     try:
         yield
     finally:
-        if absent and isinstance(torch._dynamo, SimpleNamespace):
+        if vars(torch).get("_dynamo") is marks:
             del torch._dynamo  # from now on imported where it is asked for
 
 
