@@ -19,6 +19,12 @@ def run(config: TrainConfig, output_dir: Path, overrides: list[str]) -> None:
     train(config, output_dir, overrides)
 
 
+def report(folder: Path) -> Path:
+    from lime.report.render import write_report_page
+
+    return write_report_page(folder)
+
+
 if __name__ == "__main__":
     root = Path(__file__).resolve().parent  # a profiler gives a relative one
-    launch(run, TrainConfig, root / "conf", "train", experiments=root / "experiments", sweep=ResumingSweep())
+    launch(run, TrainConfig, root / "conf", "train", experiments=root / "experiments", sweep=ResumingSweep(report))

@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from lime import quickstart as quickstart
     from lime import tuner as tuner
     from lime.jobs.asking import open_run
+    from lime.jobs.compose import compose
     from lime.tuner import ApplyReport, LimeConfig, LimeSettings, apply, load, parameter_groups, record
 
-__all__ = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "open_run", "parameter_groups", "record"]
+__all__ = [
+    "ApplyReport", "LimeConfig", "LimeSettings", "apply", "compose", "load", "open_run", "parameter_groups", "record",
+]  # fmt: skip
 
 _MODULES = ("quickstart", "tuner")
+_OF_JOBS = {"open_run": "lime.jobs.asking", "compose": "lime.jobs.compose"}
 
 register_with_peft()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "open_run":
-        return import_module("lime.jobs.asking").open_run
+    if name in _OF_JOBS:
+        return getattr(import_module(_OF_JOBS[name]), name)
     if name in __all__:
         return getattr(import_module("lime.tuner"), name)
     if name in _MODULES:

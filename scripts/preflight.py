@@ -55,7 +55,7 @@ def _try(config: TrainConfig, target: Path | None) -> int:
 
     with media_errors_as_input_errors():
         prepare_process(config.seed, config.trainer.num_threads)
-        device = device_of(config.trainer.accelerator)
+        device = device_of(config.trainer.accelerator, config.trainer.devices)
         backbone = load_backbone(config.model)
         data = open_data(config, backbone, config.trainer.batch_size)
         data.setup("fit")

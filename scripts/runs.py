@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lime.config.scripts import errors_in_one_line, run_script, script_parser
-from lime.experiments.listing import runs_below, runs_table
+from lime.experiments.listing import WAITING, runs_below, runs_table
 
 
 @errors_in_one_line()
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         console.print(runs_table(runs, options.folder))
         return 0
     with Live(runs_table(runs, options.folder), console=console, auto_refresh=False) as live:
-        while any(run.state.startswith("running") for run in runs):
+        while any(run.state.startswith("running") or run.state == WAITING for run in runs):
             time.sleep(options.every)
             runs = runs_below(options.folder)
             live.update(runs_table(runs, options.folder), refresh=True)

@@ -60,7 +60,9 @@ PRESETS = {
     },
     "quickstart": {"selection": "topk", "top_k": 2, "n_gram": 1},
 }
-NAMES = ["ApplyReport", "LimeConfig", "LimeSettings", "apply", "load", "open_run", "parameter_groups", "record"]
+NAMES = [
+    "ApplyReport", "LimeConfig", "LimeSettings", "apply", "compose", "load", "open_run", "parameter_groups", "record",
+]  # fmt: skip
 TUNER_NAMES = [
     "PRESETS", "ApplyReport", "BalanceTerms", "LayerStatistics", "LimeConfig", "LimeModel", "LimeSettings", "Recorder",
     "ReportRow", "RoutingStatistics", "apply", "has_routing", "load", "parameter_groups", "preset_settings", "record",
@@ -104,7 +106,7 @@ def test_config_fields_of_an_adapter() -> None:
 def test_names() -> None:
     assert sorted(lime.__all__) == NAMES
     assert sorted(lime.tuner.__all__) == sorted(TUNER_NAMES)
-    for name in {*NAMES} - {"open_run"}:
+    for name in {*NAMES} - {"compose", "open_run"}:
         assert getattr(lime, name) is getattr(lime.tuner, name)
 
 

@@ -41,6 +41,18 @@ def known_keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield from known_keys(section, f"{key}.")
 
 
+def open_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Full dotted keys of a dataclass tree that hold a mapping of any keys."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint, key = hints[field.name], f"{prefix}{field.name}"
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        if dict in (typing.get_origin(part) for part in (hint, *(typing.get_args(hint) if union else ()))):
+            yield key
+        if (section := _section_of(hint)) is not None:
+            yield from open_keys(section, f"{key}.")
+
+
 def unknown_key(key: str, schema: type) -> str:
     """The message for a key that is not in the schema, with the nearest one that is."""
     known = list(known_keys(schema))

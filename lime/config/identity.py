@@ -33,7 +33,12 @@ WITHOUT_EFFECT = (
     "name",
     "cache_dir",
     "reuse",
-    "callbacks",
+    "objective",
+    "callbacks.progress",
+    "callbacks.checkpoint",
+    "callbacks.checkpoint_every_n_steps",
+    "callbacks.keep_checkpoints",
+    "callbacks.keep_best",
     "logger",
     "model.recipe",
     "peft.module",
@@ -52,6 +57,18 @@ WITHOUT_EFFECT = (
 ``peft.module`` through ``peft.type``.
 
 The number of threads changes sums in their last digits: it stands in the record, but does not make another run."""
+
+LATER: dict[str, Any] = {
+    "evaluation.metrics": None,
+    "trainer.val_check_interval": None,
+    "trainer.extra": None,
+    "callbacks.weights": "last",
+    "callbacks.early_stopping": None,
+    "callbacks.min_delta": None,
+    "callbacks.extra": None,
+}
+"""Options younger than the first records, and the value at which a run is what it was before there was the option: with
+that value they do not count."""
 
 
 def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,11 +93,10 @@ def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(model, dict) and isinstance(model.get("path"), str) and Path(model["path"]).expanduser().exists():
         model["path"] = _place(model["path"])
     evaluation = kept.get("evaluation")
-    if isinstance(evaluation, dict):
-        if evaluation.get("splits") and not (isinstance(data, dict) and data.get("name") == OWN):
-            evaluation["splits"] = mmt47().splits(evaluation["splits"])  # [sst2] is [glue_test_sst2]
-        if not evaluation.get("metrics"):  # the tasks' own, as before there was a choice
-            evaluation.pop("metrics", None)
+    own = isinstance(data, dict) and data.get("name") == OWN
+    if isinstance(evaluation, dict) and evaluation.get("splits") and not own:
+        evaluation["splits"] = mmt47().splits(evaluation["splits"])  # [sst2] is [glue_test_sst2]
+    _drop_later(kept)
     start = kept.pop("ckpt_path", None)
     if start not in (None, "auto"):
         kept["ckpt_path"] = [_place(str(start)), *_state(Path(str(start)).expanduser())]
@@ -127,6 +143,18 @@ def _without(values: Mapping[str, Any], prefix: str, dropped: frozenset[str]) ->
         if key not in dropped:
             kept[str(name)] = _without(value, f"{key}.", dropped) if isinstance(value, Mapping) else value
     return kept
+
+
+def _drop_later(kept: dict[str, Any]) -> None:
+    for key, usual in LATER.items():
+        *sections, name = key.split(".")
+        place: Any = kept
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict) and (place.get(name) or None) == (usual or None):
+            place.pop(name, None)
+    if not kept.get("callbacks"):
+        kept.pop("callbacks", None)
 
 
 def _canonical(value: Any) -> Any:

@@ -12,16 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lime.config.check import ConfigError, build, known_keys, unknown_key
+from lime.config.check import ConfigError, build, known_keys, open_keys, unknown_key
 from lime.config.groups import choices, register_groups
 from lime.config.identity import register_resolvers
 from lime.config.source import COMPOSE_ERRORS, Opened, Source, said, values_of
@@ -34,6 +36,7 @@ LAUNCHER_PLUGINS = {"parallel": "submitit", "slurm": "submitit", "ray": "ray"}
 SWEPT_KEYS = "hydra.sweeper.params"
 OPTIONAL_GROUPS = ("debug",)
 """Groups of which the primary configuration takes nothing; ``GROUP=null`` says so again."""
+BASIC = "BasicSweeper"  # Hydra's own, which lists all runs beforehand
 MOST_POINTS = 10_000  # of a sweep
 
 
@@ -55,9 +58,13 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
     register_groups()
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
     store = ConfigStore.instance()
+    Plugins.instance()  # stores Hydra's own choices
+    # Its swept keys can then be set one by one; other sweepers need not have any.
+    sweeper = {**dataclasses.asdict(BasicSweeperConf()), "params": {}}
+    store.store("basic", sweeper, group="hydra/sweeper", provider="hydra")
     store.store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
     for path in sorted(experiments.glob("*.yaml")) if experiments else ():
-        node = _overlay(path, set(known_keys(schema)))  # type: ignore[arg-type]
+        node = _overlay(path, _keys(schema))
         store.store(path.stem, node=node, group=EXPERIMENT_GROUP, package="_global_", provider=str(path))
 
 
@@ -101,9 +108,9 @@ def check(
         ConfigError: everything that is wrong with these command-line overrides: unknown keys, unknown group choices,
             syntax, wrong types (every value of a sweep) and the schema's own checks.
     """
-    keys = set(known_keys(schema))
+    keys = _keys(schema)
     with Source(str(config_dir), config_name, extra).opened() as place:
-        reading = _Reading(place, keys, schema, multirun)
+        reading = _Reading(place, keys, schema, multirun, overrides)
         for text in overrides:
             reading.take(text)
         problems = reading.problems
@@ -127,8 +134,9 @@ def check(
 class _Reading:
     """The overrides of a command line, read one by one: what is wrong with them, and one run that they stand for."""
 
-    def __init__(self, place: Opened, keys: set[str], schema: type, multirun: bool | None):
+    def __init__(self, place: Opened, keys: set[str], schema: type, multirun: bool | None, overrides: Sequence[str]):
         self._place, self._keys, self._schema, self._multirun = place, keys, schema, multirun
+        self._overrides = overrides
         self.problems: list[str] = []
         self.usable: list[str] = []
         self.swept: dict[str, list[Any]] = {}
@@ -154,7 +162,7 @@ class _Reading:
     def _sweep(self, text: str, override: Override) -> None:
         key = override.key_or_group
         try:
-            values = listed(override)
+            values = self._ends(override) or listed(override)
         except ConfigError as error:
             self.problems += error.problems
             return
@@ -171,11 +179,21 @@ class _Reading:
             if not self._place.is_group(key) and not override.is_hydra_override():
                 self.swept[key] = [element.value() for element in elements[1:]]
 
+    def _ends(self, override: Override) -> list[str]:
+        """The two ends of an interval, which sweepers other than Hydra's own take; else nothing."""
+        interval = override.value()
+        if not isinstance(interval, IntervalSweep):
+            return []
+        single = [text for text in self._overrides if not self._place.read([text])[0].is_sweep_override()]
+        sweeper = self._place.compose([_forced(text, self._keys) for text in single]).hydra.sweeper
+        basic = str(sweeper.get("_target_", "")).endswith(BASIC)
+        return [] if basic else [str(interval.start), str(interval.end)]
+
     def _problem(self, key: str, override: Override) -> str | None:
         if key.startswith(("hydra.", "hydra/")):
             return None
         if not self._place.is_group(key):
-            return None if key in self._keys else unknown_key(key, self._schema)
+            return None if _is_key(key, self._keys) else unknown_key(key, self._schema)
         if override.is_delete():
             return None
         choices, value = self._place.choices(key), override.value()
@@ -220,7 +238,7 @@ def force(arguments: Sequence[str], schema: type) -> list[str]:
 
     A group's file may hold a section that the schema leaves null; Hydra would refuse to set a key inside it.
     """
-    keys = set(known_keys(schema))
+    keys = _keys(schema)
     return [_forced(argument, keys) for argument in arguments]
 
 
@@ -240,8 +258,17 @@ def with_method(arguments: Sequence[str], schema: type) -> list[str]:
 def _forced(text: str, keys: set[str]) -> str:
     key, equals, _ = text.partition("=")
     bare = key.lstrip("+")
-    known = "." in key and key in keys
+    known = "." in key and _is_key(key, keys)
     return f"++{bare}{text[len(key) :]}" if equals and (known or bare.startswith(SWEPT_KEYS)) else text
+
+
+def _keys(schema: Any) -> set[str]:
+    """The keys of a schema; those below which any key may stand once more, with a dot."""
+    return {*known_keys(schema), *(f"{key}." for key in open_keys(schema))}
+
+
+def _is_key(key: str, keys: set[str]) -> bool:
+    return key in keys or any(f"{key[:place]}." in keys for place in range(len(key)) if key[place] == ".")
 
 
 def _unknown_choice(group: str, name: str, choices: Sequence[str]) -> str:

@@ -24,6 +24,8 @@ from lime.processors.config import ModelConfig
 from lime.tuner.settings import LimeSettings
 
 AUTO = "auto"
+TRUE_DTYPES = {"bf16-true": "bfloat16", "16-true": "float16"}
+"""What the precisions without autocast compute in."""
 PEFT_OPTIONS = {
     "peft": "type",
     "r": "r",
@@ -102,6 +104,9 @@ class TrainConfig:
         cache_dir: folder of what runs share: results of the frozen backbones.
         reuse: which finished runs a sweep takes as they are. ``exact``: those of the same configuration, data and code;
             ``any_code``: also those of another version of the code; ``never``: none.
+        objective: what a run returns to a sweeper of Hydra that looks for the best (Optuna, Ax, Nevergrad): the
+            ``validation_loss`` of the weights that are saved, the lower the better, or ``macro``, the score over the
+            test rows, the higher the better.
     """
 
     name: str = "main"
@@ -110,6 +115,7 @@ class TrainConfig:
     ckpt_path: str | None = "auto"
     cache_dir: str | None = ".cache/lime"
     reuse: Literal["exact", "any_code", "never"] = "exact"
+    objective: Literal["validation_loss", "macro"] = "validation_loss"
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftSection = field(default_factory=lambda: PeftSection())
     lime: LimeSection = field(default_factory=lambda: LimeSection())
@@ -135,6 +141,7 @@ class TrainConfig:
             + _model_path_errors(self.model.path)
             + self._checkpoint_errors()
         )
+        found += self._validation_errors() + self._precision_errors()
         if self.model.device_map is not None:
             found.append("model.device_map: for eval.py; training places the model itself (trainer=fsdp divides it)")
         try:
@@ -146,6 +153,43 @@ class TrainConfig:
         if not self.lime.enabled:
             found += self._without_lime()
         return found + self._method_errors() + list(bound_errors(self))
+
+    def _holds_rows_out(self) -> bool:
+        return self.data.validation_fraction > 0 or self.data.name == "own"  # which may have a file of them
+
+    def _validation_errors(self) -> list[str]:
+        """Options that look at validations, where there are none."""
+        callbacks, some = self.callbacks, self.trainer.validates and self._holds_rows_out()
+        if self.trainer.val_check_interval is not None and not self._holds_rows_out():
+            return ["trainer.val_check_interval: no rows are held out; raise data.validation_fraction"]
+        used = {
+            "callbacks.early_stopping": callbacks.early_stopping is not None,
+            "callbacks.keep_best": callbacks.keep_best > 0,
+            "callbacks.weights=best": callbacks.weights == "best",
+            "trainer.extra.limit_val_batches": "limit_val_batches" in self.trainer.extra,
+        }
+        need = "trainer.validate_every_n_epochs=1 or trainer.val_check_interval, and data.validation_fraction above 0"
+        found = [f"{key}: has no effect without validations; set {need}" for key, on in used.items() if on and not some]
+        if callbacks.weights == "best" and self.trainer.strategy == "deepspeed":
+            found.append("callbacks.weights=best: not with deepspeed, whose checkpoints are folders of its own")
+        return found
+
+    def _precision_errors(self) -> list[str]:
+        """Precisions that are the backbone's dtype: it must have it, or eval.py would load another one than was
+        trained on."""
+        precision, dtype = self.trainer.precision, TRUE_DTYPES.get(self.trainer.precision)
+        if dtype is None or self.model.dtype == dtype:
+            return []
+        return [f"trainer.precision: {precision} computes all in {dtype}; set model.dtype={dtype} too"]
+
+    def without_objective(self) -> str | None:
+        """Why a run returns no number to a sweeper that needs one; None where it does."""
+        if self.objective == "macro":
+            return "objective: macro needs test rows; set evaluation.mode" if self.evaluation.mode == "none" else None
+        if self.trainer.validates and self._holds_rows_out():
+            return None
+        need = "set trainer.validate_every_n_epochs=1 and data.validation_fraction above 0"
+        return f"objective: validation_loss needs validations for this sweeper; {need}, or objective=macro"
 
     def _checkpoint_errors(self) -> list[str]:
         """A folder where a checkpoint's file is expected (only DeepSpeed's are folders)."""

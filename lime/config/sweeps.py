@@ -18,14 +18,13 @@ from hydra.core.override_parser.types import Override
 
 from lime.config.check import ConfigError, build
 from lime.config.identity import EMBEDDED_DATA
-from lime.config.overrides import MOST_POINTS, listed
+from lime.config.overrides import BASIC, MOST_POINTS, listed
 from lime.config.source import COMPOSE_ERRORS, Opened, Source, said, values_of
 from lime.system.atomic import write_json
 from lime.system.ownership import check_output
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = "lime-sweep/1"
-BASIC = "BasicSweeper"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from importlib.util import find_spec
+from typing import Any, Literal
 
 
 @dataclass
@@ -66,14 +67,17 @@ class TrainerConfig:
             answer tokens, the same for 1 x 8 and 4 x 2 rows; the balance losses are larger for smaller micro-batches
             (docs/method.md).
         gradient_clip_val: largest norm of the gradient; null for no clipping.
-        accelerator: device kind; ``auto`` takes a GPU where there is one.
-        devices: processes on each machine, with one GPU each where GPUs are used; -1 for every GPU there is.
+        accelerator: device kind; ``auto`` takes a GPU of CUDA where there is one, ``mps`` is Apple's.
+        devices: processes on each machine, with one GPU each where GPUs are used; -1 for every GPU there is; a list
+            names the GPUs by their numbers, ``[0,2]``.
         num_nodes: machines; each runs the same command under torchrun or SLURM.
         strategy: how processes share the work. ``auto``: one process, or ddp where there are several. ``ddp``: each
             holds the whole model. ``fsdp``: the frozen base is sharded over them, the adapters are whole in each.
             ``deepspeed``: DeepSpeed's stage 2.
         precision: Lightning's precision; ``auto`` is bf16-mixed on a GPU and 32-true (no autocast) on the CPU. The
-            adapters' parameters are float32 in each; the backbone's dtype is model.dtype.
+            backbone's dtype is model.dtype; bf16-true and 16-true are no autocast over a backbone of that dtype. The
+            adapters' parameters, gradients and moments are float32 in each: a step of AdamW is smaller than bfloat16
+            resolves.
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
         deterministic: only deterministic kernels on a GPU; those of a CPU are, with the same number of threads.
         num_threads: CPU threads of one process; null for all cores of the machine that this process may use.
@@ -81,6 +85,11 @@ class TrainerConfig:
         log_every_n_steps: optimiser steps between two rows of metrics.csv.
         validate_every_n_epochs: epochs between two validations on rows held out from training; null for none. Where
             max_steps ends training, there is one at its end too.
+        val_check_interval: validations within an epoch: a share of its micro-batches (0.25: four of them), or a number
+            of micro-batches, which then goes on over the ends of epochs unless validate_every_n_epochs is set; a
+            multiple of accumulate_grad_batches. There is one at the end of training too. Null for none within.
+        extra: any other argument of Lightning's Trainer, ``trainer.extra.limit_train_batches=0.5``; a value may be a
+            ``_target_`` node, as of a profiler or plugin. What other options set is refused.
     """
 
     max_epochs: int = 1
@@ -88,17 +97,29 @@ class TrainerConfig:
     batch_size: int = 8
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 1.0
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int = 1
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: int | list[int] = 1
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"] = "auto"
     gradient_checkpointing: bool = False
     deterministic: bool = True
     num_threads: int | None = None
     preflight: bool = True
     log_every_n_steps: int = 10
     validate_every_n_epochs: int | None = None
+    val_check_interval: int | float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> int:
+        """Processes on each machine; -1 for as many as there are GPUs."""
+        return len(self.devices) if isinstance(self.devices, list) else self.devices
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validations."""
+        return self.validate_every_n_epochs is not None or self.val_check_interval is not None
 
     def errors(self) -> list[str]:
         positive = ("max_epochs", "batch_size", "accumulate_grad_batches", "num_nodes", "log_every_n_steps")
@@ -114,18 +135,41 @@ class TrainerConfig:
                 f"trainer.gradient_clip_val: expected a norm above 0 (null for no clipping), "
                 f"got {self.gradient_clip_val}"
             )
-        if self.devices != -1 and self.devices < 1:
-            found.append(f"trainer.devices: expected at least 1, or -1 for every GPU, got {self.devices}")
-        if self.accelerator == "cpu" and self.devices == -1:
-            found.append("trainer.devices: -1 means every GPU; with trainer.accelerator=cpu name a number of processes")
-        if self.strategy in ("fsdp", "deepspeed") and self.devices * self.num_nodes == 1:
+        if self.strategy in ("fsdp", "deepspeed") and self.processes * self.num_nodes == 1:
             found.append(
                 f"trainer.strategy: {self.strategy} divides the model among processes, but there is one; "
                 "raise trainer.devices or trainer.num_nodes, or take auto"
             )
         if self.accelerator == "cpu" and self.precision == "16-mixed":
             found.append("trainer.precision: 16-mixed needs a GPU; take bf16-mixed or 32-true on the CPU")
-        return found
+        return found + self._device_errors() + self._interval_errors()
+
+    def _device_errors(self) -> list[str]:
+        devices, without = self.devices, self.accelerator in ("cpu", "mps")
+        if isinstance(devices, list):
+            if without:
+                return [f"trainer.devices: a list names GPUs; trainer.accelerator={self.accelerator} takes a number"]
+            if not devices or min(devices) < 0 or len(set(devices)) < len(devices):
+                return [f"trainer.devices: expected different numbers of GPUs, from 0, got {devices}"]
+        elif devices != -1 and devices < 1:
+            return [f"trainer.devices: expected at least 1, or -1 for every GPU, got {devices}"]
+        elif devices == -1 and without:
+            kind = f"trainer.accelerator={self.accelerator}"
+            return [f"trainer.devices: -1 means every GPU; with {kind} name a number of processes"]
+        elif self.accelerator == "mps" and devices != 1:
+            return [f"trainer.devices: mps is one device, got {devices}"]
+        return []
+
+    def _interval_errors(self) -> list[str]:
+        interval = self.val_check_interval
+        if isinstance(interval, int) and (interval < 1 or interval % max(1, self.accumulate_grad_batches)):
+            return [
+                "trainer.val_check_interval: expected a number of micro-batches that is a multiple of "
+                f"trainer.accumulate_grad_batches ({self.accumulate_grad_batches}), or a share below 1, got {interval}"
+            ]
+        if isinstance(interval, float) and not 0 < interval <= 1:
+            return [f"trainer.val_check_interval: expected a share of an epoch, above 0 and up to 1, got {interval}"]
+        return []
 
 
 @dataclass
@@ -137,15 +181,42 @@ class CallbacksConfig:
         checkpoint: write checkpoints to resume from (adapter, optimiser, schedule, sampler; not the frozen base).
         checkpoint_every_n_steps: optimiser steps between two checkpoints; null for one at the end of each epoch.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
+        keep_best: how many checkpoints with the lowest validation loss stay on disk, ``checkpoints/best-step-N.ckpt``.
+        weights: what is saved as the adapter and evaluated: the ``last`` weights, or the ``best`` by validation loss.
+        early_stopping: validations in a row without a lower loss after which training ends; null for none.
+        min_delta: what a validation loss must fall by to count as lower, for early_stopping.
+        extra: callbacks of your own, a list of ``_target_`` nodes of subclasses of Lightning's Callback, as in
+            ``callbacks.extra=[{_target_:my_module.MyCallback,some_argument:3}]``.
     """
 
     progress: bool = True
     checkpoint: bool = True
     checkpoint_every_n_steps: int | None = None
     keep_checkpoints: int = 1
+    keep_best: int = 0
+    weights: Literal["last", "best"] = "last"
+    early_stopping: int | None = None
+    min_delta: float = 0.0
+    extra: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best(self) -> int:
+        """How many of the best checkpoints are kept; the evaluation of the best weights needs one."""
+        return max(self.keep_best, int(self.weights == "best"))
 
     def errors(self) -> list[str]:
-        found = []
+        found = target_errors("callbacks.extra", self.extra)
+        if self.keep_best < 0:
+            found.append(f"callbacks.keep_best: expected at least 0, got {self.keep_best}")
+        if self.early_stopping is not None and self.early_stopping < 1:
+            found.append(f"callbacks.early_stopping: expected at least 1, got {self.early_stopping}")
+        if self.min_delta < 0:
+            found.append(f"callbacks.min_delta: expected a number of at least 0, got {self.min_delta}")
+        if self.min_delta and self.early_stopping is None:
+            found.append("callbacks.min_delta: has no effect without callbacks.early_stopping")
+        if self.best and not self.checkpoint:
+            key = "weights=best" if self.weights == "best" else "keep_best"
+            found.append(f"callbacks.{key}: needs checkpoints; leave callbacks.checkpoint=true")
         if self.checkpoint_every_n_steps is not None and self.checkpoint_every_n_steps < 1:
             found.append(
                 f"callbacks.checkpoint_every_n_steps: expected at least 1, got {self.checkpoint_every_n_steps}"
@@ -187,6 +258,29 @@ class LoggerConfig:
 
     Attributes:
         wandb: settings of Weights & Biases; null for none.
+        tensorboard: event files in the run's folder ``tensorboard``.
+        extra: loggers of your own, a list of ``_target_`` nodes of Lightning's loggers or of classes with a method
+            ``log_metrics(metrics, step)``.
     """
 
     wandb: WandbConfig | None = None
+    tensorboard: bool = False
+    extra: list[dict[str, Any]] = field(default_factory=list)
+
+    def errors(self) -> list[str]:
+        found = target_errors("logger.extra", self.extra)
+        if self.tensorboard and find_spec("tensorboard") is None:
+            found.append(
+                "logger.tensorboard: needs tensorboard, which is not installed; `pip install 'lime-moe[tensorboard]'`, "
+                "or take logger=csv"
+            )
+        return found
+
+
+def target_errors(key: str, nodes: list[dict[str, Any]]) -> list[str]:
+    """Entries of a list of ``_target_`` nodes that name no class."""
+    return [
+        f"{key}[{number}]: expected _target_, the class as module.Class, among its keys ({', '.join(node) or 'none'})"
+        for number, node in enumerate(nodes)
+        if not isinstance(node.get("_target_"), str) or "." not in node["_target_"]
+    ]

@@ -14,26 +14,33 @@ from lime.distributed import processes
 from lime.distributed.launch import started_from_outside
 
 
-def device_of(accelerator: str) -> torch.device:
-    """The device that ``trainer.accelerator`` names.
+def device_of(accelerator: str, devices: int | list[int] = 1) -> torch.device:
+    """The device of this process that ``trainer.accelerator`` and, where it is a list, ``trainer.devices`` name.
 
     Raises:
-        ValueError: ``gpu`` where there is none.
+        ValueError: ``gpu``, ``mps`` or a numbered GPU where there is none.
     """
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("trainer.accelerator: gpu was asked for, but torch sees none; take auto or cpu")
-    use_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(accelerator, True):
+        raise ValueError(f"trainer.accelerator: {accelerator} was asked for, but torch sees none; take auto or cpu")
+    if isinstance(devices, list):
+        if max(devices) >= torch.cuda.device_count():
+            raise ValueError(f"trainer.devices: {devices} names GPUs, of which torch sees {torch.cuda.device_count()}")
+        return torch.device("cuda", devices[device_of_rank()])
+    use_gpu = accelerator in ("auto", "gpu") and torch.cuda.is_available()
     if use_gpu and processes.world_size() > 1:
         return torch.device("cuda", device_of_rank())
-    return torch.device("cuda" if use_gpu else "cpu")
+    return torch.device("cuda" if use_gpu else "mps" if accelerator == "mps" else "cpu")
 
 
-def processes_here(devices: int, accelerator: str) -> int:
+def processes_here(devices: int | list[int], accelerator: str) -> int:
     """How many processes ``devices`` means on this machine.
 
     Raises:
         ValueError: every GPU (-1) where there is none.
     """
+    if isinstance(devices, list):
+        return len(devices)
     if devices != -1:
         return devices
     count = torch.cuda.device_count() if accelerator != "cpu" else 0
@@ -43,13 +50,14 @@ def processes_here(devices: int, accelerator: str) -> int:
 
 
 @contextmanager
-def process_group(count: int) -> Iterator[None]:
+def process_group(count: int, devices: int | list[int] = 1) -> Iterator[None]:
     """Join the processes of a run that torchrun, SLURM or :func:`lime.distributed.launch.in_processes` started.
 
     Objects travel by gloo, gradients on GPUs by NCCL. Does nothing for a single process, or in a group that is there.
 
     Args:
         count: processes in all.
+        devices: ``trainer.devices``; a list names the GPUs of this machine's processes.
 
     Raises:
         ValueError: another number of processes was started.
@@ -67,7 +75,7 @@ def process_group(count: int) -> Iterator[None]:
             "set both to what torchrun (--nproc-per-node, --nnodes) or SLURM (--ntasks-per-node, --nodes) was given"
         )
     if torch.cuda.is_available():
-        torch.cuda.set_device(device_of_rank())
+        torch.cuda.set_device(device_of("gpu", devices) if isinstance(devices, list) else device_of_rank())
     where: dict[str, Any] = {}
     if environment is not None:
         address = f"tcp://{environment.main_address}:{environment.main_port}"
@@ -87,6 +95,9 @@ def device_of_rank() -> int:
 
 def resolved_precision(precision: str, on_gpu: bool) -> str:
     """Lightning's precision for ``trainer.precision``: ``auto`` is bf16-mixed on a GPU and 32-true on the CPU."""
+    if precision in ("bf16-true", "16-true"):
+        # The backbone is loaded so. Lightning's own would cast the adapters, and buffers that the loader keeps wide.
+        return "32-true"
     if precision != "auto":
         return precision
     return "bf16-mixed" if on_gpu else "32-true"

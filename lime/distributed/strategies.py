@@ -100,7 +100,7 @@ def strategy_of(config: TrainerConfig, scope: str) -> str | Strategy:
     """
     name = config.strategy
     if name == "auto":
-        name = "ddp" if config.devices * config.num_nodes != 1 else "auto"
+        name = "ddp" if config.processes * config.num_nodes != 1 else "auto"
     if name == "auto":
         return "auto"
     options: dict[str, Any] = {"find_unused_parameters": scope != "language_model"}

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lime.config.sweeps import read_plan
 from lime.evaluation.aggregation import MACRO
 from lime.runs.lock import is_locked
 from lime.runs.record import RECORD_FILE, Record, RecordError, read_record
 from lime.system.printing import plain
 
+WAITING = "not begun"
 DEPTH = 4  # folders between the one that is given and a run: outputs/NAME/DATE/TIME
 
 
@@ -34,20 +36,21 @@ def runs_below(root: Path) -> list[Run]:
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; expected that of a sweep, or one with runs below it")
-    found = [_run(folder) for folder in _folders(root, DEPTH)]
+    found = [_run(folder) for folder in _folders(root, DEPTH)] + _waiting(root)
     if not found:
         raise ValueError(f"{root}: no run in it; expected folders with a {RECORD_FILE}")
-    return sorted(found, key=lambda run: (run.record.started if run.record else "", str(run.folder)))
+    return sorted(found, key=lambda run: (run.state == WAITING, run.record.started if run.record else ""))
 
 
 def runs_table(runs: list[Run], root: Path) -> Table:
     """One row a run. Method, model and seed stand in the title where all runs have the same."""
     rows = [_described(run) for run in runs]
+    known = [row for row, run in zip(rows, runs, strict=True) if run.record is not None]
     same = {
-        column for column in ("method", "model", "seed") if len(runs) > 1 and len({row[column] for row in rows}) == 1
+        column for column in ("method", "model", "seed") if len(runs) > 1 and len({row[column] for row in known}) == 1
     }
     title = [f"{len(runs)} run{'s' if len(runs) > 1 else ''} in {root}"]
-    title += [rows[0][column] if column != "seed" else f"seed {rows[0][column]}" for column in sorted(same)]
+    title += [known[0][column] if column != "seed" else f"seed {known[0][column]}" for column in sorted(same)]
     table = Table(title=plain(", ".join(text for text in title if text)))
     shown = ["run", *(column for column in ("method", "model", "seed") if column not in same), "state"]
     for column in shown:
@@ -81,6 +84,13 @@ def _folders(root: Path, depth: int) -> Iterator[Path]:
         for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
             if not folder.name.startswith("."):
                 yield from _folders(folder, depth - 1)
+
+
+def _waiting(root: Path) -> list[Run]:
+    """The runs of a sweep's plan that have not begun."""
+    plan = read_plan(root)
+    planned = [root / run.run for run in plan.runs] if plan is not None else []
+    return [Run(folder, WAITING) for folder in planned if not (folder / RECORD_FILE).is_file()]
 
 
 def _run(folder: Path) -> Run:

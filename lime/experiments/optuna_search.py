@@ -36,7 +36,7 @@ from lime.experiments.inputs import backbone_fingerprints, data_fingerprint
 from lime.experiments.resume import state
 from lime.jobs.compose import composed
 from lime.runs.lock import is_held
-from lime.runs.record import Record
+from lime.runs.record import objective_of
 from lime.system import interrupts
 from lime.system.nested import differing, flattened
 
@@ -190,7 +190,7 @@ class Search:
         trial.set_user_attr(RUN, folder.name)
         _run_command([sys.executable, str(self._root / "train.py"), "-m", *overrides])
         status, record = state(folder)
-        value = objective(record, self._space.objective) if status == "finished" and record is not None else None
+        value = objective_of(record, self._space.objective) if status == "finished" and record is not None else None
         if value is None:
             self.study.tell(trial, state=TrialState.FAIL)
             log.warning("trial %d: no result (%s), see %s", trial.number, status, folder)
@@ -259,12 +259,3 @@ def _suggest(trial: optuna.Trial, key: str, kind: BaseDistribution) -> None:
         trial.suggest_int(key, kind.low, kind.high, log=kind.log)
     elif isinstance(kind, FloatDistribution):
         trial.suggest_float(key, kind.low, kind.high, log=kind.log)
-
-
-def objective(record: Record, name: str) -> float | None:
-    """What a search looks at in a run's record; None where the run does not have it."""
-    if name == "macro":
-        scores = record.score("macro", "macro")
-        return None if scores is None else scores.score
-    losses = record.training.validation if record.training is not None else []
-    return losses[-1]["loss"] if losses else None

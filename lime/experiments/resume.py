@@ -22,13 +22,14 @@ from lime.runs.folders import claim_run_folder
 from lime.runs.lock import BusyError, is_locked, run_lock
 from lime.runs.quiet import warnings_alone
 from lime.runs.record import RECORD_FILE, Record, RecordError, RunError, read_record, write_record
+from lime.system import interrupts
 from lime.system.atomic import move, remove
 
 log = logging.getLogger(__name__)
 
 LEFTOVERS = (
-    "adapter", "checkpoints", "wandb", "routing.jsonl", "metrics.csv", "predictions.jsonl", "results.json",
-    "results.csv", "results.md", "tasks.yaml", "environment.json",
+    "adapter", "checkpoints", "wandb", "tensorboard", "routing.jsonl", "metrics.csv", "predictions.jsonl",
+    "results.json", "results.csv", "results.md", "tasks.yaml", "environment.json",
 )  # fmt: skip
 
 
@@ -50,7 +51,9 @@ def state(folder: Path) -> tuple[str, Record | None]:
 class ResumingSweep:
     """What train.py does in a sweep beside training (see :class:`lime.jobs.command_line.Sweep`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[Path], Path] | None = None) -> None:
+        """``report`` writes a page about a sweep's folder, at its end."""
+        self._report = report
         self._seconds: list[float] = []  # of the runs that this process made
 
     def run(self, task: Callable[[], None], config: TrainConfig, folder: Path, overrides: list[str]) -> None:
@@ -107,7 +110,17 @@ class ResumingSweep:
         log.info("sweep of %d runs in %s: %s", len(plan.runs), plan.folder, counted)
         if counts["finished"]:
             log.info("table: python scripts/collect.py %s", plan.folder)
+            self._write_report(plan.folder)
         return counts["failed"] + counts["diverged"] + counts["damaged"]
+
+    def _write_report(self, folder: Path) -> None:
+        """Whatever goes wrong with it, the runs are there: it is said, and costs the sweep nothing."""
+        if self._report is None or interrupts.received() is not None:
+            return
+        try:
+            log.info("report: %s", self._report(folder))
+        except Exception as error:  # noqa: BLE001
+            log.warning("report: not written (%s: %s)", type(error).__name__, " ".join(str(error).split()))
 
 
 def _status(folder: Path) -> str:

@@ -14,6 +14,7 @@ import yaml
 
 from lime.config.searched import SEARCH_SCHEMA
 from lime.experiments.collection import Sweep
+from lime.runs.record import objective_of
 from lime.system.atomic import write_text
 from lime.system.ownership import MADE_BY
 
@@ -64,8 +65,8 @@ def choose(sweep: Sweep) -> list[Choice]:
 
 
 def _loss(point: Any) -> float | None:
-    losses = [record.training.validation[-1]["loss"] for record in point.records if record.training.validation]
-    whole = len(losses) == len(point.runs) and all(loss is not None and math.isfinite(loss) for loss in losses)
+    losses = [loss for record in point.records if (loss := objective_of(record, "validation_loss")) is not None]
+    whole = len(losses) == len(point.runs) and all(map(math.isfinite, losses))
     return statistics.fmean(losses) if whole else None
 
 

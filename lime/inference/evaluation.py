@@ -112,6 +112,8 @@ def report(
     keep_table(folder, table)
     write_report(folder, evaluation, predictions, allowed=allowed, info=info)
     lines = [*summary_lines(evaluation)[1:], *left_out_lines(info.get("rows_left_out", {}))]
+    if (step := info.get("weights_step")) is not None:
+        lines.append(f"Weights of step {step}, of the lowest validation loss (callbacks.weights=best).")
     summary = "\n".join(f"- {md(line.removeprefix('* '))}" for line in lines)
     text = f"{markdown_table(evaluation, table.groups)}\n{summary}\n"
     beside = None

@@ -15,7 +15,8 @@ import wandb_workspaces.workspaces as ws
 
 from lime.data.tasks import TaskTable, mmt47
 from lime.evaluation.aggregation import MACRO
-from lime.loggers.wandb import FROZEN, MAJORITY, PREDICTIONS, USAGE, score_key
+from lime.loggers.values import FROZEN, MAJORITY, USAGE, score_key
+from lime.loggers.wandb import PREDICTIONS
 
 METHOD = "method"
 COLUMNS = 3  # panels in a row of the report, which is 24 units wide

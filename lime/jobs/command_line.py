@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import logging
+import math
 import os
 import re
 import signal
@@ -28,9 +30,11 @@ from lime.config.groups import import_types_of
 from lime.config.identity import register_resolvers
 from lime.config.overrides import check, force, register, with_home, with_method, without_null_groups
 from lime.config.schema import TrainConfig
-from lime.config.source import COMPOSE_ERRORS, Source, absolute, said
+from lime.config.source import COMPOSE_ERRORS, Source, absolute, said, values_of
 from lime.config.sweeps import Plan, make_plan
+from lime.jobs.hydra_folder import write_hydra_folder
 from lime.runs.lock import interrupted_unseen
+from lime.runs.record import RECORD_FILE, objective_of, read_record
 from lime.runs.submitted import as_task, ended_with_the_sweep
 from lime.system import interrupts
 from lime.system.limits import explained
@@ -206,7 +210,11 @@ def _checked(line: Line, schema: type) -> tuple[DictConfig, Plan | None]:
         sys.stderr.write(f"note: {note}\n")
     if not line.several:
         return config, None
-    return config, make_plan(force(line.overrides, schema), line.folder, line.name, schema, line.extra)
+    plan = make_plan(force(line.overrides, schema), line.folder, line.name, schema, line.extra)
+    settings: Any = build(schema, values_of(config)) if plan is None else None
+    if isinstance(settings, TrainConfig) and (problem := settings.without_objective()) is not None:
+        raise ConfigError([problem])
+    return config, plan
 
 
 def _run_once(line: Line, job: _Job, config: DictConfig) -> None:
@@ -268,11 +276,11 @@ class _Job:
         self._task, self.schema, self.sweep = task, schema, sweep
         self.failures: list[str] = []
 
-    def __call__(self, config: DictConfig) -> None:
+    def __call__(self, config: DictConfig) -> float | None:
         with as_task():  # launchers call it in processes of their own
-            self._call(config)
+            return self._call(config)
 
-    def _call(self, config: DictConfig) -> None:
+    def _call(self, config: DictConfig) -> float | None:
         plain_logging()
         folder = None
         hydra_config = HydraConfig.get()
@@ -283,11 +291,13 @@ class _Job:
             settings: Any = build(self.schema, values)
             folder = Path(hydra_config.runtime.output_dir)
             overrides = [text.removeprefix("++") for text in hydra_config.overrides.task]
+            write_hydra_folder(folder, config, hydra_config, dataclasses.asdict(settings))
             with interrupts.blamed():  # an import that a signal ended may say that a module is broken
                 if hydra_config.mode == RunMode.MULTIRUN and self.sweep is not None:
                     self.sweep.run(lambda: self._task(settings, folder, overrides), settings, folder, overrides)
                 else:
                     self._task(settings, folder, overrides)
+            return _objective(settings, folder)
         except interrupts.Interrupted as stop:
             log.warning("%s; %s", stop, _goes_on())
             stop.told = True
@@ -300,8 +310,17 @@ class _Job:
                 raise
             log.error("error: %s", told)
             self.failures.append(told)
+            return math.nan
         finally:
             os.chdir(here)
+
+
+def _objective(settings: Any, folder: Path) -> float | None:
+    """What the run returns to a sweeper; not a number where it failed or diverged, None where it has none."""
+    if not isinstance(settings, TrainConfig) or not (folder / RECORD_FILE).is_file():
+        return None
+    record = read_record(folder)
+    return objective_of(record, settings.objective) if record.status == "finished" else math.nan
 
 
 def _goes_on() -> str:

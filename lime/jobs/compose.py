@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, overload
 
 from lime.config.check import ConfigError, build
+from lime.config.groups import CONF
 from lime.config.overrides import check, register
+from lime.config.schema import EvalConfig, TrainConfig
 from lime.config.source import values_of
 from lime.jobs.command_line import read_line
 
 T = TypeVar("T")
+
+
+@overload
+def compose(name: Literal["train"] = "train", overrides: Sequence[str] = ()) -> TrainConfig: ...
+@overload
+def compose(name: Literal["eval"], overrides: Sequence[str] = ()) -> EvalConfig: ...
+def compose(name: str = "train", overrides: Sequence[str] = ()) -> TrainConfig | EvalConfig:
+    """The checked configuration of ``train.py`` or ``eval.py`` with these overrides, e.g. in a notebook.
+
+        config = lime.compose("train", ["method=lora", "lime.num_experts=8"])
+
+    Raises:
+        ConfigError: everything that is wrong with the overrides.
+    """
+    schemas: dict[str, type] = {"train": TrainConfig, "eval": EvalConfig}
+    if name not in schemas:
+        raise ConfigError([f"compose: expected train or eval, got {name!r}"])
+    found: TrainConfig | EvalConfig = composed(list(overrides), CONF, name, schemas[name])
+    return found
 
 
 def composed(arguments: Sequence[str], config_dir: Path, config_name: str, schema: type[T]) -> T:

@@ -26,16 +26,19 @@ from lime.inference.frozen import answer_frozen, asks_frozen
 from lime.inference.journal import FOLDER as PARTIAL
 from lime.inference.rows import TestRows
 from lime.jobs.setup import described, lock_of_run, media_errors_as_input_errors, open_data, prepare_process
+from lime.loggers.several import RunLogger, opened
 from lime.models.loading import load_backbone
 from lime.runs.checkpoints import FOLDER as CHECKPOINTS
-from lime.runs.checkpoints import checkpoint_to_resume
+from lime.runs.checkpoints import checkpoint_to_resume, step_of
 from lime.runs.folders import sign_configuration
 from lime.runs.lock import run_lock
 from lime.runs.record import Parameters
-from lime.runs.status import RunRecord, plain, write_config
+from lime.runs.status import RunRecord, write_config
 from lime.system import interrupts
 from lime.system.atomic import remove_leftovers, replacing_folder
 from lime.system.limits import check_files
+from lime.system.nested import plain
+from lime.training.extras import made_extras
 from lime.training.fit import checkpoint_activations, fit, is_continued
 from lime.training.optimizer import check_optimizer
 from lime.training.preflight.plan import preflight_of_run
@@ -65,7 +68,7 @@ def train(config: TrainConfig, output_dir: Path, overrides: Sequence[str] = ()) 
 def _train(config: TrainConfig, output_dir: Path, overrides: Sequence[str]) -> Evaluation | None:
     """The part of one process."""
     here = processes_here(config.trainer.devices, config.trainer.accelerator)
-    with process_group(here * config.trainer.num_nodes), media_errors_as_input_errors():
+    with process_group(here * config.trainer.num_nodes, config.trainer.devices), media_errors_as_input_errors():
         folder = processes.from_main(output_dir)
         record = RunRecord(folder, dataclasses.asdict(config), overrides, writes=processes.is_main())
         with lock_of_run(folder, "run"), record, interrupts.blamed():
@@ -83,16 +86,18 @@ class _Run:
         config = self.config
         check_files(config.data.num_workers)
         prepare_process(config.seed, config.trainer.num_threads)
+        self.device = device_of(config.trainer.accelerator, config.trainer.devices)
+        self.extras = made_extras(config)
         self._begin()
         self._open()
         if config.trainer.preflight:  # before the first phase
             to_ask = self.tests is not None and asks_frozen(self.backbone, self.data, self.tests, config)
             preflight_of_run(config, self.model, self.data, self.device, self.folder, self.tests, answers_frozen=to_ask)
-        with self._wandb() as wandb_run:
+        with self._loggers() as loggers:
             frozen = self._frozen()
-            self._fit(wandb_run)
+            self._fit(loggers)
             processes.barrier()
-            return self._evaluate(self.tests, frozen, wandb_run) if self.tests is not None else None
+            return self._evaluate(self.tests, frozen, loggers) if self.tests is not None else None
 
     def _begin(self) -> None:
         """Where the run goes on from, and its folder."""
@@ -108,7 +113,6 @@ class _Run:
     def _open(self) -> None:
         """Backbone, data and adapters."""
         config = self.config
-        self.device = device_of(config.trainer.accelerator)
         self.backbone = load_backbone(config.model)
         self.data = open_data(config, self.backbone, config.trainer.batch_size)
         self.data.setup("fit")
@@ -132,19 +136,20 @@ class _Run:
                 self.backbone, self.data, self.tests, self.config, self.config.callbacks.progress, self.folder
             )
 
-    def _fit(self, wandb_run: Any) -> None:
-        sinks = [wandb_run] if wandb_run is not None else []
-        metrics, diverged = fit(
-            self.config, self.model, self.backbone, self.data, self.device, self.folder, self.checkpoint, sinks
-        )
-        if diverged:
+    def _fit(self, loggers: Sequence[RunLogger]) -> None:
+        fitted = fit(
+            self.config, self.model, self.backbone, self.data, self.device, self.folder, self.checkpoint, loggers,
+            self.extras,
+        )  # fmt: skip
+        self.training = fitted.training
+        if fitted.diverged:
             self.record.diverged()
         parameters = Parameters(self.applied.trainable, self.applied.total_parameters, self.applied.layers)
-        self.record.trained(parameters, metrics.measured(), metrics.routing)
+        self.record.trained(parameters, fitted.training, fitted.routing)
         if processes.is_main():
             self._save_adapter()
-        if wandb_run is not None:
-            wandb_run.log_training(parameters, metrics.measured(), metrics.usage, self.record.adapter_bytes)
+        for logger in loggers:
+            logger.log_training(parameters, fitted.training, fitted.usage, self.record.adapter_bytes)
 
     def _save_adapter(self) -> None:
         """``adapter/`` in peft's format, and beside it what eval.py needs to repeat the evaluation."""
@@ -157,7 +162,7 @@ class _Run:
         self.record.saved(folder)
         log.info("adapter of %s saved in %s", self.backbone.name, folder)
 
-    def _evaluate(self, tests: TestRows, frozen: list[str | None] | None, wandb_run: Any) -> Evaluation:
+    def _evaluate(self, tests: TestRows, frozen: list[str | None] | None, loggers: Sequence[RunLogger]) -> Evaluation:
         """Answer and score the test rows, and write the results."""
         config, data, model = self.config, self.data, self.model
         if config.trainer.strategy in ("fsdp", "deepspeed"):  # whole again in every process, from the saved adapter
@@ -167,36 +172,33 @@ class _Run:
         journal = journal_of(self.folder, self.settings, self.backbone, data, tests, self.folder / "adapter")
         predictions = answer_adapted(model, data, tests, config, config.callbacks.progress, frozen, journal)
         seconds = time.perf_counter() - started
-        about = {
+        about: dict[str, Any] = {
             "config": self.settings,
             "environment": self.info,
             "trainable_parameters": self.applied.trainable,
             "adapted_layers": self.applied.layers,
             "rows_left_out": data.left_out.counts(),
         }
+        if self.training.weights_step is not None:
+            about["weights_step"] = self.training.weights_step
         evaluation = report(
             predictions, data.dataset.table, tests.allowed, config, self.folder, about, writes=processes.is_main()
         )
         self.record.answered(seconds, evaluation, predictions, data.left_out.counts())
-        if wandb_run is not None:
-            wandb_run.log_run(predictions, evaluation, data)
+        for logger in loggers:
+            logger.log_run(predictions, evaluation, data)
         return evaluation
 
     @contextmanager
-    def _wandb(self) -> Iterator[Any]:
-        """The run at Weights & Biases, where one is asked for; in other processes None."""
-        options = self.config.logger.wandb
-        if options is None or not processes.is_main():
-            yield None
+    def _loggers(self) -> Iterator[list[RunLogger]]:
+        """Where metrics go besides the run's files; from the main process alone."""
+        if not processes.is_main():
+            yield []
             return
-        from lime.loggers.wandb import WandbRun
-
         settings = plain(self.settings) | {"environment": self.info}
-        continues = is_continued(self.checkpoint, self.folder)
-        wandb_run = WandbRun(options, self.config.name, self.folder, settings, continues=continues)
-        failed = True
-        try:
-            yield wandb_run
-            failed = False
-        finally:
-            wandb_run.finish(failed)
+        goes_on_from = self.checkpoint if is_continued(self.checkpoint, self.folder) else None
+        after = None if goes_on_from is None else step_of(goes_on_from)
+        with opened(
+            self.config.logger, self.config.name, self.folder, settings, self.extras.loggers, after_step=after
+        ) as loggers:
+            yield loggers

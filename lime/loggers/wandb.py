@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import os
@@ -11,7 +10,7 @@ import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 import wandb
@@ -21,40 +20,23 @@ from lime.config.sweeps import read_plan
 from lime.config.training import WandbConfig
 from lime.data.datamodule import MMTDataModule
 from lime.data.media import MediaError, load_image, load_video, media_file
-from lime.evaluation.aggregation import MACRO, Evaluation
+from lime.evaluation.aggregation import Evaluation
 from lime.evaluation.predictions import Prediction
+from lime.loggers.guard import first_line, not_fatal
 from lime.loggers.usage import usage_figure
+from lime.loggers.values import USAGE, costs, scores
 from lime.runs.record import Parameters, Training
 from lime.system.atomic import write_text
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
+_not_fatal = not_fatal("wandb", wandb.errors.Error, OSError)
 
-PREDICTIONS, USAGE = "predictions", "routing/usage_by_layer"
-"""Keys of the table of predictions and of the heat map."""
-MAJORITY, FROZEN, EXACT_MATCH = "majority/macro", "frozen/macro", "exact_match/macro"
-COSTS = (
-    "parameters/trainable", "parameters/total", "adapter_bytes", "training/seconds", "training/samples_per_second",
-    "training/tokens_per_second", "training/peak_memory_mb",
-)  # fmt: skip
-"""Keys of the summary for what a run cost; times in seconds, memory in MB."""
+PREDICTIONS = "predictions"
+"""Key of the table of predictions."""
 PREDICTION_COLUMNS = ("id", "task", "picture", "question", "raw", "extracted", "truth", "correct", "frozen")
 DATA_DIR = "WANDB_DATA_DIR"
 ID_FILE = ".lime-wandb-id"
 FRAMES = 4  # of a video in the table
-
-
-def _not_fatal(method: Callable[P, None]) -> Callable[P, None]:
-    """W&B is an addition: what goes wrong with it is logged, and the run goes on."""
-
-    @functools.wraps(method)
-    def guarded(*arguments: P.args, **options: P.kwargs) -> None:
-        try:
-            method(*arguments, **options)
-        except (wandb.errors.Error, OSError) as error:
-            log.warning("wandb: %s: %s", method.__name__, _first_line(error))
-
-    return guarded
 
 
 class WandbRun:
@@ -95,7 +77,7 @@ class WandbRun:
         except wandb.errors.Error as error:
             if mode != "online":
                 raise ValueError(f"logger.wandb: {error}; leave it out with logger=csv") from error
-            log.warning("wandb: %s; offline instead (logger.wandb.mode=offline does not ask)", _first_line(error))
+            log.warning("wandb: %s; offline instead (logger.wandb.mode=offline does not ask)", first_line(error))
             wandb.teardown()
             self._run = wandb.init(**options, mode="offline")
         append = "--append " if continues else ""
@@ -111,25 +93,15 @@ class WandbRun:
     def log_training(
         self, parameters: Parameters, measured: Training, usage: Mapping[str, Sequence[float]], adapter_bytes: int
     ) -> None:
-        """What is known after training: its costs into the summary (:data:`COSTS`), and the expert usage."""
-        values = (
-            parameters.trainable, parameters.total, adapter_bytes, measured.seconds, measured.samples_per_second,
-            measured.tokens_per_second, measured.peak_memory_mb,
-        )  # fmt: skip
-        self.log_results(dict(zip(COSTS, values, strict=True)))
+        """What is known after training: its costs into the summary, and the expert usage."""
+        self.log_results(costs(parameters, measured, adapter_bytes))
         if usage:
             self.log_usage(usage)
 
     @_not_fatal
     def log_run(self, predictions: Sequence[Prediction], evaluation: Evaluation, data: MMTDataModule) -> None:
-        """What is known at the end of a run: scores (:func:`score_keys`), sample predictions with their pictures."""
-        macro = evaluation.macro
-        scores = {score_key(score.split): score.value for score in evaluation.splits}
-        scores |= {score_key(group.name): group.score.value for group in evaluation.categories}
-        scores |= {score_key(MACRO): macro.score.value}
-        scores |= {MAJORITY: macro.majority, EXACT_MATCH: macro.exact_match.value}
-        frozen = {} if macro.frozen is None else {FROZEN: macro.frozen}
-        self.log_results(scores | frozen)
+        """What is known at the end of a run: scores, sample predictions with their pictures."""
+        self.log_results(scores(evaluation))
         chosen = sample(predictions, self._config.samples)
         if chosen:
             self.log_predictions(chosen, lambda prediction: picture(prediction, data))
@@ -161,11 +133,6 @@ class WandbRun:
             log.info("wandb: this run is offline; once logged in, upload with: %s", self._upload)
         if self._sets_data_dir:
             os.environ.pop(DATA_DIR, None)
-
-
-def score_key(name: str) -> str:
-    """Key of the summary for the score (accuracy; 100 x Pearson for STS-B) of a split, a category or ``macro``."""
-    return f"score/{name}"
 
 
 def point_of(folder: Path) -> tuple[str | None, str]:
@@ -215,7 +182,7 @@ def resolve_mode(mode: str) -> Any:
     try:
         return "online" if wandb.login(prompt=False) else "offline"
     except wandb.errors.Error as error:
-        log.warning("wandb: %s; offline instead (logger.wandb.mode=offline does not ask)", _first_line(error))
+        log.warning("wandb: %s; offline instead (logger.wandb.mode=offline does not ask)", first_line(error))
         return "offline"
 
 
@@ -227,10 +194,6 @@ def run_id(folder: Path) -> str:
         known = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
         write_text(path, known + "\n")
     return known
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def side_by_side(frames: np.ndarray) -> Image.Image:

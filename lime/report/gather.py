@@ -75,6 +75,7 @@ def is_run(folder: Path) -> bool:
 def runs_of(folder: Path) -> list[Path]:
     """The runs of a sweep: folders below `folder`, at most three deep, in natural order of their names."""
     folders = {path.parent for depth in range(1, 4) for path in folder.glob("/".join(["*"] * depth) + "/config.yaml")}
+    folders = {path for path in folders if not path.name.startswith(".")}  # .hydra
     return sorted(folders, key=lambda path: [(len(p), p) if p.isdigit() else (0, p) for p in path.parts])
 
 

@@ -15,9 +15,9 @@ import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lime.config.identity import decisive
-from lime.runs.status import plain
 from lime.system import nested
 from lime.system.atomic import replacing
+from lime.system.nested import plain
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     others = list(folder.glob("hpc_ckpt_*.ckpt"))
     if newest is None or newest[0] < numbered[0][0]:  # last.ckpt holds the step of the newest
         others.append(folder / FOLDER / "last.ckpt")
-    candidates = [(_step_of(path), path) for path in others if path.is_file() and _is_whole(path)]
+    candidates = [(step_of(path), path) for path in others if path.is_file() and _is_whole(path)]
     candidates += [newest] if newest is not None else []
     return max(candidates)[1] if candidates else None
 
@@ -99,7 +99,10 @@ def _is_whole(path: Path) -> bool:
     return problem is None
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The optimiser step that a checkpoint was written after; of DeepSpeed's folders, by their name."""
+    if path.is_dir():
+        return int(named[1]) if (named := _STEP.fullmatch(path.name)) else 0
     return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
 
 

@@ -12,11 +12,12 @@ from lime.system.ownership import claim, is_own, kind_of, mark
 FILES = (
     "record.json", "status.json", "config.yaml", "environment.json", "preflight.json", "metrics.csv", "routing.jsonl",
     "predictions.jsonl", "results.json", "results.csv", "results.md", "tasks.yaml", "authors_scorer.json", "adapter",
-    "checkpoints", "partial", "wandb",
+    "checkpoints", "partial", "wandb", "tensorboard",
 )  # fmt: skip
 """What a run writes into its folder, the log and the lock apart."""
 RESERVE = ".lime-reserve"
-_SERVING = (".lime-*", "*.log", "checkpoints.before")  # lock, owner, reserve and mark; the log; what a sweep put aside
+_SERVING = (".lime-*", ".hydra", "*.log", "checkpoints.before")
+"""Lock, owner, reserve and mark; Hydra's folder; the log; what a sweep put aside."""
 RESULTS = ("adapter", "checkpoints", "results.json", "predictions.jsonl")
 """What a run that came to nothing does not have; an evaluation may take its folder, and the other way round."""
 

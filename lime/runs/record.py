@@ -73,7 +73,9 @@ class Training:
     """What the training loop measured. Times in seconds without validation; rows and tokens per second over all steps.
 
     ``peak_memory_mb``: during training, of the GPU where one is used, else of the process's resident set. ``loss``:
-    task loss per answer token (nats) over the last logged steps.
+    task loss per answer token (nats) over the last logged steps. ``weights_step``: the step whose weights were saved
+    and evaluated, where those are the best by validation loss; None for the last. ``stopped_early``: by a validation
+    loss that fell no more.
     """
 
     seconds: float = 0.0
@@ -85,6 +87,8 @@ class Training:
     peak_memory_mb: float = 0.0
     loss: float | None = None
     validation: list[dict[str, Any]] = field(default_factory=list)
+    weights_step: int | None = None
+    stopped_early: bool = False
 
 
 @dataclass
@@ -236,6 +240,19 @@ class Record:
     def split_items(self) -> dict[str, Items]:
         """Per-item results by split."""
         return {split: build(Items, entry) for split, entry in self.items.items()}
+
+
+def objective_of(record: Record, name: str) -> float | None:
+    """What a search looks at: ``validation_loss``, of the weights that were saved, or ``macro``, the macro score over
+    the test rows; None where the run does not have it, or it is not finite."""
+    if name == "macro":
+        score = record.score("macro", "macro")
+        return None if score is None else score.score
+    training = record.training
+    losses = training.validation if training is not None else []
+    if training is not None and training.weights_step is not None:
+        losses = [entry for entry in losses if entry["step"] == training.weights_step]
+    return losses[-1]["loss"] if losses else None
 
 
 def read_record(path: str | Path) -> Record:

@@ -45,6 +45,7 @@ from lime.runs.record import (
 )
 from lime.system import interrupts
 from lime.system.atomic import remove, write_bytes, write_json, write_text
+from lime.system.nested import plain
 
 RESERVED = 2**17
 """Bytes kept free for the record of a run's end."""
@@ -55,13 +56,6 @@ log = logging.getLogger(__name__)
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """The resolved configuration as YAML, in the order of the schema."""
     write_text(path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, all the way down."""
-    if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class RunStatus:

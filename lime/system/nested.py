@@ -22,3 +22,10 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     flat = [flattened(one) for one in settings]
     keys = dict.fromkeys(key for one in flat for key in one)
     return [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

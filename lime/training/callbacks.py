@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from lime.config.training import CallbacksConfig
 from lime.distributed import processes
 from lime.system import interrupts
 from lime.system.progress import ProgressDisplay
 from lime.training.module import AdaptationModule
+from lime.training.validation import StepCheckpoint, validation_follows
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,9 @@ class ProgressCallback(Callback):
             self._display = None
 
 
-def checkpoint_callback(folder: Path, config: CallbacksConfig) -> ModelCheckpoint:
+def checkpoint_callback(folder: Path, config: CallbacksConfig) -> StepCheckpoint:
     """Checkpoints ``checkpoints/step-N.ckpt`` and ``checkpoints/last.ckpt``, written after an optimiser step."""
-    return ModelCheckpoint(
+    return StepCheckpoint(
         dirpath=folder / "checkpoints",
         filename="step-{step}",  # no "=", which Hydra's command line would want quoted
         auto_insert_metric_name=False,
@@ -77,11 +78,12 @@ def checkpoint_callback(folder: Path, config: CallbacksConfig) -> ModelCheckpoin
     )
 
 
-class InterruptCallback(Callback):
+class InterruptCallback(Checkpoint):
     """Save at the end of the optimiser step in which a signal came, then end the run (:class:`Interrupted`).
 
     With several processes, a signal to any of them stops all. Lightning's own handlers save in the middle of an
-    accumulation window too, which no run can resume exactly, or end without a word.
+    accumulation window too, which no run can resume exactly, or end without a word. A validation that follows the step
+    comes first. As a ``Checkpoint`` it is called after all other callbacks, whose state it saves.
 
     Args:
         folder: the run's folder.
@@ -97,11 +99,15 @@ class InterruptCallback(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.fit_loop._should_accumulate():
+        if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
+            self._stop_if_told(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
             self._stop_if_told(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop_if_told(trainer)  # told during the last validation
+        self._stop_if_told(trainer)
         self._deferred.close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from lime.distributed import processes
 from lime.runs.record import LayerRouting, Training
 from lime.system.memory import forget_peak, peak_memory_mb
-from lime.training.metrics import FileState, LineFile, MetricsFile, UsageFile, Window
+from lime.training.metrics import COLUMNS, FileState, LineFile, MetricsFile, UsageFile, Window
 from lime.training.module import AdaptationModule
 from lime.tuner.routing.recorder import LayerStatistics
 
@@ -33,6 +35,28 @@ class Sink(Protocol):
     def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
 
 
+class ForwardingLogger(Logger):
+    """What callbacks of the user's log through Lightning, to the sinks; the run's own metrics have gone there already.
+
+    Args:
+        step: the optimiser step now.
+    """
+
+    name, version = "lime", 0
+
+    def __init__(self, sinks: Sequence[Sink], step: Callable[[], int]):
+        super().__init__()
+        self._sinks, self._now = sinks, step
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        new = {name: value for name, value in metrics.items() if name not in COLUMNS}
+        for sink in self._sinks if new else ():
+            sink.log_metrics(new, self._now())
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration is logged by the run."""
+
+
 class MetricsCallback(Callback):
     """Write a row of metrics.csv and a line of routing.jsonl every ``every_n_steps`` optimiser steps.
 
@@ -47,7 +71,7 @@ class MetricsCallback(Callback):
         continues: the checkpoint to resume from is of this folder: rows up to it stay in the files.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, sinks: list[Sink], *, continues: bool = False):
+    def __init__(self, folder: Path, every_n_steps: int, sinks: Sequence[Sink], *, continues: bool = False):
         self._folder, self._continues = folder, continues
         self._files: dict[str, LineFile] = {}
         self._resumed: dict[str, Any] | None = None
@@ -141,8 +165,8 @@ class MetricsCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, AdaptationModule)
-        if trainer.global_step == trainer.max_steps and trainer.enable_validation:
-            # The last epoch is cut off: validate what training ends with, whatever its number.
+        if trainer.enable_validation and _ends(trainer):
+            # Validate what training ends with, whatever the number of the epoch or batch.
             trainer.check_val_every_n_epoch, trainer.should_stop = 1, True
         due = trainer.global_step % self._every == 0
         if due and trainer.global_step > self._written:
@@ -202,6 +226,13 @@ class MetricsCallback(Callback):
         )
         for sink in self._sinks:
             sink.log_metrics(values, trainer.global_step)
+
+
+def _ends(trainer: pl.Trainer) -> bool:
+    """Whether training ends with this batch: by max_steps or, with validations within epochs, with the last epoch."""
+    loop, within = trainer.fit_loop.epoch_loop, trainer.val_check_interval != 1.0
+    last = within and trainer.current_epoch + 1 == trainer.max_epochs and loop._num_ready_batches_reached()
+    return trainer.global_step == trainer.max_steps or last
 
 
 def _layer_routing(layer: LayerStatistics) -> LayerRouting:

@@ -7,6 +7,7 @@ import io
 import logging
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,20 @@ class Runs:
         return 0
 
 
-def line(*arguments: str, program: str = "train", conf: Path = ROOT / "conf") -> Outcome:
-    """What this command line comes to. Works in the current folder."""
+def line(
+    *arguments: str, program: str = "train", conf: Path = ROOT / "conf", does: Callable[[Any, Path], None] | None = None
+) -> Outcome:
+    """What this command line comes to. Works in the current folder.
+
+    does: what each run does, given its configuration and folder.
+    """
     found = Outcome()
     printed = io.StringIO()
 
     def task(config: Any, folder: Path, overrides: list[str]) -> None:
         found.runs.append((config, folder))
+        if does is not None:
+            does(config, folder)
 
     schema: type = TrainConfig if program == "train" else EvalConfig
     experiments = ROOT / "experiments" if program == "train" else None

@@ -121,7 +121,7 @@ def test_every_choice_of_every_group_composes() -> None:
         for choice in choices(group):
             if (group, choice) in composed_already or (choice == "ray" and find_spec("ray") is None):
                 continue
-            extra = ["data.root=."] if (group, choice) == ("data", "mmt47") else []
+            extra = ["data.root=."] if group == "data" and choice in ("mmt47", "own") else []
             extra += ["model.path=any/name"] if (group, choice) == ("model", "hf") else []
             extra += ["method=lora"] if (group, choice) == ("lime", "off") else []
             extra += [f"method={method_of(choice, enabled=True).name}"] if group == "peft" else []

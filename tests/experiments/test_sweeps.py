@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import runpy
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import lime.experiments.resume as resume
 from lime.config.check import ConfigError
@@ -22,10 +24,13 @@ from lime.config.overrides import check, force, register
 from lime.config.schema import TrainConfig
 from lime.config.sweeps import make_plan, read_plan
 from lime.experiments.collection import read_sweep
+from lime.experiments.listing import WAITING, runs_below, runs_table
+from lime.experiments.resume import ResumingSweep
 from lime.runs.code import code_version
 from lime.runs.lock import LOCK_FILE
 from lime.runs.record import read_record
 from tests.data import tiny
+from tests.experiments import made
 from tests.training.parts import data_root, values
 
 ROOT = Path(__file__).parents[2]
@@ -305,3 +310,36 @@ def test_table2_without_its_search_says_how_to_search(monkeypatch: pytest.Monkey
     monkeypatch.setattr("lime.config.searched.ROOT", tmp_path)
     with pytest.raises(ConfigError, match=r"python train\.py -m \+experiment=table2_search"):
         planned("+experiment=table2")
+
+
+def test_the_report_is_written_at_the_end_and_its_failure_fails_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = made.sweep(tmp_path / "made", [({"method": "lora"}, {1: made.record(1)})])
+    plan = read_plan(folder)
+    assert plan is not None
+    caplog.set_level("INFO")
+    asked: list[Path] = []
+
+    def broken(place: Path) -> Path:
+        asked.append(place)
+        raise RuntimeError("no room\nleft")
+
+    assert ResumingSweep(lambda place: place / "report.html").summary(plan) == 0
+    assert f"report: {folder / 'report.html'}" in caplog.text
+    assert ResumingSweep(broken).summary(plan) == 0
+    assert asked == [folder]
+    assert "report: not written (RuntimeError: no room left)" in caplog.text
+
+
+def test_runs_of_a_sweep_in_progress(tmp_path: Path) -> None:
+    """Method, model, score and state; those of the plan that have not begun stand last."""
+    score = {"level": "macro", "name": "macro", "score": 61.25, "low": 60.0, "high": 62.5}
+    done = made.record(1, config={"method": "lime_lora", "model": {"name": "tiny"}}, scores=[score])
+    folder = made.sweep(tmp_path / "made", [({"method": "lime_lora"}, {1: done, 2: None})])
+    runs = runs_below(folder)
+    assert [(run.folder.name, run.state) for run in runs] == [("lime_lora-1", "finished"), ("lime_lora-2", WAITING)]
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(runs_table(runs, folder))
+    for word in ("lime_lora", "tiny", "finished", "61.2 (60.0–62.5)", WAITING):
+        assert word in shown.getvalue()

@@ -22,16 +22,8 @@ from lime.evaluation.predictions import Prediction, read_predictions
 from lime.evaluation.report import read_results
 from lime.jobs.train import train
 from lime.loggers.usage import usage_figure
-from lime.loggers.wandb import (
-    EXACT_MATCH,
-    PREDICTIONS,
-    USAGE,
-    WandbRun,
-    resolve_mode,
-    run_id,
-    sample,
-    score_key,
-)
+from lime.loggers.values import EXACT_MATCH, USAGE, score_key
+from lime.loggers.wandb import PREDICTIONS, WandbRun, resolve_mode, run_id, sample
 from lime.runs.record import read_record
 from lime.training.metrics import COLUMNS
 from tests.training.parts import config, data_root, metrics
