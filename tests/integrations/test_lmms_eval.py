@@ -26,6 +26,7 @@ def seven() -> Image.Image:
     return Image.fromarray(digit(np.random.default_rng(1), value=7)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_pipeline_answers_with_an_adapted_model(name: str, seven: Image.Image) -> None:
     backbone = load_backbone(ModelConfig(name, family=EMBEDDED[name]))

@@ -91,6 +91,7 @@ def test_pictures_of_one_name_are_told_apart(run: AdaptedRun, tmp_path: Path) ->
     assert seen[0] < seen[2] < seen[1]
 
 
+@pytest.mark.slow
 def test_a_command_leaves_out_what_answering_does_not_use(folder: Path, run: AdaptedRun) -> None:
     """In a process of its own it imports no more, and its answer is the same."""
     picture = sorted((data_root() / "media").glob("*.png"))[0]
