@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.end_to_end.command import ROOT
+from tests.end_to_end.command import ROOT, Command
 from tests.end_to_end.test_data_page import commands
 
 SHAPES = ("circle", "square")
@@ -71,14 +71,11 @@ def test_every_command_of_the_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_test_rows_nothing_is_evaluated(tmp_path: Path) -> None:
+def test_without_test_rows_nothing_is_evaluated(command: Command, tmp_path: Path) -> None:
     write_pets(tmp_path / "pets", 8)
-    options = ["data=own", "data.root=pets", "data.test_fraction=0", "data.least_steps=null", "trainer.accelerator=cpu"]
-    ran = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *options, "trainer.max_steps=1", "hydra.run.dir=run"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "pets has no test rows: nothing is evaluated" in ran.stdout + ran.stderr
-    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
-    assert not (tmp_path / "run" / "results.json").exists()
+    options = ["data.test_fraction=0", "data.least_steps=null", "trainer.max_steps=1", "trainer.preflight=false"]
+    outcome = command("train.py", "data=own", "data.root=pets", "trainer.accelerator=cpu", *options)
+    assert outcome.code == 0, outcome.said
+    assert "pets has no test rows: nothing is evaluated" in outcome.said
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "out" / "results.json").exists()
