@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from lime.data.collate import IGNORED, Collator, model_inputs
+from lime.data.config import DataConfig
 from lime.data.conversation import Conversation
+from lime.data.datamodule import MMTDataModule
 from lime.data.rows import MMTDataset
 from tests.data.test_own import opened, pictures, write_csv
 
@@ -147,3 +149,22 @@ def test_a_template_without_several_turns_names_the_row(tmp_path: Path, processo
     processor.chat_template = single + processor.chat_template
     with pytest.raises(ValueError, match=r"row train/0: .* does not take its turns .*one question only"):
         Conversation(processor).prompts(list(data.train))
+
+
+def test_the_options_of_rows_hold(tmp_path: Path, processor, family: str) -> None:
+    names = pictures(tmp_path, 20)
+    rows = [[name, "What?", "ab"[i % 2]] for i, name in enumerate(names)]
+    for name, part in (("train", rows[:12]), ("val", rows[12:15]), ("test", rows[15:])):
+        write_csv(tmp_path / f"{name}.csv", [["image", "question", "answer"], *part])
+    (tmp_path / "pictures" / names[13]).unlink()
+    options = {"on_missing_media": "skip", "rows_per_split": 3, "train_rows": 8}
+    module = MMTDataModule(
+        DataConfig(name="own", root=str(tmp_path), **options),
+        batch_size=4, eval_batch_size=4, seed=0, processor=processor, family=family,
+    )  # fmt: skip
+    module.least_rows = 20
+    module.setup("fit")
+    assert len(module.train_rows) == 24, "eight rows, three times"
+    assert [row.id for row in module.val_rows] == ["validation/0", "validation/2"]
+    assert module.left_out.counts()["missing_media"] == {"validation": 1}
+    assert len(module.test_rows("test")) == 3
