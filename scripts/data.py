@@ -5,6 +5,7 @@ python scripts/data.py prepare FOLDER                      unpack archives, writ
 python scripts/data.py verify FOLDER                       decode every file, name every fault; exit 1 if there is one
 python scripts/data.py stats FOLDER [model=qwen2vl …]      rows and tokens per task and modality
 python scripts/data.py infer FOLDER                        write what was inferred of your own rows to FOLDER/tasks.yaml
+python scripts/data.py unpack FOLDER                       pictures that your own tables hold, as files
 python scripts/data.py tasks                               the names that evaluation.splits takes
 python scripts/data.py sample FOLDER                       a small made root, as download leaves one, for trying these
 
@@ -38,6 +39,7 @@ def main(arguments: list[str]) -> int:
         "stats": _stats,
         "sample": _sample,
         "infer": _infer,
+        "unpack": _unpack,
     }
     runs["tasks"] = _tasks
     for name, run in runs.items():
@@ -177,6 +179,20 @@ def _infer(options: argparse.Namespace) -> int:
     write_text(path, text)
     print(f"{text}written to {path}; correct what is wrong there (docs/data.md)")
     print(f"next: python train.py data=own data.root={options.folder}")
+    return 0
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    """Write the pictures that your own tables hold to files, and the rows beside them."""
+    from lime.data.own.spec import SPEC
+    from lime.data.own.unpack import unpack
+
+    count, text = unpack(options.folder)
+    print(
+        f"{count:,} pictures written; {options.folder / SPEC} has to say (written where there was none):\n{text}",
+        end="",
+    )
+    print(f"next: python scripts/data.py verify {options.folder}")
     return 0
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -16,6 +18,7 @@ from PIL import Image
 from lime.data.config import DataConfig
 from lime.data.datasets import open_dataset
 from lime.data.own.folder import Folder, is_own
+from lime.data.own.unpack import unpack
 from lime.data.rows import DataError, MMTDataset
 from lime.data.tools.verify import verify
 
@@ -239,6 +242,22 @@ def test_verify_names_every_fault(tmp_path: Path) -> None:
         ("damaged", 1), ("duplicate", 6), ("missing", 7), ("empty_question", 8), ("answer_not_allowed", 9)
     }  # fmt: skip
     assert report.rows == {"train": 10}
+
+
+def test_pictures_inside_a_table_are_unpacked(tmp_path: Path) -> None:
+    names = pictures(tmp_path / "elsewhere", 4)
+    data = [(tmp_path / "elsewhere" / "pictures" / name).read_bytes() for name in names]
+    rows = [{"image": {"bytes": one, "path": None}, "label": "ab"[i % 2]} for i, one in enumerate(data)]
+    root = tmp_path / "root"
+    root.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), root / "train.parquet")
+    with pytest.raises(DataError, match=r"row train/0: its image holds the picture itself; `data.py unpack`"):
+        opened(root, test_fraction=0.0)
+    assert unpack(root)[0] == 4
+    assert [(root / row.media_path).read_bytes() for row in opened(root, test_fraction=0.0).train] == data
+    assert verify(root, workers=1).ok
+    with pytest.raises(FileExistsError):
+        unpack(root)
 
 
 def test_options_of_ones_own_data_are_for_it_alone() -> None:

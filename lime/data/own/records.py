@@ -148,7 +148,9 @@ def _path(value: Any, column: str) -> str:
         inside = value.get("bytes") is not None
         value = value.get("path") or value.get("url")
         if inside:
-            raise RowProblem("wrong_type", f"its {column} holds the picture itself; write it to a file and name that")
+            raise RowProblem(
+                "wrong_type", f"its {column} holds the picture itself; `data.py unpack` writes it to a file"
+            )
     path = _as_text(value, f"its {column}", blank=True).strip()
     if is_blank(path):
         raise RowProblem("no_media_path", f"its {column} is empty or blank; expected a path")
