@@ -19,7 +19,8 @@ from lime.tuner import settings
 from lime.tuner.presets import ALIASES, NOT_NEEDED
 
 OPTIONS = {
-    "enabled": True, "peft": "lora", "r": 2, "lora_alpha": 16.0, "dropout": 0.0, "orientation": "columns",
+    "enabled": True, "peft": "lora", "r": 2, "lora_alpha": 16.0, "rslora": False, "dropout": 0.0,
+    "orientation": "columns",
     "num_virtual_tokens": 20, "prompt_init": "vocabulary", "base": "lora", "base_options": None,
     "expert_layout": "uniform",
     "num_experts": 4, "router": "zero", "gamma_routing": 0.7, "temperature": 0.5, "feature_slice": "leading",

@@ -66,6 +66,7 @@ LATER: dict[str, Any] = {
     "callbacks.early_stopping": None,
     "callbacks.min_delta": None,
     "callbacks.extra": None,
+    "peft.rslora": False,
 }
 """Options younger than the first records, and the value at which a run is what it was before there was the option: with
 that value they do not count."""

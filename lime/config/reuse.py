@@ -103,6 +103,7 @@ def check_settings(adapter: Path, config: Mapping[str, Any]) -> None:
     options |= {option: (f"lime.{option}", value) for option, value in lime.items()}
     if saved.get("peft_type") != "LIME":
         plain = {"peft": "peft_type", "r": "r", "lora_alpha": "lora_alpha", "dropout": "lora_dropout"}
+        plain["rslora"] = "use_rslora"
         kind = str(peft.get("base") if peft.get("type") == "any" else peft.get("type")).lower()
         options["peft"] = ("peft.type", {"dora": "LORA"}.get(kind, kind.upper()))
         if kind == "dora" or "use_dora" in saved:

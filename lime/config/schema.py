@@ -30,6 +30,7 @@ PEFT_OPTIONS = {
     "peft": "type",
     "r": "r",
     "lora_alpha": "lora_alpha",
+    "rslora": "rslora",
     "dropout": "dropout",
     "orientation": "orientation",
     "num_virtual_tokens": "num_virtual_tokens",

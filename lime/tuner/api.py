@@ -153,6 +153,7 @@ def _peft_config(model: nn.Module, settings: LimeSettings, modules_to_save: list
         r=settings.r,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # a float works as well
         lora_dropout=settings.dropout,
+        use_rslora=settings.rslora,
         use_dora=settings.peft == "dora",
         target_modules=[target.name for target in targets],
         fan_in_fan_out=all(isinstance(target.module, Conv1D) for target in targets),

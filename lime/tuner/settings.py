@@ -36,6 +36,7 @@ class LimeSettings:
             (`preset_settings` gives each the routing of its paper). Or a type of one's own (docs/method.md).
         r: rank of the update, of each expert of a mixture; for `slicefine` the number of columns, of rows, or of each.
         lora_alpha: numerator of the update's scale `s = lora_alpha / r`, of the LoRA types.
+        rslora: their scale is `s = lora_alpha / sqrt(r)` instead (rsLoRA, arXiv 2312.03732).
         dropout: probability of dropping an input feature of the update, in training.
         orientation: what `slicefine` trains of the frozen weight: `columns`, `rows` or `both`.
         num_virtual_tokens: length of the prompt of `prompt_tuning`.
@@ -79,6 +80,7 @@ class LimeSettings:
     peft: str = "lora"
     r: int = 2
     lora_alpha: float = 16.0
+    rslora: bool = False
     dropout: float = 0.0
     orientation: str = "columns"
     num_virtual_tokens: int = 20

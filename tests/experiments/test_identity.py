@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lime.config.identity import config_hash, mini_root
+from lime.config.identity import LATER, config_hash, mini_root
 from lime.config.schema import TrainConfig
 from lime.data.config import DataConfig
 from lime.data.datamodule import MMTDataModule
@@ -63,6 +65,18 @@ def test_what_changes_only_names_places_or_time_is_the_same_run(key: str, value:
 )  # fmt: skip
 def test_what_can_change_a_number_is_another_run(key: str, value: Any) -> None:
     assert config_hash(changed(key, value)) != config_hash(values())
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_an_option_that_came_later_leaves_earlier_records_as_they_are(key: str) -> None:
+    now = dataclasses.asdict(TrainConfig())
+    before = copy.deepcopy(now)
+    *sections, name = key.split(".")
+    of_now, of_before = (functools.reduce(dict.__getitem__, sections, each) for each in (now, before))
+    del of_before[name]
+    assert config_hash(now) == config_hash(before)
+    of_now[name] = 0.5
+    assert config_hash(now) != config_hash(before)
 
 
 def test_a_folder_is_one_by_whatever_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,8 +86,8 @@ def test_unknown_names_suggest_the_nearest() -> None:
 def test_public_options_are_these() -> None:
     """So that none appears or dies by accident."""
     assert OPTIONS == (
-        "enabled", "peft", "r", "lora_alpha", "dropout", "orientation", "num_virtual_tokens", "prompt_init", "base",
-        "base_options", "expert_layout", "num_experts", "router", "gamma_routing", "temperature", "feature_slice",
+        "enabled", "peft", "r", "lora_alpha", "rslora", "dropout", "orientation", "num_virtual_tokens", "prompt_init",
+        "base", "base_options", "expert_layout", "num_experts", "router", "gamma_routing", "temperature", "feature_slice",
         "routing_seed", "routing_norm", "jitter_noise", "selection", "auto_topk_threshold", "top_k", "max_experts",
         "soft", "soft_temperature", "shared_modulator", "n_gram", "window_anchor", "scope", "target_modules",
         "exclude_modules",

@@ -8,6 +8,7 @@ is checked without torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 ORIENTATIONS = ("columns", "rows", "both")
 PROMPT_INITS = ("vocabulary", "normal")
-LORA_OPTIONS = ("r", "lora_alpha", "dropout")
+LORA_OPTIONS = ("r", "lora_alpha", "rslora", "dropout")
 TOP_2: dict[str, Any] = {"selection": "topk", "top_k": 2, "temperature": 1.0, "jitter_noise": 0.0}
 DENSE: dict[str, Any] = {"selection": "dense", "temperature": 1.0, "jitter_noise": 0.0}
 """Routings of a mixture: the two largest weights, or all."""
@@ -66,9 +67,13 @@ class PeftType:
         return kind
 
     def delta_options(self, settings: Any) -> dict[str, Any]:
-        """What the constructor of `delta` takes of the settings of one layer."""
-        options = [option for option in self.options if option != "expert_layout"]  # is in the layer's num_experts
-        return {option: getattr(settings, option) for option in options + ["num_experts"] * self.is_mixture}
+        """What the constructor of `delta` takes of the settings of one layer. The layer's number of experts holds its
+        `expert_layout`, and `lora_alpha` its `rslora`: `(alpha sqrt(r)) / r` is `alpha / sqrt(r)`."""
+        options = [option for option in self.options if option not in ("expert_layout", "rslora")]
+        values = {option: getattr(settings, option) for option in options + ["num_experts"] * self.is_mixture}
+        if "rslora" in self.options and settings.rslora:
+            values["lora_alpha"] *= math.sqrt(settings.r)
+        return values
 
 
 @dataclass(frozen=True)
