@@ -44,7 +44,15 @@ CHOICES = {
     "ROUTING_NORMS": ("slice", "token", "tensor"),
     "SELECTIONS": ("auto", "topk", "dense"),
     "WINDOW_ANCHORS": ("first", "last"),
-    "SCOPES": ("language_model", "vision_tower", "both"),
+    "SCOPES": (
+        "language_model",
+        "vision_tower",
+        "both",
+        "projector",
+        "language_model+projector",
+        "vision_tower+projector",
+        "all",
+    ),
     "ORIENTATIONS": ("columns", "rows", "both"),
     "PROMPT_INITS": ("vocabulary", "normal"),
     "EXPERT_LAYOUTS": ("uniform", "inverted_triangle"),
@@ -70,8 +78,8 @@ TUNER_NAMES = [
     "register", "report",
 ]  # fmt: skip
 TRAINING_ARGUMENTS = {
-    "moe_lr": 1e-3, "peft_lr": 4e-4, "moe_weight_decay": 0.0, "importance_coef": 0.1, "kl_coef": 0.01,
-    "balance_every_n_steps": 1, "weight_decay": 0.01, "warmup_steps": 0.03,
+    "moe_lr": 1e-3, "peft_lr": 4e-4, "moe_weight_decay": 0.0, "loraplus_ratio": None, "importance_coef": 0.1,
+    "kl_coef": 0.01, "balance_every_n_steps": 1, "weight_decay": 0.01, "warmup_steps": 0.03,
 }  # fmt: skip
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "method.md").read_text(encoding="utf-8")
 
@@ -81,7 +89,7 @@ def test_options_and_defaults() -> None:
 
 
 def test_choices() -> None:
-    assert {name: getattr(settings, name) for name in CHOICES} == CHOICES
+    assert {name: tuple(getattr(settings, name)) for name in CHOICES} == CHOICES
 
 
 def test_types() -> None:

@@ -67,6 +67,11 @@ LATER: dict[str, Any] = {
     "callbacks.min_delta": None,
     "callbacks.extra": None,
     "peft.rslora": False,
+    "optim.language_model": {"moe_lr": None, "peft_lr": None},
+    "optim.vision_tower": {"moe_lr": None, "peft_lr": None},
+    "optim.projector": {"moe_lr": None, "peft_lr": None},
+    "optim.loraplus_ratio": None,
+    "trainer.neftune_alpha": None,
 }
 """Options younger than the first records, and the value at which a run is what it was before there was the option: with
 that value they do not count."""

@@ -15,13 +15,13 @@ from lime.config.adapters import hub_name
 from lime.config.bounds import bound_errors
 from lime.config.check import ConfigError
 from lime.config.modules import import_types
-from lime.config.training import CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
+from lime.config.training import TOWERS, CallbacksConfig, LoggerConfig, OptimConfig, TrainerConfig
 from lime.data.config import OWN, DataConfig
 from lime.data.tasks import mmt47, table_of
 from lime.evaluation.config import EvaluationConfig
 from lime.method.deltas.table import METHODS, TYPES, method_of
 from lime.processors.config import ModelConfig
-from lime.tuner.settings import LimeSettings
+from lime.tuner.settings import SCOPES, LimeSettings
 
 AUTO = "auto"
 TRUE_DTYPES = {"bf16-true": "bfloat16", "16-true": "float16"}
@@ -150,7 +150,7 @@ class TrainConfig:
         except ConfigError as error:
             return [*found, *error.problems]
         found += _evaluation_errors(self.evaluation, self.data) + self.data.name_errors(mmt47().known_names())
-        found += self._balance_errors()
+        found += self._balance_errors() + self._rate_errors() + self._precision_errors()
         if not self.lime.enabled:
             found += self._without_lime()
         return found + self._method_errors() + list(bound_errors(self))
@@ -226,6 +226,30 @@ class TrainConfig:
         ]
         if balance.every_n_steps < 1:
             found.append(f"lime.balance.every_n_steps: expected at least 1, got {balance.every_n_steps}")
+        return found
+
+    def _precision_errors(self) -> list[str]:
+        """Precisions that are the backbone's dtype: it must have it, or eval.py would load another one than was
+        trained on."""
+        precision, dtype = self.trainer.precision, TRUE_DTYPES.get(self.trainer.precision)
+        if dtype is None or self.model.dtype == dtype:
+            return []
+        return [f"trainer.precision: {precision} computes all in {dtype}; set model.dtype={dtype} too"]
+
+    def _rate_errors(self) -> list[str]:
+        """Learning rates that no parameter can have; what a model's own layers decide is told when it is adapted."""
+        scope, kind = self.peft.scope, TYPES.get(self.peft.type)
+        adapted = set(SCOPES.get(scope, TOWERS))
+        adapted |= {"projector"} if "vision_tower" in adapted else set()  # which may hold one
+        found = [
+            f"optim.{tower}.{name}: has no effect with peft.scope={scope}; leave it null"
+            for tower in TOWERS
+            for name, rate in vars(getattr(self.optim, tower)).items()
+            if rate is not None and tower not in adapted
+        ]
+        has_B = kind is None or kind.name == "any" or "lora_alpha" in kind.options
+        if self.optim.loraplus_ratio is not None and not has_B:
+            found.append(f"optim.loraplus_ratio: peft.type={self.peft.type} has no A and B; leave it null")
         return found
 
     def _without_lime(self) -> list[str]:

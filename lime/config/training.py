@@ -6,6 +6,22 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
+TOWERS = ("language_model", "vision_tower", "projector")
+"""Towers that may have learning rates of their own."""
+
+
+@dataclass
+class TowerRates:
+    """Learning rates of one tower, where they differ from those of all; null for those of all.
+
+    Attributes:
+        moe_lr: learning rate of its modulators and gamma.
+        peft_lr: learning rate of its PEFT parameters.
+    """
+
+    moe_lr: float | None = None
+    peft_lr: float | None = None
+
 
 @dataclass
 class OptimConfig:
@@ -16,6 +32,11 @@ class OptimConfig:
         moe_weight_decay: weight decay of the modulators and gamma.
         peft_lr: learning rate of the PEFT parameters.
         peft_weight_decay: weight decay of the PEFT parameters.
+        language_model: rates of the language model.
+        vision_tower: rates of the vision tower.
+        projector: rates of the projector between them, also of one within the vision tower (Qwen2-VL's merger).
+        loraplus_ratio: learning rate of B as a multiple of that of the other PEFT parameters (LoRA+, arXiv 2402.12354;
+            there 16 is a good start), of the types that train both A and B; null for none.
         betas: decay rates of AdamW's two moments.
         eps: AdamW's epsilon.
         eight_bit: AdamW with its moments in 8 bits, by bitsandbytes.
@@ -28,6 +49,10 @@ class OptimConfig:
     moe_weight_decay: float = 0.0
     peft_lr: float = 4e-4
     peft_weight_decay: float = 0.01
+    language_model: TowerRates = field(default_factory=TowerRates)
+    vision_tower: TowerRates = field(default_factory=TowerRates)
+    projector: TowerRates = field(default_factory=TowerRates)
+    loraplus_ratio: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     eight_bit: bool = False
@@ -41,6 +66,14 @@ class OptimConfig:
             for name in ("moe_lr", "moe_weight_decay", "peft_lr", "peft_weight_decay")
             if getattr(self, name) < 0
         ]
+        found += [
+            f"optim.{tower}.{name}: expected a number of at least 0, got {rate}"
+            for tower in TOWERS
+            for name, rate in vars(getattr(self, tower)).items()
+            if rate is not None and rate < 0
+        ]
+        if self.loraplus_ratio is not None and self.loraplus_ratio <= 0:
+            found.append(f"optim.loraplus_ratio: expected a number above 0, got {self.loraplus_ratio}")
         found += [
             f"optim.{name}: expected a share from 0 to 1, got {getattr(self, name)}"
             for name in ("warmup_ratio", "min_lr_ratio")
@@ -78,6 +111,8 @@ class TrainerConfig:
             backbone's dtype is model.dtype; bf16-true and 16-true are no autocast over a backbone of that dtype. The
             adapters' parameters, gradients and moments are float32 in each: a step of AdamW is smaller than bfloat16
             resolves.
+        neftune_alpha: noise on the embeddings of the text in training, of at most this over the root of a row's text
+            tokens times the embedding's width (NEFTune, arXiv 2310.05914; 5 to 15 there); null for none.
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
         deterministic: only deterministic kernels on a GPU; those of a CPU are, with the same number of threads.
         num_threads: CPU threads of one process; null for all cores of the machine that this process may use.
@@ -102,6 +137,7 @@ class TrainerConfig:
     num_nodes: int = 1
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"] = "auto"
+    neftune_alpha: float | None = None
     gradient_checkpointing: bool = False
     deterministic: bool = True
     num_threads: int | None = None
@@ -135,6 +171,8 @@ class TrainerConfig:
                 f"trainer.gradient_clip_val: expected a norm above 0 (null for no clipping), "
                 f"got {self.gradient_clip_val}"
             )
+        if self.neftune_alpha is not None and self.neftune_alpha <= 0:
+            found.append(f"trainer.neftune_alpha: expected a number above 0, or null, got {self.neftune_alpha}")
         if self.strategy in ("fsdp", "deepspeed") and self.processes * self.num_nodes == 1:
             found.append(
                 f"trainer.strategy: {self.strategy} divides the model among processes, but there is one; "

@@ -21,6 +21,8 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_optimizer import is_optimizer_factory
 
 import lime.tuner
+from lime.config.training import OptimConfig
+from lime.training.optimizer import optimizer_groups
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class LimeTrainingArguments(TrainingArguments):
         moe_lr: learning rate of modulators, gammas and learned routers.
         peft_lr: learning rate of the PEFT parameters (and of `modules_to_save`).
         moe_weight_decay: weight decay of the modulators' group. That of the PEFT group is `weight_decay`.
+        loraplus_ratio: learning rate of B as a multiple of `peft_lr` (LoRA+); nothing for none.
         importance_coef: alpha of `L = L_task + alpha L_imp + beta L_KL` (Eq. 5).
         kl_coef: beta of the same.
         balance_every_n_steps: apply both on one optimiser step in this many.
@@ -47,6 +50,7 @@ class LimeTrainingArguments(TrainingArguments):
     moe_lr: float = field(default=1e-3, metadata={"help": "Learning rate of modulators, gammas, learned routers."})
     peft_lr: float = field(default=4e-4, metadata={"help": "Learning rate of the PEFT parameters."})
     moe_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the modulators' group."})
+    loraplus_ratio: float | None = field(default=None, metadata={"help": "LoRA+: rate of B by that of A."})
     importance_coef: float = field(default=0.1, metadata={"help": "Coefficient of the importance loss."})
     kl_coef: float = field(default=0.01, metadata={"help": "Coefficient of the KL loss."})
     balance_every_n_steps: int = field(default=1, metadata={"help": "Balance losses on one step in this many."})
@@ -61,6 +65,8 @@ class LimeTrainingArguments(TrainingArguments):
             for name in ("moe_lr", "peft_lr", "moe_weight_decay", "importance_coef", "kl_coef")
             if getattr(self, name) < 0
         ]
+        if self.loraplus_ratio is not None and self.loraplus_ratio <= 0:
+            wrong.append(f"loraplus_ratio: expected a number above 0, got {self.loraplus_ratio}")
         if self.balance_every_n_steps < 1:
             wrong.append(f"balance_every_n_steps: expected at least 1, got {self.balance_every_n_steps}")
         default = next(f.default for f in dataclasses.fields(TrainingArguments) if f.name == "learning_rate")
@@ -151,16 +157,17 @@ class LimeTrainer(Trainer):
         return super().create_optimizer(model)
 
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        rates = {
-            "modulators": (self.args.moe_lr, self.args.moe_weight_decay),
-            "peft": (self.args.peft_lr, self.args.weight_decay),
-        }
-        groups = lime.tuner.parameter_groups(model)
-        return [
-            {"name": name, "params": [p for _, p in groups[name]], "lr": lr, "weight_decay": decay}
-            for name, (lr, decay) in rates.items()
-            if groups[name]
-        ]
+        args = self.args
+        return optimizer_groups(
+            model,
+            OptimConfig(
+                moe_lr=args.moe_lr,
+                moe_weight_decay=args.moe_weight_decay,
+                peft_lr=args.peft_lr,
+                peft_weight_decay=args.weight_decay,
+                loraplus_ratio=args.loraplus_ratio,
+            ),
+        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

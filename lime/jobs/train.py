@@ -40,7 +40,7 @@ from lime.system.limits import check_files
 from lime.system.nested import plain
 from lime.training.extras import made_extras
 from lime.training.fit import checkpoint_activations, fit, is_continued
-from lime.training.optimizer import check_optimizer
+from lime.training.optimizer import check_optimizer, optimizer_groups
 from lime.training.preflight.plan import preflight_of_run
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ class _Run:
         self.record.environment(self.info, self.data.dataset, self.data.epoch_rows)
         self.backbone.model.to(self.device)  # type: ignore[arg-type]
         self.model, self.applied = lime.tuner.apply(self.backbone.model, config.settings())
+        optimizer_groups(self.model, config.optim)  # refuses a rate that nothing takes, before anything runs
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(self.model)
 

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ CURVES = {
     "Balance losses": ("loss/importance", "loss/kl"),
     "Routing entropy (nats)": ("routing/entropy",),
     "Experts that carry weight, per token": ("routing/experts_active",),
-    "Learning rate": ("lr/modulators", "lr/peft"),
+    "Learning rate": ("lr/*",),
     "Gradient norm": ("grad_norm",),
     "Samples per second": ("samples_per_second",),
 }
@@ -151,7 +152,7 @@ def _curves(path: Path) -> dict[str, list[Line]]:
     curves = {}
     for title, columns in CURVES.items():
         lines = []
-        for column in columns:
+        for column in [name for name in (rows[0] if rows else ()) if any(fnmatch(name, one) for one in columns)]:
             points = tuple((float(row["step"]), float(row[column])) for row in rows if row.get(column))
             if points:
                 lines.append(Line(column, points))

@@ -30,6 +30,7 @@ from lime.training.callbacks import InterruptCallback, ProgressCallback, checkpo
 from lime.training.extras import Extras
 from lime.training.measuring import ForwardingLogger, MetricsCallback, Sink
 from lime.training.module import AdaptationModule
+from lime.training.optimizer import optimizer_groups
 from lime.training.validation import BestCheckpoint, EarlyStop, validation_callbacks
 
 log = logging.getLogger(__name__)
@@ -70,9 +71,10 @@ def fit(
     """
     balance = config.lime.balance if config.lime.enabled else None
     known = {"name": backbone.name, "fingerprint": backbone.fingerprint}
-    module = AdaptationModule(model, config.optim, balance, config.seed, backbone=known)
+    module = AdaptationModule(model, config.optim, balance, config.seed, known, config.trainer.neftune_alpha)
     continues = is_continued(checkpoint, folder)
-    metrics = MetricsCallback(folder, config.trainer.log_every_n_steps, sinks, continues=continues)
+    rates = [f"lr/{group['name']}" for group in optimizer_groups(model, config.optim)]
+    metrics = MetricsCallback(folder, config.trainer.log_every_n_steps, sinks, continues=continues, rates=rates)
     validation = validation_callbacks(folder / CHECKPOINTS, config.callbacks, continues=continues)
     callbacks: list[Callback] = [metrics, *validation, *extras.callbacks]
     if config.callbacks.progress and processes.is_main():

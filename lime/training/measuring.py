@@ -69,10 +69,19 @@ class MetricsCallback(Callback):
         every_n_steps: optimiser steps between two rows.
         sinks: where else metrics go.
         continues: the checkpoint to resume from is of this folder: rows up to it stay in the files.
+        rates: columns of learning rates, where there are more than the usual two.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, sinks: Sequence[Sink], *, continues: bool = False):
-        self._folder, self._continues = folder, continues
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        sinks: Sequence[Sink],
+        *,
+        continues: bool = False,
+        rates: Sequence[str] = (),
+    ):
+        self._folder, self._continues, self._rates = folder, continues, rates
         self._files: dict[str, LineFile] = {}
         self._resumed: dict[str, Any] | None = None
         self._every, self._sinks = every_n_steps, sinks
@@ -142,7 +151,8 @@ class MetricsCallback(Callback):
 
     def _open(self, name: str, state: FileState | None = None) -> LineFile:
         file, kind = LINE_FILES[name]
-        self._files[name] = kind(self._folder / file, state)
+        options = {"rates": self._rates} if kind is MetricsFile else {}
+        self._files[name] = kind(self._folder / file, state, **options)
         return self._files[name]
 
     def _states(self, step: int) -> dict[str, FileState]:

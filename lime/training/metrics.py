@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,17 +185,21 @@ class LineFile:
 
 
 class MetricsFile(LineFile):
-    """metrics.csv with the fixed columns."""
+    """metrics.csv with the fixed columns, and those of further learning rates."""
 
-    header = ",".join(COLUMNS) + "\r\n"
+    def __init__(self, path: Path, state: FileState | None = None, rates: Sequence[str] = ()):
+        after = COLUMNS.index("lr/peft") + 1
+        self._columns = (*COLUMNS[:after], *(name for name in rates if name not in COLUMNS), *COLUMNS[after:])
+        self.header = ",".join(self._columns) + "\r\n"
+        super().__init__(path, state)
 
     def _line(self, values: Mapping[str, Any]) -> str:
-        assert values.keys() <= set(COLUMNS), values.keys() - set(COLUMNS)
-        return _csv_line([_short(values[name]) if name in values else "" for name in COLUMNS])
+        assert values.keys() <= set(self._columns), values.keys() - set(self._columns)
+        return _csv_line([_short(values[name]) if name in values else "" for name in self._columns])
 
     def _step(self, line: str) -> int:
         values = next(csv.reader([line]))
-        if len(values) != len(COLUMNS):
+        if len(values) != len(self._columns):
             raise ValueError(line)
         for value in values:
             float(value or 0)

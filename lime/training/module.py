@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from lime.distributed import processes
 from lime.runs.checkpoints import check_same_tensors
 from lime.training.loss import answer_loss_sum, answer_positions, normalise_gradients
 from lime.training.metrics import Window
-from lime.training.optimizer import adamw, learning_rate_factor
+from lime.training.neftune import noisy_embeddings
+from lime.training.optimizer import adamw, learning_rate_factor, optimizer_groups
 from lime.tuner.layers.base import LimeLayer
 
 
@@ -50,10 +52,17 @@ class AdaptationModule(pl.LightningModule):
         balance: balance losses; None where the method has no experts.
         seed: seed of the run.
         backbone: name and fingerprint of the frozen backbone, written into checkpoints and compared when resuming.
+        neftune_alpha: noise on the embeddings of the text (`lime.training.neftune`); None for none.
     """
 
     def __init__(
-        self, model: nn.Module, optim: OptimConfig, balance: BalanceConfig | None, seed: int, backbone: dict[str, str]
+        self,
+        model: nn.Module,
+        optim: OptimConfig,
+        balance: BalanceConfig | None,
+        seed: int,
+        backbone: dict[str, str],
+        neftune_alpha: float | None = None,
     ):
         super().__init__()
         self.model = model
@@ -61,6 +70,7 @@ class AdaptationModule(pl.LightningModule):
         self.balance = balance
         self.seed = seed
         self.backbone = backbone
+        self.neftune_alpha = neftune_alpha
         self.strict_loading = False  # checkpoints hold the adapters, not the frozen base
         self.window = Window()
         self._answer_tokens = 0  # of the accumulation window
@@ -102,12 +112,16 @@ class AdaptationModule(pl.LightningModule):
         return loss.total * self.trainer.accumulate_grad_batches
 
     def loss(self, batch: dict[str, Any]) -> StepLoss:
-        """Task loss and, where the method has experts, balance loss of a micro-batch; keeps nothing."""
+        """Task loss and, where the method has experts, balance loss of a training micro-batch; keeps nothing."""
         answer_tokens = batch["answer_tokens"]
+        noise: Any = nullcontext()
+        if self.neftune_alpha is not None:
+            noise = noisy_embeddings(self.model, batch["inputs"], self.neftune_alpha)
         if self.balance is None:
-            task = self._task_loss(batch)
+            with noise:
+                task = self._task_loss(batch)
             return StepLoss(task, task, {"loss/task": task, "loss/total": task}, None)
-        with lime.tuner.record(self.model) as recorder:
+        with noise, lime.tuner.record(self.model) as recorder:
             task = self._task_loss(batch)
         total, sums = self._with_balance(task, recorder, answer_tokens)
         return StepLoss(task, total, sums, recorder.statistics())
@@ -160,16 +174,7 @@ class AdaptationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.optim
-        groups = lime.tuner.parameter_groups(self.model)
-        rates = {
-            "modulators": (options.moe_lr, options.moe_weight_decay),
-            "peft": (options.peft_lr, options.peft_weight_decay),
-        }
-        described: list[dict[str, Any]] = [
-            {"params": [p for _, p in groups[name]], "lr": lr, "weight_decay": decay, "name": name}
-            for name, (lr, decay) in rates.items()
-            if groups.get(name)
-        ]
+        described = optimizer_groups(self.model, options)
         # Kept before the optimiser and the scheduler write into these groups.
         self._described = [{key: value for key, value in group.items() if key != "params"} for group in described]
         optimizer = adamw(options)(described, betas=options.betas, eps=options.eps)
@@ -224,6 +229,14 @@ class AdaptationModule(pl.LightningModule):
                 f"({self.backbone['fingerprint'][:12]}); resume with the model it was trained on"
             )
         check_same_tensors("ckpt_path", checkpoint["state_dict"], self.adapter_tensors())
+        for state in checkpoint.get("optimizer_states", ()):
+            saved = [group.get("name") for group in state["param_groups"]]
+            own = [group["name"] for group in optimizer_groups(self.model, self.optim)]
+            if saved != own:
+                raise ValueError(
+                    f"ckpt_path: the checkpoint has learning rates for {', '.join(map(str, saved))}, this run for "
+                    f"{', '.join(own)}; set the rates of optim.TOWER and optim.loraplus_ratio as there"
+                )
 
 
 def _mix(*numbers: int) -> int:

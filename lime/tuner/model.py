@@ -29,7 +29,7 @@ from lime.tuner.routing.hooks import CloseCall, OpenCall, check_arguments
 from lime.tuner.routing.state import RoutingState
 from lime.tuner.saved import upgrade_keys
 from lime.tuner.settings import LimeSettings
-from lime.tuner.towers import Target, Tower, find_towers, matches_any, resolve_targets
+from lime.tuner.towers import Target, Tower, find_parts, matches_any, resolve_targets
 from lime.tuner.wrapping import inject_base
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class LimeModel(BaseTuner):
         if not isinstance(config, LimeConfig):
             raise TypeError(f"{adapter_name}: expected a LimeConfig, got {type(config).__name__}")
         model = getattr(model, "_orig_mod", model)  # of torch.compile
-        self.lime_towers = {tower.name: tower for tower in find_towers(model)}
+        self.lime_towers = {tower.name: tower for tower in find_parts(model)}
         targets: list[Target] = []
         if config.peft == "prompt_tuning":
             self.lime_prompt_tower, embedding = prompt_place(model, config)

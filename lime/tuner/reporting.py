@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -20,7 +20,7 @@ from lime.tuner.layers.frozen_linear import shape_of
 from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.layers.wrapped import LimeWrapped
 from lime.tuner.prompt.layer import PromptLayer
-from lime.tuner.towers import find_towers
+from lime.tuner.towers import find_parts, kind_of
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def count(parameter: nn.Parameter) -> int:
 def report(model: nn.Module) -> ApplyReport:
     """Report on a model that was adapted before, by LiME or by a plain type of the `peft` library."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    towers = find_towers(base)
+    towers = find_parts(base)
     rows, saved, added = [], 0, 0
     inside = None
     for name, module in base.named_modules():
@@ -141,8 +141,7 @@ def report(model: nn.Module) -> ApplyReport:
         else:
             original = None if isinstance(module, PromptLayer) else module.get_base_layer()
             shape: Any = module if original is None else shape_of(original)
-            tower = next((tower.kind for tower in towers if tower.holds(name)), "other")
-            rows.append(ReportRow(name, tower, shape.in_features, shape.out_features, trainable))
+            rows.append(ReportRow(name, kind_of(towers, name), shape.in_features, shape.out_features, trainable))
         added += sum(count(p) for p in parameters)
         added -= 0 if original is None else sum(count(p) for p in original.parameters())
     return ApplyReport(tuple(rows), sum(count(p) for p in base.parameters()), added, saved, ways(base))
@@ -161,31 +160,68 @@ def ways(model: nn.Module) -> str:
     return f"ways through the layers: {', '.join(parts)}" if layers else ""
 
 
-def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Trainable parameters by optimiser group, asked of the modules that own them.
+class Owned(NamedTuple):
+    """A trainable parameter.
 
-    Returns:
-        `modulators`: experts, shared modulators, gammas, learned routers. `peft`: parameters of the update,
-        of plain peft adapters and of `modules_to_save`. Each entry is the parameter's full name and the
-        parameter.
+    Attributes:
+        name: its full name.
+        parameter: itself.
+        group: `modulators` (experts, shared modulators, gammas, learned routers) or `peft` (parameters of the update,
+            of plain peft adapters and of `modules_to_save`).
+        tower: kind of the tower that it lies in; `other` outside of them.
+        up: it is a B of LoRA, of LiME's types or of the `peft` library.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    group: str
+    tower: str
+    up: bool
+
+
+def owned_parameters(model: nn.Module) -> list[Owned]:
+    """Trainable parameters with what their learning rate depends on, asked of the modules that own them.
 
     Raises:
         ValueError: a trainable parameter that belongs to no adapter.
     """
-    group_of: dict[int, str] = {}
-    for module in model.modules():
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    towers = find_parts(base)
+    owner: dict[int, tuple[str, str]] = {}
+    ups: set[int] = set()
+    for place, module in base.named_modules():
+        if not isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            continue
+        tower = kind_of(towers, place)
         if isinstance(module, LimeLayer):
             for name in module.lime_settings:
                 for group, parameters in module.grouped_parameters(name).items():
-                    group_of.update({id(p): group for p in parameters})
-        elif isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
-            for p in module.parameters():
-                group_of.setdefault(id(p), "peft")
-    groups: dict[str, list[tuple[str, nn.Parameter]]] = {"modulators": [], "peft": []}
+                    owner.update({id(p): (group, tower) for p in parameters})
+                ups |= {id(p) for p in module.up_parameters(name)}
+        else:
+            for p in base.get_submodule(place).parameters():
+                owner.setdefault(id(p), ("peft", tower))
+            ups |= {id(p) for p in getattr(module, "lora_B", nn.Module()).parameters()}
+    owned = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) not in group_of:
+        if id(parameter) not in owner:
             raise ValueError(f"{name}: trains, but belongs to no adapter; freeze the base model before adapting it")
-        groups[group_of[id(parameter)]].append((name, parameter))
+        owned.append(Owned(name, parameter, *owner[id(parameter)], id(parameter) in ups))
+    return owned
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Trainable parameters by optimiser group.
+
+    Returns:
+        `modulators` and `peft` (`Owned.group`); each entry is the parameter's full name and the parameter.
+
+    Raises:
+        ValueError: a trainable parameter that belongs to no adapter.
+    """
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {"modulators": [], "peft": []}
+    for each in owned_parameters(model):
+        groups[each.group].append((each.name, each.parameter))
     return groups

@@ -19,7 +19,16 @@ FEATURE_SLICES = ("leading", "trailing", "central", "random")
 ROUTING_NORMS = ("slice", "token", "tensor")
 SELECTIONS = ("auto", "topk", "dense")
 WINDOW_ANCHORS = ("first", "last")
-SCOPES = ("language_model", "vision_tower", "both")
+SCOPES = {
+    "language_model": ("language_model",),
+    "vision_tower": ("vision_tower",),
+    "both": ("language_model", "vision_tower"),
+    "projector": ("projector",),
+    "language_model+projector": ("language_model", "projector"),
+    "vision_tower+projector": ("vision_tower", "projector"),
+    "all": ("language_model", "vision_tower", "projector"),
+}
+"""Scopes, and the kinds of towers that each has."""
 EXPERT_LAYOUTS = ("uniform", "inverted_triangle")
 
 
@@ -69,10 +78,11 @@ class LimeSettings:
         window_anchor: token of a window at which the decision is taken: `first` (causal; cached decoding
             equals one full pass) or `last` (as published; earlier tokens of a window then depend on later
             ones).
-        scope: towers to adapt.
+        scope: towers to adapt: `language_model`, `vision_tower`, `both`, the `projector` between them, it and one
+            (`language_model+projector`, `vision_tower+projector`), or `all`.
         target_modules: linear layers to adapt: names (a module matches by its whole name or its last parts),
             or one regular expression over whole names, or `all-linear`. Absent: the attention projections of
-            each tower.
+            each tower, and every linear layer of the projector.
         exclude_modules: names, or one regular expression, of modules to leave out.
     """
 
@@ -145,7 +155,7 @@ class LimeSettings:
             "options of the base type by name, or nothing",
         )
         check("expert_layout", self.expert_layout in EXPERT_LAYOUTS, _one_of(EXPERT_LAYOUTS))
-        check("scope", self.scope in SCOPES, _one_of(SCOPES))
+        check("scope", self.scope in SCOPES, _one_of(tuple(SCOPES)))
         if self.peft in MIXTURES:
             check("enabled", self.enabled, f"true: {self.peft} is a mixture of experts; without them it is lora")
         for option in ("target_modules", "exclude_modules"):

@@ -6,7 +6,8 @@ import inspect
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lime.tuner.layers.frozen_linear import LINEAR
-from lime.tuner.settings import LimeSettings
+from lime.tuner.settings import SCOPES, LimeSettings
 
 log = logging.getLogger(__name__)
 
@@ -43,22 +44,32 @@ NOT_OF_TOKENS = frozenset({"pooler", "dt_proj"})
 weight of Mamba's `dt_proj` is read without the layer being called."""
 
 
+_MERGER = re.compile(r"(deepstack_)?merger(_list)?")
+"""Names of the projectors that lie within a vision tower (Qwen2-VL and its successors, GLM-4V)."""
+
+
 @dataclass(frozen=True)
 class Tower:
-    """An innermost `PreTrainedModel`.
+    """An innermost `PreTrainedModel`, or a projector between two of them.
 
     Attributes:
         name: its name in the model; empty for the model itself.
-        kind: `language_model` or `vision_tower`.
+        kind: `language_model`, `vision_tower` or `projector`.
         flat: it lays the tokens of all its sequences end to end in one dimension (Qwen2-VL's vision tower).
+        mergers: names of the projectors within it. They share the tower's tokens, and its scope too.
     """
 
     name: str
     kind: str
     flat: bool
+    mergers: tuple[str, ...] = ()
 
     def holds(self, module: str) -> bool:
-        return not self.name or module.startswith(self.name + ".")
+        return not self.name or module == self.name or module.startswith(self.name + ".")
+
+    def kind_of(self, module: str) -> str:
+        """`projector` for what lies in one of its mergers, else its own kind."""
+        return "projector" if any(module.startswith(merger + ".") for merger in self.mergers) else self.kind
 
 
 def find_towers(model: nn.Module) -> list[Tower]:
@@ -79,8 +90,40 @@ def find_towers(model: nn.Module) -> list[Tower]:
         sees = bool(takes & {"grid_thw", "pixel_values"}) and not takes & {"input_ids", "inputs_embeds"}
         # Qwen2.5-VL's vision tower inherits the modalities of the whole model: what it is called with decides.
         reads_text = not sees and "text" in ([modalities] if isinstance(modalities, str) else modalities)
-        towers.append(Tower(name, "language_model" if reads_text else "vision_tower", flat))
+        prefix = f"{name}." if name else ""
+        mergers = tuple(prefix + child for child, _ in module.named_children() if _MERGER.fullmatch(child))
+        kind = "language_model" if reads_text else "vision_tower"
+        towers.append(Tower(name, kind, flat, () if reads_text else mergers))
     return towers
+
+
+def find_parts(model: nn.Module) -> list[Tower]:
+    """The towers of a model, and the projectors beside them: what lies, with a linear layer, next to a vision tower
+    and a language model, and is no tower, no embedding and no head."""
+    towers = find_towers(model)
+    ends: list[Any] = []
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        with suppress(AttributeError, NotImplementedError):
+            ends.append(getattr(model, getter)())
+
+    def projectors(name: str, module: nn.Module) -> Iterator[Tower]:
+        for child_name, child in module.named_children():
+            place = f"{name}.{child_name}" if name else child_name
+            inside = {tower.kind for tower in towers if tower.name == place or tower.name.startswith(place + ".")}
+            if len(inside) > 1 or (inside and not isinstance(child, PreTrainedModel)):
+                yield from projectors(place, child)
+                continue
+            is_end = child_name.endswith("head") or any(child is end for end in ends)
+            if not inside and not is_end and any(isinstance(part, LINEAR) for part in child.modules()):
+                yield Tower(place, "projector", False)
+
+    between = projectors("", model) if len({tower.kind for tower in towers}) > 1 else iter(())
+    return [*towers, *between]
+
+
+def kind_of(towers: Iterable[Tower], module: str) -> str:
+    """Kind of the tower that a module, by its full name, lies in; `other` outside of them."""
+    return next((tower.kind_of(module) for tower in towers if tower.holds(module)), "other")
 
 
 @dataclass(frozen=True)
@@ -90,6 +133,13 @@ class Target:
     name: str
     tower: Tower
     module: Any
+
+    @property
+    def kind(self) -> str:
+        return self.tower.kind_of(self.name)
+
+    def in_scope(self, kinds: Collection[str]) -> bool:
+        return self.tower.kind in kinds or self.kind in kinds
 
 
 def resolve_targets(
@@ -101,16 +151,15 @@ def resolve_targets(
         ValueError: a scope without a tower, or a target that matches no linear layer in it; names what there
             is.
     """
-    towers = [tower for tower in find_towers(model) if settings.scope in (tower.kind, "both")]
-    kinds = {tower.kind for tower in towers}
-    wanted_kinds = {"language_model", "vision_tower"} if settings.scope == "both" else {settings.scope}
-    if absent := sorted(wanted_kinds - kinds):
-        present = next(tower.kind for tower in find_towers(model) if tower.kind not in absent)
+    towers = find_parts(model)
+    kinds = {tower.kind for tower in towers} | {"projector" for tower in towers if tower.mergers}
+    if absent := sorted(set(SCOPES[settings.scope]) - kinds):
+        present = next(tower.kind for tower in towers if tower.kind not in absent)
         raise ValueError(
             f"scope: {settings.scope!r} needs a {absent[0]}, which {type(model).__name__} does not have; it has a "
             f"{present}, give scope={present!r}"
         )
-    candidates = list(_candidates(model, towers))
+    candidates = [target for target in _candidates(model, towers) if target.in_scope(SCOPES[settings.scope])]
     adaptable = [target for target in candidates if not matches_any(target.name, modules_to_save)]
     wanted = settings.target_modules
     if wanted is None:
@@ -155,7 +204,10 @@ def _attention_projections(
     model: nn.Module, candidates: list[Target], settings: LimeSettings, kind: str
 ) -> list[Target]:
     inside = [target for target in candidates if in_attention(model, target.name)]
-    targets = [target for target in inside if is_projection(target.name)]
+    chosen = {target.name for target in inside if is_projection(target.name)}
+    if "projector" in SCOPES[settings.scope]:  # has no attention as a rule: all its layers
+        chosen |= {each.name for each in candidates if each.kind == "projector" and sees_tokens(each.name)}
+    targets = [target for target in candidates if target.name in chosen]
     if not candidates:
         raise ValueError(f"scope: {settings.scope!r} of {kind} has no linear layers, and LiME adapts no others")
     if not targets:
@@ -163,7 +215,6 @@ def _attention_projections(
             f"target_modules: {kind} has no attention projections among its linear layers; name the layers to adapt, "
             f"or give target_modules='all-linear'. {_available(candidates, settings)}"
         )
-    chosen = {target.name for target in targets}
     left_out = [target.name for target in inside if target.name not in chosen]
     left_out += [
         name

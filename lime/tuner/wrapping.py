@@ -16,8 +16,8 @@ from lime.tuner.config import LimeConfig, LimePeftType
 from lime.tuner.layers.frozen_linear import LINEAR
 from lime.tuner.layers.wrapped import LimeWrapped
 from lime.tuner.prompt.layer import PromptLayer
-from lime.tuner.settings import LimeSettings
-from lime.tuner.towers import Target, find_towers, matches_any
+from lime.tuner.settings import SCOPES, LimeSettings
+from lime.tuner.towers import Target, find_parts, matches_any
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "adalora": {"total_step": 1, "tinit": 0, "tfinal": 0},  # of its rank allocation, which does not run
@@ -205,14 +205,14 @@ def settings_of(model: PeftModel, settings: LimeSettings) -> tuple[nn.Module, Li
         raise ValueError(f"{merged[0]}: its adapter is merged into the base weights; call unmerge_adapter() first")
     if getattr(inner, "target_parameters", None):
         raise ValueError("target_parameters: LiME wraps adapters of linear layers alone")
-    towers = find_towers(tuner.model)
+    towers = find_parts(tuner.model)
     kinds = set()
     for key, module in layers.items():
         tower = next((tower for tower in towers if tower.holds(key)), None)
         if tower is None or not isinstance(module.get_base_layer(), LINEAR):
             raise ValueError(
-                f"{key}: LiME wraps adapters of linear layers in a language model or vision tower, this is a "
-                f"{type(module.get_base_layer()).__name__}{'' if tower else ' outside of them'}; leave it out"
+                f"{key}: LiME wraps adapters of linear layers in a language model, vision tower or projector, this is "
+                f"a {type(module.get_base_layer()).__name__}{'' if tower else ' outside of them'}; leave it out"
             )
         kinds.add(tower.kind)
     values = {
@@ -221,7 +221,7 @@ def settings_of(model: PeftModel, settings: LimeSettings) -> tuple[nn.Module, Li
         "base": str(getattr(inner.peft_type, "value", inner.peft_type)).lower(),
         "base_options": _changed_options(inner),
         "target_modules": sorted(layers),
-        "scope": "both" if len(kinds) > 1 else kinds.pop(),
+        "scope": next(scope for scope, each in SCOPES.items() if set(each) == kinds),
     }
     wrapping = LimeSettings(**values)
     wrapping.check()

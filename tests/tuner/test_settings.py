@@ -16,7 +16,7 @@ BAD = {
     "gamma_routing": 1.5,
     "temperature": 0.0, "feature_slice": "middle", "routing_norm": "batch", "selection": "soft",
     "auto_topk_threshold": 2.0,
-    "jitter_noise": -0.1, "n_gram": 0, "window_anchor": "middle", "scope": "all", "target_modules": [],
+    "jitter_noise": -0.1, "n_gram": 0, "window_anchor": "middle", "scope": "everything", "target_modules": [],
     "orientation": "diagonal", "expert_layout": "triangle", "max_experts": 0, "soft_temperature": 0.0,
     "exclude_modules": "",
 }  # fmt: skip
@@ -87,10 +87,10 @@ def test_public_options_are_these() -> None:
     """So that none appears or dies by accident."""
     assert OPTIONS == (
         "enabled", "peft", "r", "lora_alpha", "rslora", "dropout", "orientation", "num_virtual_tokens", "prompt_init",
-        "base", "base_options", "expert_layout", "num_experts", "router", "gamma_routing", "temperature", "feature_slice",
-        "routing_seed", "routing_norm", "jitter_noise", "selection", "auto_topk_threshold", "top_k", "max_experts",
-        "soft", "soft_temperature", "shared_modulator", "n_gram", "window_anchor", "scope", "target_modules",
-        "exclude_modules",
+        "base", "base_options", "expert_layout", "num_experts", "router", "gamma_routing", "temperature",
+        "feature_slice", "routing_seed", "routing_norm", "jitter_noise", "selection", "auto_topk_threshold", "top_k",
+        "max_experts", "soft", "soft_temperature", "shared_modulator", "n_gram", "window_anchor", "scope",
+        "target_modules", "exclude_modules",
     )  # fmt: skip
 
 

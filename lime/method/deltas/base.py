@@ -26,6 +26,8 @@ class Delta(nn.Module):
 
     frozen: tuple[str, ...] = ()
     """Names of the parameters that never train."""
+    ups: tuple[str, ...] = ()
+    """Names of the parameters that lead from the rank space to the outputs, B of LoRA; LoRA+ has a rate for them."""
     reads_weight: bool = False
     """Whether the type rescales the frozen output: its constructor and `gain` are then given the frozen weight."""
 

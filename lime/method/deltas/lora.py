@@ -23,6 +23,8 @@ class LoRADelta(LowRankDelta):
     Trains `r (d_in + d_out)` parameters.
     """
 
+    ups = ("B",)
+
     def __init__(
         self,
         base: nn.Linear,

@@ -33,6 +33,7 @@ class MixtureDelta(Delta):
         lora_alpha: numerator of the scale.
     """
 
+    ups = ("B",)
     straight_through: ClassVar[bool] = False
     """The selected weights act, and the probabilities before selection take their gradient."""
     sides: ClassVar[int] = 1

@@ -69,7 +69,7 @@ def preflight_of_run(
         log.info("preflight: as before, see preflight.json")
         return None
     balance = config.lime.balance if config.lime.enabled else None
-    module = AdaptationModule(model, config.optim, balance, config.seed, backbone={})
+    module = AdaptationModule(model, config.optim, balance, config.seed, {}, config.trainer.neftune_alpha)
     verdict = _tried(config, module, data, device, tests, answers_frozen)
     if processes.is_main():
         for line in verdict.lines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -149,6 +150,13 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         if name in self.lime_shared:
             modulators += [self.lime_shared[name], self.lime_gamma[name]]
         return {"modulators": modulators, "peft": list(self._trainable_of_delta(name))}
+
+    def up_parameters(self, name: str) -> list[nn.Parameter]:
+        """Parameters of an adapter that lead from its rank space to the outputs: B of LoRA."""
+        if name not in self.lime_delta:
+            return []
+        delta: Any = self.lime_delta[name]
+        return [getattr(delta, key) for key in getattr(delta, "ups", ())]
 
     def _trainable_of_delta(self, name: str) -> Iterator[nn.Parameter]:
         if name not in self.lime_delta:
