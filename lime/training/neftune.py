@@ -1,6 +1,6 @@
 """NEFTune (arXiv 2310.05914): noise on the embeddings of the text, in training alone.
 
-Shapes: B rows, T tokens, D width of an embedding.
+Shapes: B rows, T tokens, D width of an embedding, V kinds of visual tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def noisy_embeddings(model: Any, inputs: dict[str, Tensor], alpha: float) -> Ite
     """
     ids_BT = inputs["input_ids"]
     visual = [value for key in VISUAL if isinstance(value := getattr(model.config, key, None), int)]
-    text_BT = inputs["attention_mask"].bool() & ~torch.isin(ids_BT, torch.tensor(visual, device=ids_BT.device))
+    visual_V = torch.tensor(visual, dtype=ids_BT.dtype, device=ids_BT.device)
+    text_BT = inputs["attention_mask"].bool() & ~torch.isin(ids_BT, visual_V)
     lengths_B11 = text_BT.sum(1).clamp_min(1)[:, None, None]
 
     def add(module: nn.Module, args: Any, embeddings: Tensor) -> Tensor:
