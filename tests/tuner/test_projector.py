@@ -31,8 +31,15 @@ def _built(family: str) -> Any:
 
 
 def base_of(family: str) -> Any:
-    """A copy of one model: LLaVA-OneVision's newline embedding is not drawn from the seed."""
+    """A copy of one model."""
     return copy.deepcopy(_built(family))
+
+
+def assert_same(family: str, found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """Bit for bit; of two copies of LLaVA-OneVision with an image, up to the rounding of the CPU's own operations."""
+    if family == "qwen2_vl":
+        assert all(map(torch.equal, found, expected))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def rows(family: str) -> dict[str, torch.Tensor]:
@@ -53,7 +60,7 @@ def test_a_fresh_adapter_changes_nothing_and_every_parameter_learns(family: str,
     assert all(row.module.startswith(PLACES[family]) for row in report.rows)
     assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     model.eval()
-    assert all(map(torch.equal, small.logits(model, inputs), expected))
+    assert_same(family, small.logits(model, inputs), expected)
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
@@ -73,7 +80,7 @@ def test_saved_and_loaded(family: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded, report = lime.load(base_of(family), tmp_path)
     assert {total.tower for total in report.towers} == {"language_model", "vision_tower", "projector"}
-    assert all(map(torch.equal, small.logits(loaded, rows(family)), expected))
+    assert_same(family, small.logits(loaded, rows(family)), expected)
     with loaded.disable_adapter():
         assert all(map(torch.equal, small.logits(loaded, rows(family)), small.logits(base_of(family), rows(family))))
 
