@@ -150,7 +150,7 @@ class TrainConfig:
         except ConfigError as error:
             return [*found, *error.problems]
         found += _evaluation_errors(self.evaluation, self.data) + self.data.name_errors(mmt47().known_names())
-        found += self._balance_errors() + self._rate_errors() + self._precision_errors()
+        found += self._balance_errors() + self._rate_errors()
         if not self.lime.enabled:
             found += self._without_lime()
         return found + self._method_errors() + list(bound_errors(self))
@@ -227,14 +227,6 @@ class TrainConfig:
         if balance.every_n_steps < 1:
             found.append(f"lime.balance.every_n_steps: expected at least 1, got {balance.every_n_steps}")
         return found
-
-    def _precision_errors(self) -> list[str]:
-        """Precisions that are the backbone's dtype: it must have it, or eval.py would load another one than was
-        trained on."""
-        precision, dtype = self.trainer.precision, TRUE_DTYPES.get(self.trainer.precision)
-        if dtype is None or self.model.dtype == dtype:
-            return []
-        return [f"trainer.precision: {precision} computes all in {dtype}; set model.dtype={dtype} too"]
 
     def _rate_errors(self) -> list[str]:
         """Learning rates that no parameter can have; what a model's own layers decide is told when it is adapted."""
