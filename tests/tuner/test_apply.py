@@ -168,7 +168,12 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+QUICK = ("llava_onevision", "llava_onevision_0_5b", "qwen2vl", "qwen2vl_2b", "smolvlm_256m")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ARCHITECTURES]
+)
 def test_published_parameter_counts(name: str) -> None:
     total, scopes = PUBLISHED[name]
     assert sum(p.numel() for p in build_shapes(name).parameters()) == total
