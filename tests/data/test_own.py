@@ -119,6 +119,14 @@ def test_test_rows_are_held_out_by_what_they_ask(tmp_path: Path) -> None:
     assert not asked[1] & {row.question for row in again.train}
 
 
+def test_one_missing_picture_does_not_hide_the_folder_of_the_others(tmp_path: Path) -> None:
+    names = pictures(tmp_path, 8)
+    write_csv(tmp_path / "train.csv", [["image", "label"], *([name, "ab"[i % 2]] for i, name in enumerate(names))])
+    (tmp_path / "pictures" / names[2]).unlink()
+    assert {row.media_path for row in opened(tmp_path, test_fraction=0.0).train} == {f"pictures/{n}" for n in names}
+    assert [(fault.kind, fault.row) for fault in verify(tmp_path, workers=1).faults] == [("missing", 2)]
+
+
 def test_free_answers_stay_free(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", [["prompt", "response"], *([f"What is {n}?", f"It is {n}."] for n in range(20))])
     task = opened(tmp_path).table.tasks["test"]

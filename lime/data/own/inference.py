@@ -134,11 +134,11 @@ def infer_columns(table: Table, root: Path, constant: bool) -> Columns:
 def _are_files(table: Table, column: str, root: Path) -> bool:
     """Whether a column's first values are files somewhere in the folder."""
     values = [str(row.get(column) or "\0") for row in table.rows[:5]]
-    return any(_all_there(base, values) for base in bases(root, table.path))
+    return any(all(_is_there(base, value) for value in values) for base in bases(root, table.path))
 
 
-def _all_there(base: Path, names: Iterable[str]) -> bool:
-    return all(os.path.isfile(base / name) for name in names)  # noqa: PTH113  # False, too, where it is no name at all
+def _is_there(base: Path, name: str) -> bool:
+    return os.path.isfile(base / name)  # noqa: PTH113  # False, too, where it is no name at all
 
 
 def bases(root: Path, table: Path) -> list[Path]:
@@ -148,10 +148,10 @@ def bases(root: Path, table: Path) -> list[Path]:
 
 
 def infer_folder(root: Path, table: Path, paths: Sequence[str]) -> str:
-    """Where these paths of media begin, relative to the root; the root where nothing fits."""
+    """Where these paths of media begin, relative to the root: where most of the first are; else the root."""
     first = paths[:20]
-    fitting = (base for base in bases(root, table) if first and _all_there(base, first))
-    return next(fitting, root).relative_to(root).as_posix()
+    best = max(bases(root, table), key=lambda base: sum(_is_there(base, path) for path in first))
+    return best.relative_to(root).as_posix()
 
 
 @dataclass(frozen=True)
