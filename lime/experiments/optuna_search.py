@@ -38,6 +38,7 @@ from lime.jobs.compose import composed
 from lime.runs.lock import is_held
 from lime.runs.record import objective_of
 from lime.system import interrupts
+from lime.system.atomic import remove
 from lime.system.nested import differing, flattened
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class Search:
                 while len(self.ended()) < trials:
                     self._try(self._ask())
         finally:
-            held.unlink(missing_ok=True)
+            remove(held)
 
     def ended(self) -> list[optuna.trial.FrozenTrial]:
         """The trials that count: each setting that was tried to its end, and those that failed, once."""
