@@ -40,6 +40,8 @@ ALLOWED = {
         "lime/embedded/pretraining/architecture.py",
         "save_processor",
     ): "into a checkpoint's folder that its caller replaces",
+    ("lime/embedded/smol/checkpoint.py", "*"): "into a checkpoint's folder that its caller replaces",
+    ("lime/processors/text.py", "save_pretrained"): "into the folder that its caller names, as transformers' own do",
     ("lime/report/render.py", "_figure"): "into memory",
     ("lime/report/charts.py", "_chart"): "into memory",
     ("lime/embedded/pretraining/pool.py", "_array"): "arrays that count as there once items.json is",
