@@ -253,8 +253,8 @@ class MMTDataModule(LightningDataModule):
         names = [task.name for split, task in table.items() if task.modality == "text" and split in self.dataset.tests]
         return (
             f"{self.dataset.root}: {len(refused)} of {total} rows of {part} show pictures or clips (the first is "
-            f"{refused[0].id}), and this model takes text alone. Give it rows of text and tasks of text, "
-            f"evaluation.splits=[{','.join(names)}], or take a vision-language model"
+            f"{refused[0].id}), and this model takes text alone. Choose rows and tasks of text, "
+            f"data.tasks=[text] evaluation.splits=[{','.join(names)}], or take a vision-language model"
         )
 
     def _find(self, row: Row) -> None:

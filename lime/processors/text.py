@@ -69,7 +69,7 @@ def load_text_processor(
 ) -> TextProcessor:
     """The tokenizer of a text-only checkpoint. Raises ValueError for a visual budget, which has no effect."""
     budgets = {f"model.image.{key}": value for key, value in vars(image).items()}
-    budgets |= {f"model.video.{key}": getattr(video, key) for key in ("max_pixels", "max_tokens")}
+    budgets |= {f"model.video.{key}": getattr(video, key) for key in ("fps", "max_pixels", "max_tokens")}
     for key, value in budgets.items():
         if value is not None:
             raise ValueError(f"{key}: has no effect on a model that takes text alone; leave it null")
