@@ -132,6 +132,11 @@ def test_rows_with_pictures_are_refused_and_what_to_choose_is_said(tmp_path: Pat
     said = r"rows of train show pictures .* takes text alone.*data\.tasks=\[text\] evaluation\.splits=\[sst2\]"
     with pytest.raises(DataError, match=said):
         train(config(**changes), tmp_path / "run")
+    changes |= {"data__tasks": ["text"]}
+    with pytest.raises(DataError, match="rows of image_test_caltech101 show pictures"):
+        train(config(**changes), tmp_path / "other")
+    train(config(**changes, evaluation__splits=["sst2"]), tmp_path / "third")
+    assert len((tmp_path / "third" / "predictions.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_row_with_a_picture_is_named() -> None:
