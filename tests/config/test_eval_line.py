@@ -35,7 +35,8 @@ def test_help_shows_what_eval_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     said = line("--help", program="eval").said
     assert "python eval.py RUN" in said
-    assert "model: hf, llava_onevision" in said
+    assert "\nmodel: " in said
+    assert ", llava_onevision_0_5b, " in said
     assert "evaluation.mode" not in said.split("== Keys")[0].split("== Groups")[1]
     for group in ("trainer", "launcher", "method", "peft", "optim"):
         assert f"\n{group}:" not in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib.machinery
 import re
 import shlex
 import shutil
@@ -141,7 +141,8 @@ def python(arguments: list[str], place: str) -> None:
     if first == "-c":
         compile(rest[0], place, "exec")
     elif first == "-m":
-        assert importlib.util.find_spec(rest[0]), place
+        # setuptools' finder, when it is asked for pip, changes what distutils is for the rest of the process
+        assert importlib.machinery.PathFinder.find_spec(rest[0]), place
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests/")), place
     elif first in ("train.py", "eval.py"):
         composes(first.removesuffix(".py"), rest)
