@@ -166,6 +166,7 @@ def _infer(options: argparse.Namespace) -> int:
     import yaml
 
     from lime.data.own.folder import Folder
+    from lime.data.own.records import RowProblem
     from lime.data.own.spec import SPEC
     from lime.system.atomic import write_text
 
@@ -175,6 +176,12 @@ def _infer(options: argparse.Namespace) -> int:
         return 0
     if path.exists() and not options.overwrite:
         raise ValueError(f"{path} is there, and leaves out {', '.join(folder.inferred)}; --overwrite completes it")
+    problems = [row for row in folder.rows if isinstance(row.fields, RowProblem)]
+    if len(problems) == len(folder.rows):
+        first = problems[0]
+        raise ValueError(f"{first.table.path}: row {first.part}/{first.index}: {first.fields}; no row can be used yet")
+    if problems:
+        print(f"{len(problems):,} of {len(folder.rows):,} rows cannot be used; `verify` names them")
     text = yaml.safe_dump(folder.written, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     write_text(path, text)
     print(f"{text}written to {path}; correct what is wrong there (docs/data.md)")

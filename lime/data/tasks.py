@@ -24,7 +24,19 @@ MODALITIES = ("text", "image", "video")
 _KEYS = ("split", "name", "modality", "category", "answer_type", "metric", "answers", "published_rows")
 _NEEDED = ("split", "modality", "category", "answer_type")
 # Every scalar is text, so that `[yes, no]` and `[1, 2]` are answers; libyaml's parser where PyYAML was built with it.
-_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+_BASE: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
+
+class _Loader(_BASE):
+    """Refuses a key that is there twice, of which YAML's own loaders keep the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep=deep)
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ class TaskTable:
 def load_yaml(path: Path) -> Any:
     """The content of a YAML file, every scalar as text. ValueError where it is not valid."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
 

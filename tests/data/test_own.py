@@ -21,6 +21,7 @@ from lime.data.own.folder import Folder, is_own
 from lime.data.own.unpack import unpack
 from lime.data.rows import DataError, MMTDataset
 from lime.data.tools.verify import verify
+from scripts import data as data_script
 
 
 def pictures(root: Path, count: int = 12) -> list[str]:
@@ -210,6 +211,15 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
     (_spec("tasks: [{split: train}]"), r"tasks\.yaml: tasks: split: expected a name of its own"),
     (_spec("a: ["), r"tasks\.yaml: not valid YAML"),
     (_spec("files: {train: train.csv, x: train.csv}\ntasks: [{split: a}, {split: b}]"), r"rows of 'x' in .* task"),
+    (_spec("files: {train: '*.csv', x: train.csv}"), r"files: train\.csv is both in train and in x; name it once"),
+    (_spec("files: {x: train.csv, validation: train.csv}"), r"files: train\.csv is both in x and in validation"),
+    (_spec("files: {train: [train.csv, 't*.csv']}"), r"tasks\.yaml: files: train\.csv is in train twice"),
+    (_spec("files: {train: a.csv, train: train.csv}"), r"not valid YAML \(train is there twice in .*line 1"),
+    (_spec("question: What?\nquestion: Who?"), r"not valid YAML \(question is there twice in .*line 2"),
+    (_spec("question: {pts: What?}\ntasks: [{split: pets}]"), r"question: pts: no such task; expected pets"),
+    (_spec("tasks: [{split: a, answers: [[b], c]}]"), r"tasks\.yaml: tasks: answers: expected a list of texts, got"),
+    (_spec("categories: {b: B, c: C}\ntasks: [{split: a}]"), r"row 1 of tasks: category is lacking"),
+    (_file("train.json", '[{"question": "a", "answer": NaN}]'), r"row train/0: its answer is nan, which is no value"),
 ]  # fmt: skip
 
 
@@ -222,6 +232,60 @@ def test_what_is_wrong_is_named(tmp_path: Path, write: Callable[[Path], None], m
     with pytest.raises(ValueError, match=message) as caught:
         opened(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_spec_says_nothing(tmp_path: Path) -> None:
+    _spec("# nothing yet\n")(tmp_path)
+    assert Folder(tmp_path).inferred.keys() >= {"files", "columns", "tasks"}
+
+
+def test_the_only_category_is_that_of_every_task(tmp_path: Path) -> None:
+    _spec("categories: {animals: Animals}\n")(tmp_path)
+    assert opened(tmp_path).table.tasks["test"].category == "animals"
+
+
+def test_numbers_in_json_stay_as_they_are_written(tmp_path: Path) -> None:
+    written = ["1.50", "1e3", "12", "12345678901234567890.125"]
+    for name, text in {
+        "train.json": f'[{", ".join(f"""{{"question": "a{i}", "answer": {one}}}""" for i, one in enumerate(written))}]',
+        "train.jsonl": "\n".join(f'{{"question": "a{i}", "answer": {one}}}' for i, one in enumerate(written)),
+    }.items():
+        (tmp_path / name).write_text(text)
+        assert [row.answer for row in opened(tmp_path, test_fraction=0.0).train] == written
+        (tmp_path / name).unlink()
+
+
+def test_a_name_with_brackets_is_a_file(tmp_path: Path) -> None:
+    texts(tmp_path, name="train [1].csv")
+    folder = Folder(tmp_path)
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(folder.written))
+    assert len(Folder(tmp_path).rows) == 8
+
+
+def test_a_table_without_a_line_of_names_is_refused(tmp_path: Path) -> None:
+    write_csv(tmp_path / "labels.csv", [[name, "ab"[i % 2]] for i, name in enumerate(pictures(tmp_path))])
+    with pytest.raises(DataError, match=r"labels\.csv: line 1: holds a file's name, '00\.png', and so is a row"):
+        opened(tmp_path)
+
+
+def test_pictures_in_a_column_of_another_name_are_not_lost(tmp_path: Path) -> None:
+    rows = [[name, "ab"[i % 2]] for i, name in enumerate(pictures(tmp_path))]
+    write_csv(tmp_path / "train.csv", [["image", "label"], *rows])
+    write_csv(tmp_path / "test.csv", [["picture", "label"], *rows[:4]])
+    with pytest.raises(DataError, match=r"test\.csv: its column 'picture' looks like images"):
+        opened(tmp_path)
+    write_csv(tmp_path / "test.csv", [["text", "label"], ["a", "b"]])
+    assert [row.source_type for row in opened(tmp_path).tests["test"]] == ["text"]
+
+
+def test_what_several_tasks_ask_alike_is_on_one_side(tmp_path: Path) -> None:
+    rows = [[f"Is {n} even?", "no" if n % 2 else "yes", task] for n in range(40) for task in ("a", "b")]
+    extra = [[f"Is {n} odd?", "yes" if n % 2 else "no", "b"] for n in range(40)]
+    write_csv(tmp_path / "train.csv", [["question", "answer", "task"], *rows, *extra])
+    data = opened(tmp_path)
+    asked = {row.question for rows in data.tests.values() for row in rows}
+    assert asked
+    assert not asked & {row.question for row in data.train}
 
 
 def test_two_files_of_unclear_use_are_asked_about(tmp_path: Path) -> None:
@@ -264,8 +328,38 @@ def test_pictures_inside_a_table_are_unpacked(tmp_path: Path) -> None:
     assert unpack(root)[0] == 4
     assert [(root / row.media_path).read_bytes() for row in opened(root, test_fraction=0.0).train] == data
     assert verify(root, workers=1).ok
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="unpacked is there already; move it away"):
         unpack(root)
+
+
+def test_pictures_that_are_bytes_alone_are_unpacked(tmp_path: Path) -> None:
+    names = pictures(tmp_path / "elsewhere", 4)
+    data = [(tmp_path / "elsewhere" / "pictures" / name).read_bytes() for name in names]
+    root = tmp_path / "root"
+    root.mkdir()
+    for part in (0, 1):
+        rows = [{"image": one, "label": "ab"[i % 2]} for i, one in enumerate(data[2 * part : 2 * part + 2])]
+        pq.write_table(pa.Table.from_pylist(rows), root / f"part-{part}.parquet")
+    (root / "tasks.yaml").write_text("files: {train: part-*.parquet}\n")
+    with pytest.raises(DataError, match=r"row train/0: its image holds bytes; `data.py unpack`"):
+        opened(root, test_fraction=0.0)
+    count, text = unpack(root)
+    assert count == 4
+    (root / "tasks.yaml").write_text(text)
+    assert [(root / row.media_path).read_bytes() for row in opened(root, test_fraction=0.0).train] == data
+
+
+def test_nothing_is_inferred_from_rows_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = pictures(tmp_path)
+    rows = [[f"/elsewhere/{name}", "ab"[i % 2]] for i, name in enumerate(names)]
+    write_csv(tmp_path / "labels.csv", [["image", "label"], *rows])
+    assert data_script.main(["infer", str(tmp_path)]) == 2
+    assert "row train/0: its image '/elsewhere/00.png' leaves the folder" in capsys.readouterr().err
+    assert not (tmp_path / "tasks.yaml").exists()
+    write_csv(tmp_path / "labels.csv", [["image", "label"], *([name, "a"] for name in names), *rows])
+    assert data_script.main(["infer", str(tmp_path)]) == 0
+    assert "12 of 24 rows cannot be used; `verify` names them" in capsys.readouterr().out
+    assert "modality: image" in (tmp_path / "tasks.yaml").read_text()
 
 
 def test_options_of_ones_own_data_are_for_it_alone() -> None:
@@ -281,4 +375,8 @@ def test_a_published_root_is_not_taken_for_one_of_ones_own(tmp_path: Path) -> No
     assert is_own(tmp_path)
     (tmp_path / "train.csv").unlink()
     assert not is_own(tmp_path)
+    (tmp_path / "data").mkdir()
+    texts(tmp_path / "data")
+    assert is_own(tmp_path)
+    assert verify(tmp_path).rows == {"train": 8}
     assert not is_own(tmp_path / "nowhere")

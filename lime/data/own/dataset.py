@@ -52,13 +52,15 @@ class OwnDataset(MMTDataset):
     def _hold_out(self, found: Sequence[FoundRow], fraction: float) -> None:
         assert self._train is not None
         rows = self._train
+        hashes = [_test_hash(rows, position) for position in range(len(rows))]
+        owns = {split: [at for at, row in enumerate(found) if row.task == split] for split in self.table.tasks}
+        asked: set[bytes] = set()  # by a test row of any task: what several tasks ask alike is on one side in all
+        for own in owns.values():
+            order = sorted({hashes[at] for at in own})
+            asked.update(order[: round(fraction * len(order))])
         held: set[int] = set()
-        for split in self.table.tasks:
-            own = [position for position, row in enumerate(found) if row.task == split]
-            order = sorted({_test_hash(rows, position) for position in own})
-            least = order[: round(fraction * len(order))]
-            chosen = [position for position in own if least and _test_hash(rows, position) <= least[-1]]
-            if chosen:
+        for split, own in owns.items():
+            if chosen := [at for at in own if hashes[at] in asked]:
                 self.tests[split] = rows.take(chosen).named(split)
                 held.update(chosen)
         self._train = rows.take([position for position in range(len(rows)) if position not in held])

@@ -14,12 +14,11 @@ from lime.data.own import inference
 from lime.data.own.inference import TEST, Seen
 from lime.data.own.records import Fields, RowProblem, fields_of, task_of
 from lime.data.own.spec import SPEC, Columns, read_spec
-from lime.data.own.tables import Table, read_table_file
+from lime.data.own.tables import Table, paths_of, read_table_file
 from lime.data.rows import COLUMNS, TRAIN, VALIDATION, DataError
 from lime.data.tasks import TaskTable, mmt47, table_from
 
-_CATEGORY = "own"
-_TITLES = {_CATEGORY: "Own tasks"}
+_TITLES = {"own": "Own tasks"}
 
 
 def is_own(root: Path) -> bool:
@@ -30,7 +29,8 @@ def is_own(root: Path) -> bool:
         splits, published = find_splits(root), set(COLUMNS[:2])
         return not any(name in mmt47().tasks or published & set(at.column_names()) for name, at in splits.items())
     except (OSError, ValueError):
-        return any(inference.is_rows(path) and path.suffix != ".parquet" for path in root.iterdir())
+        places = [place for place in (root, root / "data") if place.is_dir()]
+        return any(inference.is_rows(path) and path.suffix != ".parquet" for at in places for path in at.iterdir())
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,15 @@ class Folder:
             self.inferred["columns"] = self.columns.written()
         for table in (table for tables in self.files.values() for table in tables):
             self._check_columns(table, optional=("image", "video") if said is None else ())
+            if said is None:
+                self._check_media(table)
         self.splits = self._split_names()
+        self._check_files()
         self._questions = dict(self.spec.questions)
+        if unknown := [split for split in self._questions if split not in ("", *self.splits)]:
+            raise DataError(
+                f"{self.spec.path}: question: {unknown[0]}: no such task; expected {', '.join(self.splits)}"
+            )
         if not self._questions and "question" not in self.columns and self.columns.chat is None:
             self._infer_questions()
         self.rows = list(self._read())
@@ -98,10 +105,39 @@ class Folder:
         return {key: value for key, value in (said | self.inferred).items() if value is not None}
 
     def _tables(self, split: str, name: str) -> list[Table]:
-        paths = sorted(self.root.glob(name)) if any(sign in name for sign in "*?[") else [self.root / name]
+        paths = paths_of(self.root, name)
         if not paths:
             raise DataError(f"{self.spec.path}: files: {split}: no file in {self.root} fits {name!r}")
         return [read_table_file(path) for path in paths]
+
+    def _check_files(self) -> None:
+        """DataError where a file's rows would come twice, or train and be held out as well."""
+        seen: dict[Path, list[str]] = {}
+        for split, tables in self.files.items():
+            for table in tables:
+                others = seen.setdefault(table.path.resolve(), [])
+                if other := next((one for one in others if one == split or {one, split} & {TRAIN, VALIDATION}), None):
+                    raise DataError(
+                        f"{self.spec.path}: files: {table.path.relative_to(self.root)} is "
+                        f"{f'in {split} twice' if other == split else f'both in {other} and in {split}'}; "
+                        "name it once"
+                    )
+                others.append(split)
+
+    def _check_media(self, table: Table) -> None:
+        """DataError where a table names its pictures or clips in another column than those that were inferred."""
+        if any(name in table.columns for role in ("image", "video") for name in self.columns.roles.get(role, ())):
+            return
+        try:
+            own = inference.infer_columns(table, self.root, constant=True)
+        except DataError:
+            return  # it has no other columns of its own
+        for role in ("image", "video"):
+            if role in own:
+                raise DataError(
+                    f"{table.path}: its column {own[role]!r} looks like {role}s, but other tables have none of that "
+                    f"name; give it one name in all (or write in {self.spec.path} which columns count: columns: …)"
+                )
 
     def _check_columns(self, table: Table, optional: tuple[str, ...]) -> None:
         for role, names in self.columns.roles.items():
@@ -219,6 +255,7 @@ class Folder:
         tasks = [inference.infer_task(row, seen[row["split"]]) for row in said]
         if tasks != self.spec.tasks:
             self.inferred["tasks"] = tasks
-        tasks = [{"category": _CATEGORY} | row for row in tasks]
-        named = {row["category"]: _TITLES.get(row["category"], row["category"]) for row in tasks}
+        known = self.spec.categories or _TITLES
+        tasks = [({"category": next(iter(known))} if len(known) == 1 else {}) | row for row in tasks]
+        named = {row["category"]: _TITLES.get(row["category"], row["category"]) for row in tasks if "category" in row}
         return table_from({"categories": self.spec.categories or named, "tasks": tasks}, str(self.spec.path))

@@ -105,7 +105,14 @@ def infer_columns(table: Table, root: Path, constant: bool) -> Columns:
     rest = [name for name in table.columns if (name,) not in roles.values() and name.lower() not in _KEYS]
     if "image" not in roles and "video" not in roles:
         media = next((by_name[name] for name in _MEDIA if name in by_name), None)
-        media = media or next((name for name in rest if _are_files(table, name, root)), None)
+        if media is None:
+            media = next((name for name in rest if _are_files(table, name, root)), None)
+            is_row = media is not None and any(_is_there(base, media) for base in bases(root, table.path))
+            if is_row and table.path.suffix.lower() in (".csv", ".tsv"):
+                raise DataError(
+                    f"{table.path}: line 1: holds a file's name, {media!r}, and so is a row; put a line with the names "
+                    "of the columns before it, such as image,label"
+                )
         if media is not None:
             roles["image"] = (media,)
             rest = [name for name in rest if name != media]

@@ -6,6 +6,7 @@ a picture within the text, several turns, a system turn) keep their turns in `Ro
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,12 +104,14 @@ def _text(record: Mapping[str, Any], column: str) -> str:
 
 
 def _as_text(value: Any, what: str, *, blank: bool = False) -> str:
+    if value is None:
+        raise RowProblem("missing_value", f"{what} is absent")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowProblem("missing_value", f"{what} is {value!r}, which is no value")
     if isinstance(value, bool):
         value = "true" if value else "false"
     elif isinstance(value, int | float):
         value = repr(value)
-    if value is None:
-        raise RowProblem("missing_value", f"{what} is absent")
     if not isinstance(value, str):
         raise RowProblem("missing_value", f"{what} is {str(value)[:40]!r}; expected text")
     try:
@@ -151,6 +154,8 @@ def _path(value: Any, column: str) -> str:
             raise RowProblem(
                 "wrong_type", f"its {column} holds the picture itself; `data.py unpack` writes it to a file"
             )
+    if isinstance(value, bytes):
+        raise RowProblem("wrong_type", f"its {column} holds bytes; `data.py unpack` writes pictures to files")
     path = _as_text(value, f"its {column}", blank=True).strip()
     if is_blank(path):
         raise RowProblem("no_media_path", f"its {column} is empty or blank; expected a path")

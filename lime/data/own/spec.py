@@ -75,6 +75,8 @@ def read_spec(root: Path) -> Spec:
     if not path.is_file():
         return Spec(path)
     content = load_yaml(path)
+    if content is None:  # empty, or comments alone
+        return Spec(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DataError(f"{path}: expected {', '.join(PARTS)} (each may be left out), got {str(content)[:40]!r}")
     if unknown := sorted(set(content) - set(PARTS)):
@@ -82,6 +84,9 @@ def read_spec(root: Path) -> Spec:
     tasks, categories = content.get("tasks"), content.get("categories")
     if tasks is not None and not (isinstance(tasks, list) and tasks and all(isinstance(row, dict) for row in tasks)):
         raise DataError(f"{path}: tasks: expected a list with a row {{split: …, …}} for each, got {str(tasks)[:40]!r}")
+    for row in tasks or ():
+        if "answers" in row and not (isinstance(row["answers"], list) and _listed(row["answers"])):
+            raise DataError(f"{path}: tasks: answers: expected a list of texts, got {str(row['answers'])[:40]!r}")
     if categories is not None and not _is_texts(categories):
         raise DataError(f"{path}: categories: expected {{name: title}}, got {str(categories)[:40]!r}")
     return Spec(

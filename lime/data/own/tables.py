@@ -1,7 +1,8 @@
 """Tables as people have them: CSV, TSV, JSON, JSON lines, Parquet, and folders written by `save_to_disk`.
 
-CSV and JSON are read by Python's own readers, since what they hold is text: `007` stays `007`, and the line where
-something is wrong is known. Parquet and saved folders are read as those of MMT-47 are (lime.data.layout).
+CSV and JSON are read by Python's own readers, since what they hold is text: `007` stays `007`, a number `1.50` in JSON
+stays `1.50`, and the line where something is wrong is known. Parquet and saved folders are read as those of MMT-47 are
+(lime.data.layout).
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ class Table:
 def is_table(path: Path) -> bool:
     """Whether this looks like a table that can be read."""
     return path.suffix.lower() in _READERS if path.is_file() else (path / "state.json").is_file()
+
+
+def paths_of(root: Path, name: str) -> list[Path]:
+    """The files that a name or a pattern in `files` means; none, where nothing fits a pattern."""
+    is_pattern = any(sign in name for sign in "*?[") and not (root / name).exists()
+    return sorted(root.glob(name)) if is_pattern else [root / name]
 
 
 def read_table_file(path: Path) -> Table:
@@ -105,7 +112,7 @@ def _read_json(path: Path) -> Table:
     """A list of objects, an object that holds one, or an object a line."""
     text = _text(path)
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_float=str)
     except ValueError as error:
         if "\n" in text.strip() and text.lstrip().startswith("{") and "Extra data" in str(error):
             return _read_lines(path)
@@ -130,7 +137,7 @@ def _read_lines(path: Path) -> Table:
         if not line.strip():
             continue
         try:
-            objects.append(json.loads(line))
+            objects.append(json.loads(line, parse_float=str))
         except ValueError as error:
             raise DataError(f"{path}: line {number}: not valid JSON ({error})") from error
         numbers.append(number)

@@ -12,7 +12,7 @@ import yaml
 from lime.data.media.signatures import describe
 from lime.data.own.inference import infer_files
 from lime.data.own.spec import SPEC, read_spec
-from lime.data.own.tables import read_table_file
+from lime.data.own.tables import paths_of, read_table_file
 from lime.data.rows import DataError
 from lime.system.atomic import replacing_folder, write_text
 
@@ -28,22 +28,25 @@ def unpack(root: Path) -> tuple[int, str]:
     unpacked is there already.
     """
     spec = read_spec(root)
+    if (root / FOLDER).exists():
+        raise FileExistsError(f"{root / FOLDER} is there already; move it away to unpack once more")
     named, count = spec.files or infer_files(root), 0
     with replacing_folder(root / FOLDER, None) as temporary:
         for split, names in named.items():
             if Path(split).name != split:
                 raise DataError(f"{spec.path}: files: {split}: cannot name a folder; expected letters and digits")
             (temporary / split).mkdir()
-            rows = [row for name in names for row in read_table_file(root / name).rows]
+            rows = [row for name in names for path in paths_of(root, name) for row in read_table_file(path).rows]
             for index, row in enumerate(rows):
                 before = count
                 for column, value in row.items():
                     values = value if isinstance(value, list) else [value]
-                    held = [one for one in values if isinstance(one, Mapping) and one.get("bytes") is not None]
+                    held = [one for one in values if _held(one) is not None]
                     for one in held:
-                        suffix = _suffix(one["bytes"], f"{root}: row {split}/{index}: {column}")
+                        data = _held(one)
+                        suffix = _suffix(data, f"{root}: row {split}/{index}: {column}")
                         path = Path(split) / f"{index:06d}-{count - before}{suffix}"
-                        (temporary / path).write_bytes(one["bytes"])
+                        (temporary / path).write_bytes(data)
                         values[values.index(one)] = f"{FOLDER}/{path.as_posix()}"
                         count += 1
                     if held:
@@ -57,6 +60,14 @@ def unpack(root: Path) -> tuple[int, str]:
     if not spec.path.is_file():
         write_text(root / SPEC, text)
     return count, text
+
+
+def _held(value: Any) -> Any:
+    """The bytes of a picture that a value holds: as `datasets` writes it, {bytes, path}, or alone; else None."""
+    if isinstance(value, Mapping):
+        return value.get("bytes")
+    is_picture = isinstance(value, bytes) and any(name in (describe(value[:512]) or "") for name in _SUFFIXES)
+    return value if is_picture else None
 
 
 def _suffix(data: Any, place: str) -> str:
