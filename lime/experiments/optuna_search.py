@@ -51,8 +51,8 @@ PROCESS, INSTEAD_OF = "process", "instead_of"
 
 @dataclass
 class Space:
-    """What a search tries. ``validation_loss``: the last loss on the validation part; ``macro``: the macro score over
-    the test rows of all tasks, which should then not be the rows that are reported."""
+    """What a search tries. ``validation_loss``: on the validation part, of the weights that are saved; ``macro``: the
+    macro score over the test rows of all tasks, which should then not be the rows that are reported."""
 
     objective: str = "validation_loss"
     overrides: list[str] = field(default_factory=list)
