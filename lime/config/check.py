@@ -188,6 +188,8 @@ def describe(hint: Any) -> str:
         return f"a list of {len(arguments)} ({describe(arguments[0])} each)"
     if origin in (list, tuple, Sequence):
         return f"a list of ({describe(arguments[0])})" if arguments else "a list"
+    if origin in (dict, Mapping) and arguments and arguments[1] is not Any:
+        return f"a section of keys ({describe(arguments[1])} each)"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
         return "a section of keys"
     return str(getattr(hint, "__name__", hint))

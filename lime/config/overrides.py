@@ -359,6 +359,9 @@ def _culprits(place: Opened, usable: Sequence[str], keys: set[str], error: Excep
 def _told(error: Exception) -> str:
     """Messages made for people as they are; of the others what kind they are."""
     meant = isinstance(error, (HydraException, OmegaConfBaseException))
+    if "Cannot merge DictConfig with ListConfig" in str(error.__cause__):
+        is_list = getattr(error.__cause__, "object_type", None) is list
+        return f"expected {'a list, […]' if is_list else 'a section of keys, {…: …}'}"
     return said(error) if meant else f"Hydra cannot compose this ({type(error).__name__}: {said(error)})"
 
 

@@ -171,6 +171,14 @@ def test_a_launcher_without_its_plugin_says_what_to_install(launcher: str, monke
     check(["launcher=local"], CONF, "train", TrainConfig)
 
 
+def test_a_list_for_a_section_and_the_other_way_round_say_what_is_expected() -> None:
+    assert told("trainer.extra=[a]") == ["trainer.extra=[a]: expected a section of keys, {…: …}"]
+    assert told("callbacks.extra={_target_:a.B}") == ["callbacks.extra={_target_:a.B}: expected a list, […]"]
+    assert told("data.weights={glue: x}") == [
+        "data.weights: expected a section of keys (a number each) or null, got {'glue': 'x'} (section)"
+    ]
+
+
 def test_every_value_of_a_sweep_is_checked() -> None:
     assert told("lime.num_experts=4,0,many") == [
         "lime.num_experts: expected at least 1 expert, got 0",

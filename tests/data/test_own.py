@@ -197,6 +197,9 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
     (_file("train.jsonl", CHAT % f"{USER}, {USER}, {BOT}"), r"row train/0: its messages is user, user, assistant"),
     (_file("train.jsonl", CHAT % f'{{"role": "x", "content": "a"}}, {BOT}'), r"turn 1 of its messages is of 'x'"),
     (_file("train.jsonl", CHAT % f"3, {BOT}"), r"turn 1 of its messages is '3'; expected \{role, content\}"),
+    (_file("train.jsonl", CHAT % f'{{"role": "user", "content": [{{"type": "text"}}]}}, {BOT}'), r"content is absent"),
+    (_file("train.jsonl", CHAT % f'{{"role": "user", "content": [{{"type": []}}]}}, {BOT}'), r"a part of type \[\]"),
+    (_file("train.jsonl", "{}\n{}\n"), r"train\.jsonl: its rows hold nothing; expected objects"),
     (_file("one.csv", "question,answer\nx,y\n"), ""),
     (_spec("colums: {}"), r"tasks\.yaml: colums: no such key; expected files, columns"),
     (_spec("columns: {answr: answer}"), r"tasks\.yaml: columns: answr: no such role"),
@@ -232,6 +235,12 @@ def test_what_is_wrong_is_named(tmp_path: Path, write: Callable[[Path], None], m
     with pytest.raises(ValueError, match=message) as caught:
         opened(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_tasks_may_be_numbers(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": "ab"[n % 2], "task": [0, 1, True, 0.5][n % 4]} for n in range(40)]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    assert list(opened(tmp_path).table.tasks) == ["0", "1", "true", "0.5"]
 
 
 def test_an_empty_spec_says_nothing(tmp_path: Path) -> None:

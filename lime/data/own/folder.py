@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -168,11 +169,11 @@ class Folder:
             return splits
         if "task" not in self.columns:
             return named or [TEST]
-        column = self.columns["task"]
-        values = (
-            str(row.get(column) or "") for tables in self.files.values() for table in tables for row in table.rows
-        )
-        return [value for value in dict.fromkeys(values) if value.strip() and value not in (TRAIN, VALIDATION)]
+        names: dict[str, None] = {}
+        for _, _, record in self._records():
+            with suppress(RowProblem):  # told where rows are read
+                names[task_of(record, self.columns)] = None
+        return [name for name in names if name not in (TRAIN, VALIDATION)]
 
     def _task(self, split: str, record: Mapping[str, Any]) -> str | None:
         """The task of a row. RowProblem for one that its column does not name."""

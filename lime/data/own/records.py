@@ -229,9 +229,9 @@ def _content(value: Any, place: str, marked: bool, media: list[tuple[str, str]])
         kind = one.get("type") if isinstance(one, Mapping) else "text"
         if kind == "text":
             parts += _parts(
-                _as_text(one["text"] if isinstance(one, Mapping) else one, place, blank=True), marked=marked
+                _as_text(one.get("text") if isinstance(one, Mapping) else one, place, blank=True), marked=marked
             )
-        elif kind in _SHOWN:
+        elif isinstance(kind, str) and kind in _SHOWN:
             parts.append((_SHOWN[kind], ""))
             named = next((one[key] for key in (kind, "path", "url") if one.get(key) is not None), None)
             if named is not None:

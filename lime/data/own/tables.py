@@ -58,6 +58,8 @@ def read_table_file(path: Path) -> Table:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not table.rows:
         raise DataError(f"{path}: holds no row")
+    if not table.columns:
+        raise DataError(f"{path}: its rows hold nothing; expected objects {{column: value}}")
     return table
 
 
