@@ -200,6 +200,7 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
     (_file("train.jsonl", CHAT % f'{{"role": "user", "content": [{{"type": "text"}}]}}, {BOT}'), r"content is absent"),
     (_file("train.jsonl", CHAT % f'{{"role": "user", "content": [{{"type": []}}]}}, {BOT}'), r"a part of type \[\]"),
     (_file("train.jsonl", "{}\n{}\n"), r"train\.jsonl: its rows hold nothing; expected objects"),
+    (_file("train.csv", "question,answer,task\nx,y,\nz,y,train\n"), r"train\.csv: its column 'task' names no task"),
     (_file("one.csv", "question,answer\nx,y\n"), ""),
     (_spec("colums: {}"), r"tasks\.yaml: colums: no such key; expected files, columns"),
     (_spec("columns: {answr: answer}"), r"tasks\.yaml: columns: answr: no such role"),

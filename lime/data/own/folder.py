@@ -173,7 +173,13 @@ class Folder:
         for _, _, record in self._records():
             with suppress(RowProblem):  # told where rows are read
                 names[task_of(record, self.columns)] = None
-        return [name for name in names if name not in (TRAIN, VALIDATION)]
+        if found := [name for name in names if name not in (TRAIN, VALIDATION)]:
+            return found
+        path = next(iter(self.files.values()))[0].path
+        raise DataError(
+            f"{path}: its column {self.columns['task']!r} names no task (none but {TRAIN}, {VALIDATION}); fill it in, "
+            f"or write in {self.spec.path} which columns count: columns: …"
+        )
 
     def _task(self, split: str, record: Mapping[str, Any]) -> str | None:
         """The task of a row. RowProblem for one that its column does not name."""
