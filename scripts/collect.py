@@ -29,7 +29,7 @@ SIGNED = {"md": f"\n<!-- {MADE_BY} -->\n", "tex": f"% {MADE_BY}\n"}
 def main(arguments: list[str]) -> int:
     parser = script_parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder of a sweep, multirun/NAME")
-    parser.add_argument("--baseline", help="point to compare with, e.g. num_experts=1 (default: lime_lora, if there)")
+    parser.add_argument("--baseline", help="point to compare with, as num_experts=1 (default: lime_lora or reference)")
     parser.add_argument("--metric", choices=MEASURES, default="score", help="score: accuracy, 100 x Pearson for STS-B")
     parser.add_argument("--all", action="store_true", help="every record in the folder, not only the last command's")
     parser.add_argument("--out", type=Path, help="folder to write NAME.md, NAME.csv and NAME.tex into")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,10 @@ def config_hash(values: Mapping[str, Any]) -> str:
 
 
 def register_resolvers() -> None:
-    """Offer ``${run_id:}``, ``${mini_root:…}`` and ``${searched:…}`` to what is composed in this process."""
-    for name, resolver in ((RUN_ID, _resolve), (MINI_ROOT, mini_root), (SEARCHED, searched)):
+    """Offer ``${run_id:}``, ``${mini_root:…}``, ``${searched:…}`` and ``${times:FACTOR,NUMBER}`` to what is composed in
+    this process."""
+    times: Callable[..., Any] = operator.mul
+    for name, resolver in ((RUN_ID, _resolve), (MINI_ROOT, mini_root), (SEARCHED, searched), ("times", times)):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 

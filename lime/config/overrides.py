@@ -49,7 +49,8 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
 
     Args:
         experiments: folder of overlays, ``NAME.yaml`` for ``+experiment=NAME``. It stands beside the folder of the
-            other groups, where Hydra does not look by itself.
+            other groups, where Hydra does not look by itself. An overlay that is no grid lists its ``points``, sets of
+            keys by name: they become the group ``NAME``, which it sweeps.
 
     Raises:
         ConfigError: an overlay is not a YAML mapping; names the file.
@@ -65,6 +66,8 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
     store.store(SCHEMA_NODE, node=OmegaConf.create(dataclasses.asdict(schema())))
     for path in sorted(experiments.glob("*.yaml")) if experiments else ():
         node = _overlay(path, _keys(schema))
+        for name, point in (node.pop("points", None) or {}).items():
+            store.store(str(name), point, group=path.stem, package="_global_", provider=str(path))
         store.store(path.stem, node=node, group=EXPERIMENT_GROUP, package="_global_", provider=str(path))
 
 

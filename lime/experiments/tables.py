@@ -88,14 +88,15 @@ def make_table(sweep: Sweep, measure: str = "score", baseline: str | None = None
 
     Args:
         measure: one of :data:`lime.experiments.estimates.MEASURES`.
-        baseline: label of the point that the others are compared with; None takes ``lime_lora`` where it is one.
+        baseline: label of the point that the others are compared with; None takes ``lime_lora`` or ``…=reference``,
+            where one is there.
 
     Raises:
         ValueError: a baseline that is no point of the sweep, or runs that cannot be compared.
     """
     labels = [point.label for point in sweep.points]
-    if baseline is None and "lime_lora" in labels:
-        baseline = "lime_lora"
+    if baseline is None:
+        baseline = next((label for label in labels if label == "lime_lora" or label.endswith("=reference")), None)
     if baseline is not None and baseline not in labels:
         raise ValueError(f"{sweep.folder}: no point {baseline!r} to compare with; it has {', '.join(labels)}")
     base = sweep.points[labels.index(baseline)].records if baseline is not None else []

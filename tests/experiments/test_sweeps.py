@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 import lime.experiments.resume as resume
@@ -22,6 +23,7 @@ from lime.config.check import ConfigError
 from lime.config.identity import config_hash
 from lime.config.overrides import check, force, register
 from lime.config.schema import TrainConfig
+from lime.config.source import values_of
 from lime.config.sweeps import make_plan, read_plan
 from lime.experiments.collection import read_sweep
 from lime.experiments.listing import WAITING, runs_below, runs_table
@@ -294,6 +296,18 @@ def test_experiment_composes(path: Path) -> None:
     if path.stem in ("table2", "peft_type"):
         plan = planned(f"+experiment={path.stem}", "seed=42", *rates)
         assert len(plan.runs) == len(params["method"].split(","))
+
+
+def test_points_of_an_overlay_are_swept_and_each_changes_the_reference() -> None:
+    points = OmegaConf.load(ROOT / "experiments" / "causes.yaml").points
+    plan = planned("+experiment=causes", "seed=42")
+    assert [run.point["causes"] for run in plan.runs] == list(points)  # two that are one run would be refused
+    fast = values_of_run("+experiment=causes", "causes=rate_x4", "optim.peft_lr=1e-3")
+    assert (fast["optim"]["moe_lr"], fast["lime"]) == (4e-3, values_of_run()["lime"])
+
+
+def values_of_run(*overrides: str) -> dict[str, Any]:
+    return values_of(check(overrides, ROOT / "conf", "train", TrainConfig).config)
 
 
 def overlay_params(name: str, overrides: list[str]) -> dict[str, str]:
