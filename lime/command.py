@@ -22,6 +22,7 @@ COMMANDS = {
     "figures": ("scripts/figures.py", "the figures of a sweep"),
     "compare": ("scripts/compare.py", "which tasks differ between two runs"),
     "analyse": ("scripts/analyse.py", "routing, updates and hidden states of a run"),
+    "routing": ("scripts/routing.py", "how much of a mixture routing is, frozen and trained"),
     "data": ("scripts/data.py", "download, prepare, verify and describe data"),
     "export": ("scripts/export.py", "a run's adapter with a model card, ready for the hub"),
     "count": ("scripts/count_parameters.py", "trainable parameters by method and model"),

@@ -38,6 +38,8 @@ def test_help_names_the_script_within_80_columns(
         ("export", ["nowhere", "out"], 2, "error: nowhere/adapter: no "),
         ("figures", ["nowhere"], 2, "error: "),
         ("report", ["nowhere"], 2, "error: "),
+        ("routing", ["method=moe_lora"], 2, "error: method: moe_lora has no routing without parameters"),
+        ("routing", ["--runs", "nowhere"], 2, "error: nowhere: no such folder"),
         ("runs", ["nowhere"], 2, "error: "),
         ("wandb_sweep", ["no_such_experiment"], 2, "error: 1 problem in the configuration"),
     ],

@@ -1,0 +1,1 @@
+"""How much of a mixture zero-parameter routing is: its decisions on test rows, frozen and after training."""
