@@ -115,7 +115,7 @@ def test_the_command_on_a_frozen_model_and_a_run(tmp_path: Path) -> None:
         lines = [line for line in csv.DictReader(file) if line["projection"] == "all"]
     frozen, run = lines[0], lines[-1]
     assert (frozen["source"], frozen["routing_norm"], run["source"]) == ("frozen", "slice", "run")
-    assert frozen["moved"] == ""
+    assert 0 < float(frozen["moved"]) < 0.1  # fresh experts lie within a tenth of one
     assert float(run["moved"]) > 0
     by_norm = {line["routing_norm"]: line for line in lines if line["gamma_routing"] == "0.0000"}
     assert float(by_norm["slice"]["entropy"]) < float(by_norm["token"]["entropy"]) < 1

@@ -119,7 +119,11 @@ class _Study:
         settings = [one for one in settings_to_try() if one.num_experts <= narrowest]
         found = []
         for setting in settings:
-            layers = ((key, *one.routed(setting, self.base), None) for key, one in self.layers.items())
+            as_many = setting.num_experts == self.base.num_experts
+            layers = (
+                (key, *one.routed(setting, self.base), _modulators(one.layer) if as_many else None)
+                for key, one in self.layers.items()
+            )
             found.append(_found("frozen", setting, layers, self.tokens, self.groups_R))
             log.info("frozen, %s: entropy %.3f", setting, found[-1].mean("entropy"))
         return found

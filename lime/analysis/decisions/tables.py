@@ -22,7 +22,9 @@ from lime.system.printing import markdown as md
 from lime.system.tables import NONE, csv_text, markdown_table
 
 _INTEGER = re.compile(r"(?<=\.)\d+(?=\.)")
-_SHOWN = ("entropy", "deviation", "experts", "busiest", "constant", "signal_identity", "signal_position", "signal_task")
+_DECIDED = ("entropy", "deviation", "weight_deviation", "experts", "busiest")
+_FOLLOWS = ("constant", "signal_identity", "signal_position", "signal_task")
+_HEAD = [*(MEASURES[name] for name in _DECIDED), "n of m", *(MEASURES[name] for name in _FOLLOWS)]
 _WINNER = ("winner_identity", "winner_position", "winner_task", "moved")
 
 
@@ -118,12 +120,12 @@ def markdown(found: Sequence[Found], about: Mapping[str, Any]) -> str:
 
 
 def _of_means(found: Sequence[Found]) -> str:
-    head = ["routing", *(MEASURES[name] for name in _SHOWN[:4]), "n of m", *(MEASURES[name] for name in _SHOWN[4:])]
-    rows = []
-    for one in found:
-        cells = [_with_interval(one, name) for name in _SHOWN]
-        rows.append([md(one.label), *cells[:4], f"{one.collapsed()} of {len(one.layers)}", *cells[4:]])
-    return markdown_table(head, rows)
+    rows = [
+        [md(one.label), *(_with_interval(one, name) for name in _DECIDED)]
+        + [f"{one.collapsed()} of {len(one.layers)}", *(_with_interval(one, name) for name in _FOLLOWS)]
+        for one in found
+    ]
+    return markdown_table(["routing", *_HEAD], rows)
 
 
 def _of_winners(found: Sequence[Found]) -> str:
@@ -132,15 +134,14 @@ def _of_winners(found: Sequence[Found]) -> str:
 
 
 def _by_projection(found: Sequence[Found]) -> str:
-    head = ["routing", "projection", *(MEASURES[name] for name in _SHOWN[:4]), "n of m"]
     rows = [
-        [md(one.label), md(projection), *(_number(one.mean(name, projection)) for name in _SHOWN[:4])]
+        [md(one.label), md(projection), *(_number(one.mean(name, projection)) for name in _DECIDED)]
         + [f"{one.collapsed(projection)} of {len(one.values('busiest', projection))}"]
-        + [_number(one.mean(name, projection)) for name in _SHOWN[4:]]
+        + [_number(one.mean(name, projection)) for name in _FOLLOWS]
         for one in found
         for projection in one.projections
     ]
-    return markdown_table([*head, *(MEASURES[name] for name in _SHOWN[4:])], rows, (0, 1))
+    return markdown_table(["routing", "projection", *_HEAD], rows, (0, 1))
 
 
 def _with_interval(one: Found, measure: str) -> str:
