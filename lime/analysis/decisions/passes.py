@@ -25,9 +25,12 @@ from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.model import lime_layers, routing_state
 from lime.tuner.routing.recorder import TokenRecorder
 from lime.tuner.routing.router import Router
-from lime.tuner.settings import ROUTING_NORMS, LimeSettings
+from lime.tuner.settings import LimeSettings
 
 log = logging.getLogger(__name__)
+
+NORMS = ("slice", "token", "tensor")
+"""Those that need no training rows."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def settings_to_try() -> list[Setting]:
     changes += [{"num_experts": experts} for experts in (2, 8, 64)]
     changes += [{"feature_slice": features} for features in ("random", "central", "trailing")]
     changes += [{"temperature": 0.25}, {"num_experts": 64, "gamma_routing": 0.0}]
-    return [Setting(norm, **change) for norm in ROUTING_NORMS for change in changes]
+    return [Setting(norm, **change) for norm in NORMS for change in changes]
 
 
 @dataclass
