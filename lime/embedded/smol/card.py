@@ -48,7 +48,7 @@ def card(*, parameters: int, command: str, side: int, stage: Stage | None, real:
         f"{'yes' if skill.above_chance else 'no'} |"
         for skill in skills
     )
-    trained = "no" if stage is None else f"{stage.steps:,} steps, {stage.minutes:g} minutes"
+    trained = "no" if stage is None else f"{stage.minutes:g} minutes: words, then {stage.steps:,} steps of answers"
     pictures = f"rendered pictures and {real} real ones" if real else "rendered pictures alone"
     return CARD.format(
         parameters=parameters,

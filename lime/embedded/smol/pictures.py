@@ -44,7 +44,10 @@ def scene(rng: Rng, skill: str | None = None) -> Example:
 
 def _described(a: dict[str, object]) -> str:
     parts = [(a["k"], a["color"], a["shape"]), *([(a["k2"], a["color2"], a["shape2"])] if a["k2"] else [])]
-    return " and ".join(f"{NUMBERS[int(str(k))]} {color} {shape}{'s' * (k != 1)}" for k, color, shape in parts)
+    return " and ".join(
+        f"{NUMBERS[int(str(k))]} {color} {shape}{'' if k == 1 else 'es' if shape == 'cross' else 's'}"
+        for k, color, shape in parts
+    )
 
 
 def pictogram(rng: Rng) -> Example:

@@ -1,7 +1,12 @@
-"""Training of the projector between two frozen towers, and the probe of what the model names afterwards."""
+"""Training of the projector between two frozen towers, and the probe of what the model names afterwards.
+
+First the projector alone learns to give the embeddings of the words that name a picture, for which no language model
+has to run; then it learns through the language model to have questions answered.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lime.data.collate import IGNORED
@@ -20,6 +26,10 @@ from lime.evaluation.statistics import wilson_interval
 from lime.evaluation.text import key
 
 PEAK = 1e-3
+WORDS_SHARE = 0.2
+"""Part of the time in which the projector learns words, without the language model."""
+SHARPNESS = 30.0
+"""Factor on the cosines between patches and words."""
 
 
 class Projector(nn.Module):
@@ -31,14 +41,10 @@ class Projector(nn.Module):
 
 
 @torch.no_grad()
-def match_scale(model: Any, pixels: Tensor) -> None:
-    """Scale a projector that knows nothing so that what it gives is as large as the embeddings of words.
-
-    `pixels` (B, 3, H, W) are some pictures to measure it on.
-    """
-    features = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+def match_scale(model: Any, patches_BPD: Tensor) -> None:
+    """Scale the projector so that what it gives for `patches_BPD` is as large as the embeddings of words."""
     projector = model.model.multi_modal_projector
-    factor = model.get_input_embeddings().weight.std() / projector(features).std()
+    factor = model.get_input_embeddings().weight.std() / projector(patches_BPD).std()
     projector.linear_2.weight.mul_(factor)
     projector.linear_2.bias.mul_(factor)
 
@@ -77,15 +83,59 @@ class Encoder:
         ids, labels = pad(rows, self.tokenizer.pad_token_id)
         return {"input_ids": ids, **visual}, labels
 
+    def words(self, example: Example) -> set[int]:
+        """Token ids of the words of the answer, as they stand within a sentence."""
+        return set(self.tokenizer(f" {example.answer}", add_special_tokens=False).input_ids)
+
+
+@torch.no_grad()
+def patches(model: Any, encoder: Encoder, batch: Sequence[Example]) -> Tensor:
+    """What the vision tower gives for the whole picture of each example: (B, patches, d)."""
+    pixels = encoder.prompts(batch)[1]["pixel_values"][:, 0]
+    return model.model.vision_tower(pixels.bfloat16(), output_hidden_states=True).hidden_states[-2][:, 1:]
+
+
+def learn_words(model: Any, encoder: Encoder, stream: Iterator[Example], *, minutes: float, seed: int) -> Stage:
+    """Train the projector so that patches lie near the embeddings of the words that name their picture.
+
+    The score of a word is log mean_patches exp(30 cos(projector(patch), embedding(word))), over the words of all
+    answers; the loss is the cross-entropy to the words of the picture's own answer. Half of the time goes into seeing
+    pictures, half into learning from them.
+    """
+    until = time.monotonic() + 30 * minutes
+    seen, words = [], []
+    while not seen or time.monotonic() < until:
+        batch = list(islice(stream, 32))
+        seen.append(patches(model, encoder, batch))
+        words += [encoder.words(example) for example in batch]
+    patches_NPD, vocabulary = torch.cat(seen), sorted(set().union(*words))
+    target_NV = torch.tensor([[word in own for word in vocabulary] for own in words]).float()
+    target_NV /= target_NV.sum(1, keepdim=True)
+    known_VD = F.normalize(model.get_input_embeddings().weight[vocabulary].float(), dim=-1)
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(index: Any) -> Tensor:
+        given_BPD = F.normalize(model.model.multi_modal_projector(patches_NPD[index]).float(), dim=-1)
+        scores_BV = torch.logsumexp(SHARPNESS * given_BPD @ known_VD.T, dim=1)
+        return F.cross_entropy(scores_BV, target_NV[index])
+
+    def batches() -> Iterator[tuple[str, Any]]:
+        while True:
+            yield "words", torch.randint(len(patches_NPD), (64,), generator=generator)
+
+    return train("words", model.model.multi_modal_projector, batches(), loss, minutes=minutes / 2, peak=PEAK)
+
 
 def train_projector(
     model: Any, processor: Any, real: RealPictures | None, *, minutes: float, batch_size: int = 16, seed: int = 0
 ) -> Stage:
-    """Train the projector of `model` in place; the towers stay as they are."""
+    """Train the projector of `model` in place; the towers stay as they are. Returns what the second stage did, and the
+    minutes of both."""
     model.requires_grad_(False).to(torch.bfloat16).set_attn_implementation(ATTENTION)
     trained = Projector(model).requires_grad_(True)
     encoder, stream = Encoder(processor), examples(np.random.default_rng(seed), real)
-    match_scale(model, encoder.prompts(list(islice(stream, 16)))[1]["pixel_values"][:, 0].bfloat16())
+    learn_words(model, encoder, stream, minutes=WORDS_SHARE * minutes, seed=seed)
+    match_scale(model, patches(model, encoder, list(islice(stream, 16))))
 
     def batches() -> Iterator[tuple[str, Any]]:
         while True:
@@ -95,7 +145,9 @@ def train_projector(
     def loss(batch: Any) -> Tensor:
         return answer_loss(model, *batch)
 
-    stage = train("projector", trained, batches(), loss, minutes=minutes, peak=PEAK, every=20)
+    rest = (1 - WORDS_SHARE) * minutes
+    stage = train("answers", trained, batches(), loss, minutes=rest, peak=PEAK, every=20)
+    stage.minutes = minutes
     model.set_attn_implementation("sdpa")
     return stage
 
