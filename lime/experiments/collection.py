@@ -84,7 +84,7 @@ def read_sweep(folder: str | Path, everything: bool = False) -> Sweep:
 
     Args:
         everything: take every record in the folder, also of other commands than the last one. Their points are then
-            told by all keys in which they differ.
+            told by all keys in which they differ, each method's by those in which its own runs differ.
 
     Raises:
         ValueError: no such folder, no run in it, a damaged record, or runs of different tasks; names it.
@@ -149,10 +149,17 @@ def _points(runs: Sequence[Run]) -> Iterator[Point]:
 def _by_differences(runs: Sequence[Run]) -> list[Run]:
     configs = [run.record.config if run.record is not None else {} for run in runs]
     keys = [key for key in differing(configs) if key != SEED and not _without_effect(key)]
-    return [
-        replace(run, point={key: flattened(config).get(key) for key in keys})
-        for run, config in zip(runs, configs, strict=True)
+    flat = [flattened(config) for config in configs]
+    own = {config.get("method"): [one for one in flat if one.get("method") == config.get("method")] for config in flat}
+    points = [
+        {key: config.get(key) for key in keys if key == "method" or _varies(key, own[config.get("method")])}
+        for config in flat
     ]
+    return [replace(run, point=point) for run, point in zip(runs, points, strict=True)]
+
+
+def _varies(key: str, settings: Sequence[Mapping[str, Any]]) -> bool:
+    return any(one.get(key) != settings[0].get(key) for one in settings)
 
 
 def _without_effect(key: str) -> bool:

@@ -26,7 +26,7 @@ from lime.experiments.figures.style import save
 from lime.experiments.published import published
 from lime.experiments.search import choose, write_choices
 from lime.experiments.tables import csv_text, latex, make_table, markdown
-from lime.runs.record import Items, Record, Training
+from lime.runs.record import Identity, Items, Parameters, Record, Training, write_record
 from tests.experiments.made import CHARTQA, SST2, STSB, failed, record, sweep
 
 ROOT = Path(__file__).parents[2]
@@ -182,13 +182,41 @@ def test_unknown_baseline_names_the_points(table2: Path) -> None:
 
 
 def test_records_of_other_commands_are_told_or_taken(table2: Path) -> None:
-    from lime.runs.record import write_record
-
     write_record(table2 / "stray", record(3, config={"seed": 3, "model": {"name": "big"}}))
     assert "1 runs of other commands" in markdown(make_table(read_sweep(table2)))
     every = read_sweep(table2, everything=True)
     assert every.axes == ["model.name"]
     assert {point.settings["model.name"] for point in every.points} == {"tiny", "big"}
+
+
+def sized(method: str, size: int, trainable: int, right: int, key: str = "r") -> Record:
+    """A run of a method at a size; every configuration has both sizes, as composed ones do."""
+    config = {"seed": 1, "method": method, "peft": {"r": 8, "num_virtual_tokens": 20, key: size}}
+    marks = "1" * right + "0" * (10 - right)
+    made = Identity(config=f"{method}{size}", code="code", data="data")
+    return record(1, {SST2: marks}, identity=made, config=config, parameters=Parameters(trainable, 100_000, 4))
+
+
+def test_score_over_parameters(tmp_path: Path) -> None:
+    """Commands of several methods in one folder: each method's points by what its own runs differ in; the frontier."""
+    runs = [
+        sized("lora", 2, 100, 3), sized("lora", 4, 200, 5), sized("moe_lora", 2, 400, 4), sized("moe_lora", 4, 800, 7),
+        sized("prompt_tuning", 5, 10, 1, "num_virtual_tokens"), sized("prompt_tuning", 10, 20, 1, "num_virtual_tokens"),
+    ]  # fmt: skip
+    folder = tmp_path / "pareto"
+    for one in runs:
+        write_record(folder / one.identity.config, one)
+    sweep = read_sweep(folder, everything=True)
+    assert {point.label for point in sweep.points} == {
+        "method=lora, r=2", "method=lora, r=4", "method=moe_lora, r=2", "method=moe_lora, r=4",
+        "method=prompt_tuning, num_virtual_tokens=5", "method=prompt_tuning, num_virtual_tokens=10",
+    }  # fmt: skip
+    figure = draw(sweep)
+    (axes,) = figure.axes
+    front = next(line for line in axes.lines if line.get_label() == "frontier")
+    assert [*front.get_xdata()] == [10, 100, 200, 800]
+    assert [*front.get_ydata()] == [10, 30, 50, 70]
+    assert {text.get_text() for text in axes.texts} == {"2", "4", "5", "10"}
 
 
 def test_published_macro_follows_from_the_categories() -> None:

@@ -24,6 +24,7 @@ from lime.experiments.figures.kinds import (
     radar,
     tasks_of_all,
 )
+from lime.experiments.figures.pareto import SIZES, pareto
 from lime.experiments.figures.style import numeric
 from lime.runs.record import Record
 
@@ -54,6 +55,7 @@ FIGURES: dict[str, Draw] = {
         lines, x="lime.num_experts", by="data.train_rows", label="number of experts", logarithmic=True
     ),
     "table2": methods,
+    "pareto": pareto,
     "efficiency": efficiency,
 }
 
@@ -85,6 +87,8 @@ def draw(sweep: Sweep) -> Figure:
 
 def _fits(sweep: Sweep, drawer: Draw) -> bool:
     """Whether the sweep has the axes and the results that a figure of the catalogue needs."""
+    if drawer is pareto:
+        return _scored(sweep) and {"method"} < set(sweep.axes) <= {"method", *SIZES}
     named = getattr(drawer, "keywords", {"axis": "method"})
     needed = {named[key] for key in ("x", "y", "axis", "by") if named.get(key)}
     if needed != set(sweep.axes):

@@ -63,7 +63,7 @@ def efficiency_figure(
     _bars(parameters, rows, *_scaled(sizes, "trained parameters, ", 1000, ("thousands", "millions")))
     time.set_yticks(range(len(rows)), [label(method) for method in methods])
     time.invert_yaxis()
-    kinds = list(dict.fromkeys(map(_kind, methods)))
+    kinds = list(dict.fromkeys(map(kind_of, methods)))
     handles: list[Any] = [Patch(color=COLOURS[kind], label=kind) for kind in COLOURS if kind in kinds]
     if others and REFERENCE in methods and REFERENCE in others:
         for index, axes in enumerate(figure.axes):
@@ -146,7 +146,8 @@ def label(method: str) -> str:
     return title_of(name) + (f" ({form})" if form else "")
 
 
-def _kind(method: str) -> str:
+def kind_of(method: str) -> str:
+    """The colour group of a method: one of :data:`COLOURS`."""
     if method.endswith(":loop"):
         return "loop over experts"
     if is_lime(method):
@@ -161,7 +162,7 @@ def _bars(
     title: str,
     errors: Sequence[Sequence[float]] | None = None,
 ) -> None:
-    colours = [COLOURS[_kind(str(row["method"]))] for row in rows]
+    colours = [COLOURS[kind_of(str(row["method"]))] for row in rows]
     bars = axes.barh(range(len(rows)), values, color=colours, xerr=errors, error_kw={"elinewidth": 0.8, "capsize": 2})
     axes.bar_label(
         bars, [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in values], padding=4, fontsize=8
