@@ -15,8 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lime.config.scripts import errors_in_one_line, run_script, script_parser  # noqa: E402
-from lime.system.printing import plain_logging  # noqa: E402
+from lime.config.scripts import errors_in_one_line, run_script, script_parser, show_log  # noqa: E402
 
 log = logging.getLogger("real_backbone")
 
@@ -33,7 +32,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--probes", type=int, default=50, help="held-out pictures of each rendered skill (default: 50)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    plain_logging()
+    show_log()
 
     from lime.embedded.smol import build
     from lime.embedded.smol.towers import PATCH

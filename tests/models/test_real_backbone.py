@@ -69,12 +69,14 @@ def test_it_is_built_from_its_wheels_and_trains(tmp_path: Path) -> None:
     except OSError as error:
         pytest.skip(str(error))
 
-    def run(*command: object) -> None:
+    def run(*command: object) -> str:
         done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        return done.stderr
 
     folder = tmp_path / "smol_llava"
-    run("scripts/real_backbone.py", folder, "--wheels", tmp_path, "--minutes", 0.01, "--batch-size", 2, "--probes", 0)
+    made = "scripts/real_backbone.py", folder, "--wheels", tmp_path, "--minutes", 0.01, "--batch-size", 2, "--probes", 0
+    assert "training the projector for 0.01 minutes" in run(*made)
     assert "quantised to 4 bits" in (folder / "README.md").read_text(encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
