@@ -43,7 +43,7 @@ lint: $(STAMP)  ## Check style and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-real: $(STAMP)  ## Make data/smol_llava, a small model of real pretrained weights (downloads 183 MB; an hour)
+real: $(STAMP)  ## Make data/smol_llava, a small model of real pretrained weights (downloads 183 MB; 45 minutes)
 	$(BIN)/python scripts/real_backbone.py data/smol_llava $(ARGS)
 
 docs: $(STAMP)  ## Build the documentation site in site/, strictly; site/index.html opens without a server

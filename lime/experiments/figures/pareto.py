@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from lime.evaluation.aggregation import MACRO
@@ -39,7 +41,7 @@ def pareto(sweep: Sweep) -> Figure:
         series = sorted((one for one in measured if one[2].settings["method"] == method), key=lambda one: one[0])
         kind = kind_of(method)
         index = used[kind] = used.get(kind, -1) + 1
-        style = {"color": COLOURS[kind], "marker": MARKERS[index % len(MARKERS)]}
+        style: dict[str, Any] = {"color": COLOURS[kind], "marker": MARKERS[index % len(MARKERS)]}
         style |= {"markerfacecolor": "none"} if index >= len(MARKERS) else {}
         sizes, means = [one[0] for one in series], [one[1].value for one in series]
         sides = [
