@@ -61,6 +61,7 @@ def _try(config: TrainConfig, target: Path | None) -> int:
         data.setup("fit")
         backbone.model.to(device)
         model = lime.apply(backbone.model, config.settings())[0]  # logs what it adapts
+        lime.tuner.calibrate(model, data.sample_batches())
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(model)
         tests = (

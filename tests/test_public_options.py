@@ -25,7 +25,8 @@ OPTIONS = {
     "expert_layout": "uniform",
     "num_experts": 4, "router": "zero", "gamma_routing": 0.7, "temperature": 0.5, "feature_slice": "leading",
     "routing_seed": 0, "routing_norm": "slice", "jitter_noise": 0.1, "selection": "auto", "auto_topk_threshold": 0.7,
-    "top_k": 2, "max_experts": None, "soft": False, "soft_temperature": 0.5, "shared_modulator": True, "n_gram": 1,
+    "top_k": 2, "max_experts": None, "soft": False, "soft_temperature": 0.5, "shared_modulator": True,
+    "modulator_range": 0.1, "rank_modulation": False, "n_gram": 1,
     "window_anchor": "first", "scope": "language_model", "target_modules": None, "exclude_modules": None,
 }  # fmt: skip
 MIXTURES = {  # the routing that each brings with it, beside a temperature of 1 and no noise
@@ -40,8 +41,8 @@ MIXTURES = {  # the routing that each brings with it, beside a temperature of 1 
 }
 CHOICES = {
     "ROUTERS": ("zero", "learned"),
-    "FEATURE_SLICES": ("leading", "trailing", "central", "random"),
-    "ROUTING_NORMS": ("slice", "token", "tensor"),
+    "FEATURE_SLICES": ("leading", "trailing", "central", "random", "variance"),
+    "ROUTING_NORMS": ("slice", "token", "tensor", "scaled", "standard"),
     "SELECTIONS": ("auto", "topk", "dense"),
     "WINDOW_ANCHORS": ("first", "last"),
     "SCOPES": (
@@ -74,8 +75,8 @@ NAMES = [
 ]  # fmt: skip
 TUNER_NAMES = [
     "PRESETS", "ApplyReport", "BalanceTerms", "LayerStatistics", "LimeConfig", "LimeModel", "LimeSettings", "Recorder",
-    "ReportRow", "RoutingStatistics", "apply", "has_routing", "load", "parameter_groups", "preset_settings", "record",
-    "register", "report",
+    "ReportRow", "RoutingStatistics", "apply", "calibrate", "has_routing", "load", "parameter_groups",
+    "preset_settings", "record", "register", "report",
 ]  # fmt: skip
 TRAINING_ARGUMENTS = {
     "moe_lr": 1e-3, "peft_lr": 4e-4, "moe_weight_decay": 0.0, "loraplus_ratio": None, "importance_coef": 0.1,

@@ -73,6 +73,9 @@ LATER: dict[str, Any] = {
     "optim.projector": {"moe_lr": None, "peft_lr": None},
     "optim.loraplus_ratio": None,
     "trainer.neftune_alpha": None,
+    "lime.modulator_range": 0.1,
+    "lime.rank_modulation": False,
+    "lime.balance.start_ratio": 0.0,
 }
 """Options younger than the first records, and the value at which a run is what it was before there was the option: with
 that value they do not count."""

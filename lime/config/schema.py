@@ -52,11 +52,13 @@ class BalanceConfig:
         alpha: weight of the importance loss.
         beta: weight of the KL loss.
         every_n_steps: optimiser steps of which one has the balance losses.
+        start_ratio: share of all optimiser steps that go by before the first of them.
     """
 
     alpha: float = 0.1
     beta: float = 0.01
     every_n_steps: int = 1
+    start_ratio: float = 0.0
 
 
 def _section(name: str, text: str, options: dict[str, str], *extra: tuple[str, type, Any]) -> type:
@@ -226,6 +228,8 @@ class TrainConfig:
         ]
         if balance.every_n_steps < 1:
             found.append(f"lime.balance.every_n_steps: expected at least 1, got {balance.every_n_steps}")
+        if not 0 <= balance.start_ratio < 1:
+            found.append(f"lime.balance.start_ratio: expected a share from 0 to below 1, got {balance.start_ratio}")
         return found
 
     def _rate_errors(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin
 
-from lime.data.collate import OverlongError, overlong_message
+from lime.data.collate import OverlongError, model_inputs, overlong_message
 from lime.data.collate_processor import ProcessorCollator
 from lime.data.collators import make_collator
 from lime.data.config import DataConfig
@@ -158,6 +158,21 @@ class MMTDataModule(LightningDataModule):
             kinds=kinds,
             mixture=self.mixture,
         )
+
+    def sample_batches(self, rows: int = 100) -> Iterator[dict[str, Any]]:
+        """Arguments of a model for so many training rows, evenly spaced: the same in every process and every run."""
+        self.setup("fit")
+        known, count = self.train_rows, min(rows, len(self.train_rows))
+        chosen = [i * len(known) // count for i in range(count)]
+        by_kind: dict[str, list[int]] = {}
+        for i in sorted(chosen, key=lambda i: self.train_lengths[i]):
+            by_kind.setdefault(known[i].source_type if self.one_modality else "", []).append(i)
+        for order in by_kind.values():
+            for first in range(0, len(order), self.batch_size):
+                part = [known[i] for i in order[first : first + self.batch_size]]
+                inputs = model_inputs(self.collator.training_batch(part))
+                given = {key: value for key, value in inputs.items() if key != "labels"}
+                yield {**given, "logits_to_keep": 1, "use_cache": False}
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches with labels, rows of like length together, the same in every run."""

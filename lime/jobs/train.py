@@ -125,6 +125,7 @@ class _Run:
         self.record.environment(self.info, self.data.dataset, self.data.epoch_rows)
         self.backbone.model.to(self.device)  # type: ignore[arg-type]
         self.model, self.applied = lime.tuner.apply(self.backbone.model, config.settings())
+        lime.tuner.calibrate(self.model, self.data.sample_batches())
         optimizer_groups(self.model, config.optim)  # refuses a rate that nothing takes, before anything runs
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(self.model)

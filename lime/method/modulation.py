@@ -45,6 +45,7 @@ def modulate_low_rank(
     gamma: Tensor | None = None,
     *,
     normalised: bool = True,
+    ranks_ER: Tensor | None = None,
 ) -> Tensor:
     """`modulate` for an update `zhat = u @ basis`, without any (tokens, O) temporary:
 
@@ -58,19 +59,22 @@ def modulate_low_rank(
         basis_RO: rows that span the update, its scale included.
         normalised: the rows of `w_BTE` sum to one, so that `gamma p_s` joins every expert; else it is one
             more expert.
+        ranks_ER: modulators `q_i` of the rank space (docs/method.md, beyond the paper): then `zhat` of the expert i is
+            `(u * q_i) @ basis`, and `gamma p_s` joins every expert.
     """
     rank, width = basis_RO.shape
     w_BTE = w_BTE.to(u_BTR.dtype)
     if shared_O is not None:
         assert gamma is not None
-        if normalised:
+        if normalised or ranks_ER is not None:
             experts_EO = experts_EO + gamma * shared_O
         else:
             experts_EO = torch.cat([experts_EO, (gamma * shared_O).unsqueeze(0)])
             w_BTE = torch.cat([w_BTE, torch.ones_like(w_BTE[..., :1])], -1)
     num_experts = experts_EO.shape[0]
     left_NK = (w_BTE.unsqueeze(-1) * u_BTR.unsqueeze(-2)).reshape(-1, num_experts * rank)
-    right_KO = (experts_EO.unsqueeze(1) * basis_RO).reshape(num_experts * rank, width)
+    basis = basis_RO if ranks_ER is None else ranks_ER.unsqueeze(-1) * basis_RO
+    right_KO = (experts_EO.unsqueeze(1) * basis).reshape(num_experts * rank, width)
     return torch.addmm(z_BTO.reshape(-1, width), left_NK, right_KO).view(z_BTO.shape)
 
 

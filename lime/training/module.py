@@ -74,6 +74,7 @@ class AdaptationModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold the adapters, not the frozen base
         self.window = Window()
         self._answer_tokens = 0  # of the accumulation window
+        self._balance_from = 0  # optimiser step
         self._val_sums = [0.0, 0]
         self.grad_norm: Tensor | None = None
         self.learning_rates: dict[str, float] = {}
@@ -131,7 +132,8 @@ class AdaptationModule(pl.LightningModule):
 
     def _with_balance(self, task: Tensor, recorder: Any, answer_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.balance is not None
-        acts = self.global_step % self.balance.every_n_steps == 0
+        step = self.global_step
+        acts = step >= self._balance_from and step % self.balance.every_n_steps == 0
         with torch.set_grad_enabled(acts and torch.is_grad_enabled()):  # on the other steps the terms are only shown
             terms = recorder.balance()
         total = task
@@ -179,6 +181,8 @@ class AdaptationModule(pl.LightningModule):
         self._described = [{key: value for key, value in group.items() if key != "params"} for group in described]
         optimizer = adamw(options)(described, betas=options.betas, eps=options.eps)
         total = int(self.trainer.estimated_stepping_batches)
+        if self.balance is not None:
+            self._balance_from = round(self.balance.start_ratio * total)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, total, options)
         )

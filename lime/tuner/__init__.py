@@ -15,6 +15,7 @@ from lime.tuner.settings import LimeSettings
 if TYPE_CHECKING:
     from lime.method.balance import BalanceTerms
     from lime.tuner.api import apply, has_routing, load, record
+    from lime.tuner.calibration import calibrate
     from lime.tuner.config import LimeConfig
     from lime.tuner.model import LimeModel, register
     from lime.tuner.reporting import ApplyReport, ReportRow, parameter_groups, report
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "BalanceTerms": "lime.method.balance",
     "apply": "lime.tuner.api",
+    "calibrate": "lime.tuner.calibration",
     "has_routing": "lime.tuner.api",
     "load": "lime.tuner.api",
     "record": "lime.tuner.api",
@@ -50,6 +52,7 @@ __all__ = [
     "ReportRow",
     "RoutingStatistics",
     "apply",
+    "calibrate",
     "has_routing",
     "load",
     "parameter_groups",

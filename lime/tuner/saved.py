@@ -7,7 +7,9 @@ and `adapter_model.safetensors` with the keys, for each adapted layer `base_mode
     lime_delta.<parameter>   the update; A and B for LoRA
     lime_experts             modulators p_i, (E, d_out)
     lime_shared, lime_gamma  shared modulator, (d_out,), and its scalar, (1,)
-    lime_router.<tensor>     weight (E, d_in) of the learned router; features (E,) of random feature slices
+    lime_ranks               modulators q_i of the rank, (E, r)
+    lime_router.<tensor>     weight (E, d_in) of the learned router; features (E,) of random feature slices and those of
+                             largest variance; shift and scale (E,) of norms with a scale of each feature
 
 Whoever renames a key adds one to `FORMAT_VERSION` and enters the rename in `KEY_MAPS`.
 """

@@ -15,8 +15,10 @@ from typing import Any
 from lime.method.deltas.table import MIXTURES, ORIENTATIONS, PROMPT_INITS, TYPES, PeftType, type_options
 
 ROUTERS = ("zero", "learned")
-FEATURE_SLICES = ("leading", "trailing", "central", "random")
-ROUTING_NORMS = ("slice", "token", "tensor")
+FEATURE_SLICES = ("leading", "trailing", "central", "random", "variance")
+ROUTING_NORMS = ("slice", "token", "tensor", "scaled", "standard")
+CALIBRATED_NORMS = ("scaled", "standard")
+"""Those with a scale of each feature of its own, from the frozen outputs on training rows."""
 SELECTIONS = ("auto", "topk", "dense")
 WINDOW_ANCHORS = ("first", "last")
 SCOPES = {
@@ -58,13 +60,15 @@ class LimeSettings:
         router: `zero`, routing without parameters (Eq. 3), or `learned`, a `d_in x E` matrix per layer.
         gamma_routing: share `g` of the update in the routing signal; the frozen output has `1 - g`.
         temperature: softmax temperature `tau` of the routing.
-        feature_slice: which `E` output features route: the `leading`, `trailing` or `central` ones, or
-            `random` ones drawn from `routing_seed` and stored with the adapter.
+        feature_slice: which `E` output features route: the `leading`, `trailing` or `central` ones, `random` ones drawn
+            from `routing_seed`, or those of the largest `variance` on training rows; the last two are stored with the
+            adapter.
         routing_seed: seed of `feature_slice: random`.
         routing_norm: divisor of the routing signal: largest absolute value of the picked features per token
             (`slice`), of the whole vector per token (`token`, as printed in the paper), or of the picked
             features of the whole batch (`tensor`, as in the authors' code: then a sample's output depends on
-            its neighbours, padding and later tokens).
+            its neighbours, padding and later tokens). Of the frozen signal also each feature's own scale on training
+            rows: its root mean square (`scaled`), or its standard deviation, less its mean (`standard`).
         jitter_noise: half width `j` of the multiplicative noise `U(1 - j, 1 + j)` on the logits, in training.
         selection: `auto`, every expert with `w_i >= auto_topk_threshold * max w`; `topk`, the `top_k`
             largest; `dense`, all.
@@ -74,6 +78,9 @@ class LimeSettings:
         soft: replace the hard set of `auto` or `topk` by a sigmoid mask. Every expert then carries weight.
         soft_temperature: `T` of the sigmoid mask.
         shared_modulator: add the always-on modulator `p_s` with its scalar `gamma`.
+        modulator_range: half width `h` of the modulators' initial values, `U(1 - h, 1 + h)`.
+        rank_modulation: experts modulate the rank too, `B (q_i * A x) * p_i`, with `q_i` of the rank's width and 1 at
+            the start.
         n_gram: number of consecutive real tokens that share one routing decision.
         window_anchor: token of a window at which the decision is taken: `first` (causal; cached decoding
             equals one full pass) or `last` (as published; earlier tokens of a window then depend on later
@@ -113,6 +120,8 @@ class LimeSettings:
     soft: bool = False
     soft_temperature: float = 0.5
     shared_modulator: bool = True
+    modulator_range: float = 0.1
+    rank_modulation: bool = False
     n_gram: int = 1
     window_anchor: str = "first"
     scope: str = "language_model"
@@ -124,6 +133,12 @@ class LimeSettings:
     def spec(self) -> PeftType:
         """What the table of types says of `peft`."""
         return TYPES[self.peft]
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether its routing reads the frozen outputs on training rows before it can run."""
+        by_rows = self.routing_norm in CALIBRATED_NORMS or self.feature_slice == "variance"
+        return by_rows and self.enabled and self.router == "zero" and self.peft not in MIXTURES
 
     def errors(self, key: Callable[[str], str] = lambda option: option) -> list[str]:
         """Everything wrong with these settings, each message naming the option, what was given and what is
@@ -175,6 +190,7 @@ class LimeSettings:
         check("temperature", self.temperature > 0, "a temperature above 0")
         check("feature_slice", self.feature_slice in FEATURE_SLICES, _one_of(FEATURE_SLICES))
         check("routing_norm", self.routing_norm in ROUTING_NORMS, _one_of(ROUTING_NORMS))
+        check("modulator_range", self.modulator_range >= 0, "a half width of at least 0")
         check("jitter_noise", 0 <= self.jitter_noise < 1, "a half width in [0, 1)")
         check("selection", self.selection in SELECTIONS, _one_of(SELECTIONS))
         check("auto_topk_threshold", 0 <= self.auto_topk_threshold <= 1, "a threshold in [0, 1]")
@@ -214,11 +230,15 @@ class LimeSettings:
         if not self.enabled:
             return found
         mixture = self.peft in MIXTURES
-        for option in ("router", "shared_modulator"):
+        for option in ("router", "shared_modulator", "modulator_range", "rank_modulation"):
             needs(option, not mixture, f"LiME; {self.peft} has neither modulators nor a router without parameters")
         zero = self.router == "zero" and not mixture
         for option in ("gamma_routing", "feature_slice", "routing_norm"):
             needs(option, zero, "LiME and its `router: zero`" if mixture else "`router: zero`")
+        needs("rank_modulation", self.peft not in ("prompt_tuning", "any"), "a type with a rank, as lora")
+        if self.peft == "prompt_tuning" and self.calibrates:
+            option = "feature_slice" if self.feature_slice == "variance" else "routing_norm"
+            needs(option, False, "a type that adapts linear layers, whose outputs on training rows it reads")
         needs("n_gram", self.peft not in TYPES or not self.spec.by_sequence, "a type that routes by token")
         needs("routing_seed", zero and self.feature_slice == "random", "`feature_slice: random`")
         needs("auto_topk_threshold", self.selection == "auto", "`selection: auto`")

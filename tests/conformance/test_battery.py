@@ -33,6 +33,7 @@ def fresh(name: str, family: str, dtype: torch.dtype = torch.float32, **options:
     base = copy.deepcopy(frozen(family, dtype))
     torch.manual_seed(1)  # after the base: building it, on the first call, draws numbers too
     model, report = lime.apply(base, **{**TYPES[name].options, **options})  # type: ignore[arg-type]
+    lime.tuner.calibrate(model, [mixed(family, dtype=dtype)])
     return model.eval(), report
 
 
@@ -210,6 +211,7 @@ def test_disable_and_switch(case: Case) -> None:
 
     torch.manual_seed(7)
     model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
+    lime.tuner.calibrate(model, [inputs])
     assert same(small.logits(model.eval(), inputs), first), "adding an adapter does not switch to it"
     model.set_adapter("second")
     if case.type.starts_frozen:

@@ -19,6 +19,11 @@ CAUSAL_MODES: dict[str, dict[str, Any]] = {
 MIXTURE_MODES: dict[str, dict[str, Any]] = {"default": {}, "auto, 3-grams": {"selection": "auto", "n_gram": 3}}
 """The same for the mixtures that route by token."""
 
+BEYOND_MODES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "scaled, soft, 2-grams": {"routing_norm": "scaled", "feature_slice": "leading", "soft": True, "n_gram": 2},
+    "features of largest variance by the fused way": {"routing_norm": "slice", "rank_modulation": False},
+}
 MODULATORS = frozenset({"lime_experts.default", "lime_shared.default", "lime_gamma.default"})
 """Last parts of the names of a layer's trained modulators, with the zero-parameter router."""
 
@@ -36,6 +41,7 @@ class Type:
         starts_frozen: a fresh adapter changes nothing (a prompt of initial tokens does).
         exact_in_bf16: not even in the last digit of a bf16 base.
         causal: no output depends on later tokens (the routing of a prompt reads the whole input).
+        beyond: with what is not of the paper: experts that modulate the rank, and routing that was calibrated.
     """
 
     options: dict[str, Any]
@@ -46,9 +52,12 @@ class Type:
     starts_frozen: bool = True
     exact_in_bf16: bool = True
     causal: bool = True
+    beyond: bool = False
 
     @property
     def modes(self) -> dict[str, dict[str, Any]]:
+        if self.beyond:
+            return BEYOND_MODES
         if self.mixture and self.causal:
             return MIXTURE_MODES
         return CAUSAL_MODES if self.routed and not self.mixture else {"default": {}}
@@ -59,12 +68,14 @@ class Type:
         of a mixture."""
         if self.mixture:
             return frozenset({"lime_router.default.weight"})
+        if self.beyond:
+            return MODULATORS | {"lime_ranks.default"}
         return MODULATORS if self.routed else frozenset()
 
     def layer_count(self, d_in: int, d_out: int) -> int:
         """Trainable parameters of one adapted layer."""
         modulators = EXPERTS * d_out + d_out + 1 if self.routed and not self.mixture else 0
-        return self.count(d_in, d_out, RANK) + modulators
+        return self.count(d_in, d_out, RANK) + modulators + EXPERTS * RANK * self.beyond
 
 
 def _lora(d_in: int, d_out: int, r: int) -> int:
@@ -128,6 +139,12 @@ TYPES: dict[str, Type] = {
         f"lime {name}": Type(options, frozenset(f"lime_delta.default.{one}" for one in trained), count)
         for name, (options, trained, count) in _DELTAS.items()
     },
+    "lime lora beyond the paper": Type(
+        {**_DELTAS["lora"][0], "rank_modulation": True, "routing_norm": "standard", "feature_slice": "variance"},
+        frozenset({"lime_delta.default.A", "lime_delta.default.B"}),
+        _lora,
+        beyond=True,
+    ),
     **{
         name: Type(
             {**options, "enabled": False},

@@ -47,6 +47,19 @@ def ids(loader):
     return taken
 
 
+def test_a_sample_of_the_training_rows_is_the_same_every_time(make):
+    data = make(validation_fraction=0.0)
+    data.one_modality = True
+    first, again = list(data.sample_batches(5)), list(data.sample_batches(5))
+    assert sum(len(batch["input_ids"]) for batch in first) == 5
+    assert all("labels" not in batch and "rows" not in batch for batch in first)
+    assert len({frozenset(batch) for batch in first}) > 1, "batches of text alone have no pictures"
+    assert all(batch["logits_to_keep"] == 1 for batch in first), "nobody reads the logits of a large vocabulary"
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, again, strict=True))
+    everything = list(data.sample_batches())
+    assert sum(len(batch["input_ids"]) for batch in everything) == min(100, len(data.train_rows))
+
+
 # Sampler
 
 

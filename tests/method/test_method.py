@@ -204,6 +204,18 @@ def test_one_product_equals_the_definition(shared: bool, normalised: bool) -> No
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_experts_modulate_the_rank(shared: bool) -> None:
+    """`zhat` of the expert i is `B (q_i * A x)`; the shared modulator joins every expert."""
+    z, u, basis, experts, ranks = normal(2, 5, 7), normal(2, 5, 3), normal(3, 7), normal(4, 7), normal(4, 3)
+    w, extra = normal(2, 5, 4).softmax(-1), (normal(7), normal(1)) if shared else ()
+    always = extra[0] * extra[1] if shared else 0
+    expected = z + sum(w[..., i : i + 1] * ((u * ranks[i]) @ basis) * (experts[i] + always) for i in range(4))
+    for normalised in (True, False):
+        got = modulation.modulate_low_rank(z, u, basis, w, experts, *extra, normalised=normalised, ranks_ER=ranks)
+        torch.testing.assert_close(got, expected)
+
+
 def test_modulation_is_equation_1() -> None:
     z, zhat, experts, shared, gamma = normal(7), normal(7), normal(2, 7), normal(7), normal(1)
     w = torch.tensor([0.3, 0.7], dtype=torch.float64)

@@ -38,6 +38,7 @@ def fresh(name: str, draw: int) -> Any:
         options["dropout"] = 0.1
     torch.manual_seed(draw)
     model, _ = lime.apply(copy.deepcopy(frozen(FAMILY)), **options)  # type: ignore[arg-type]
+    lime.tuner.calibrate(model, [small.batch(FAMILY, [small.row(FAMILY, 9, draw)])])
     return model
 
 

@@ -90,6 +90,24 @@ def test_resumed_run_equals_the_uninterrupted_one(run: Path, tmp_path: Path, ste
     assert_same_tensors(adapter(tmp_path), adapter(run))
 
 
+@pytest.mark.slow
+def test_routing_that_reads_training_rows_resumes_too(tmp_path: Path) -> None:
+    """The rows are read before training, and a checkpoint holds what was kept of them."""
+    options = {
+        **LONG, "lime__routing_norm": "standard", "lime__feature_slice": "variance", "lime__rank_modulation": True,
+        "lime__modulator_range": 0.5, "lime__balance__start_ratio": 0.5,
+    }  # fmt: skip
+    train(config(**options), tmp_path / "whole")
+    middle = tmp_path / "whole" / "checkpoints" / "step-2.ckpt"
+    train(config(**options, ckpt_path=str(middle)), tmp_path / "resumed")
+    assert metrics(tmp_path / "resumed") == metrics(tmp_path / "whole")[2:]
+    assert_same_tensors(adapter(tmp_path / "resumed"), adapter(tmp_path / "whole"))
+    kept = {name.rpartition("lime_router.")[2] for name in adapter(tmp_path / "whole") if "lime_router." in name}
+    assert kept == {"features", "shift", "scale"}
+    train(config(**LONG), tmp_path / "default")
+    assert metrics(tmp_path / "whole") != metrics(tmp_path / "default")
+
+
 def test_checkpoint_holds_the_adapters_and_not_the_base(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert sum(t.numel() for t in checkpoint["state_dict"].values()) == sum(t.numel() for t in adapter(run).values())

@@ -148,12 +148,18 @@ def test_balance_depends_on_how_rows_are_cut() -> None:
     assert max(float((cut[name] - whole[name]).abs().max()) for name in alone) > 1e-3
 
 
-def test_balance_every_n_steps_skips_the_others() -> None:
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"every_n_steps": 2}, [True, False, True, False]), ({"start_ratio": 0.5}, [False, False, True, True])],
+    ids=str,
+)
+def test_balance_acts_on_the_steps_that_it_is_asked_for(options: dict[str, Any], expected: list[bool]) -> None:
     model, collator, rows = adapted("llava_onevision")
-    module = AdaptationModule(model, OptimConfig(), BalanceConfig(every_n_steps=2), 0, {"name": "", "fingerprint": ""})
+    module = AdaptationModule(model, OptimConfig(), BalanceConfig(**options), 0, {"name": "", "fingerprint": ""})
 
     class Losses(pl.Callback):
-        found: list[bool] = []  # noqa: RUF012
+        def __init__(self) -> None:
+            self.found: list[bool] = []
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             window = pl_module.window
@@ -166,7 +172,7 @@ def test_balance_every_n_steps_skips_the_others() -> None:
         enable_model_summary=False, callbacks=[losses],
     )  # fmt: skip
     trainer.fit(module, DataLoader([collator.training_batch(rows)] * 4, batch_size=None))  # type: ignore[arg-type]
-    assert losses.found == [True, False, True, False]
+    assert losses.found == expected
 
 
 def test_modulators_and_update_have_their_own_rates() -> None:

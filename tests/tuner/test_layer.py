@@ -142,3 +142,8 @@ def test_initial_values() -> None:
     assert float(shared.std()) == pytest.approx(0.1, rel=0.2)
     assert made.lime_gamma["default"].tolist() == [0.0]
     assert not made.lime_delta["default"].B.any()
+    made.update_layer("wide", LimeSettings(modulator_range=0.5, rank_modulation=True))
+    experts = made.lime_experts["wide"].detach()
+    assert 0.5 <= float(experts.min()) < 0.51
+    assert 1.49 < float(experts.max()) <= 1.5
+    assert torch.equal(made.lime_ranks["wide"], torch.ones(4, 2))

@@ -18,7 +18,7 @@ BAD = {
     "auto_topk_threshold": 2.0,
     "jitter_noise": -0.1, "n_gram": 0, "window_anchor": "middle", "scope": "everything", "target_modules": [],
     "orientation": "diagonal", "expert_layout": "triangle", "max_experts": 0, "soft_temperature": 0.0,
-    "exclude_modules": "",
+    "exclude_modules": "", "modulator_range": -0.1,
 }  # fmt: skip
 
 
@@ -57,6 +57,10 @@ def test_wrong_types(option: str, value: object) -> None:
         {"orientation": "rows"},
         {"peft": "slicefine", "lora_alpha": 8.0},
         {"peft": "lora_fa", "enabled": False, "orientation": "both"},
+        {"peft": "any", "rank_modulation": True},
+        {"peft": "hydra_lora", "modulator_range": 0.5},
+        {"peft": "prompt_tuning", "feature_slice": "variance"},
+        {"peft": "prompt_tuning", "routing_norm": "standard"},
     ],
 )
 def test_an_option_without_effect_is_an_error(options: dict[str, object]) -> None:
@@ -89,8 +93,8 @@ def test_public_options_are_these() -> None:
         "enabled", "peft", "r", "lora_alpha", "rslora", "dropout", "orientation", "num_virtual_tokens", "prompt_init",
         "base", "base_options", "expert_layout", "num_experts", "router", "gamma_routing", "temperature",
         "feature_slice", "routing_seed", "routing_norm", "jitter_noise", "selection", "auto_topk_threshold", "top_k",
-        "max_experts", "soft", "soft_temperature", "shared_modulator", "n_gram", "window_anchor", "scope",
-        "target_modules", "exclude_modules",
+        "max_experts", "soft", "soft_temperature", "shared_modulator", "modulator_range", "rank_modulation", "n_gram",
+        "window_anchor", "scope", "target_modules", "exclude_modules",
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from lime.experiments.figures.kinds import (
     BY_TASK,
     LEAST_OF_A_RADAR,
     Draw,
+    differences,
     dots,
     heat,
     lines,
@@ -54,6 +55,7 @@ FIGURES: dict[str, Draw] = {
     "experts_by_data": partial(
         lines, x="lime.num_experts", by="data.train_rows", label="number of experts", logarithmic=True
     ),
+    "causes": partial(differences, axis="causes", title="One change at a time"),
     "table2": methods,
     "pareto": pareto,
     "efficiency": efficiency,

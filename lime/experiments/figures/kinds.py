@@ -1,4 +1,5 @@
-"""The kinds of figures: lines over a number, dots by choice, a radar over tasks, a heat map of two numbers."""
+"""The kinds of figures: lines over a number, dots by choice, differences to one of them, a radar over tasks, a heat map
+of two numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from lime.evaluation.aggregation import MACRO
 from lime.experiments.collection import Point, Sweep, shown
-from lime.experiments.estimates import SeedMean, seed_mean
+from lime.experiments.estimates import SeedMean, difference, seed_mean
 from lime.experiments.figures.style import HEAT, footnote, look, mark_published, new_figure, seeds, styled
 from lime.experiments.published import published
 from lime.method.deltas.table import is_lime
@@ -89,6 +90,30 @@ def dots(sweep: Sweep, axis: str, groups: str, title: str) -> Figure:
     axes.set(xlabel=SCORE, title=title)
     axes.legend(title=axis.rpartition(".")[2].replace("_", " "), loc="center left", bbox_to_anchor=(1.0, 0.5))
     footnote(figure, sweep)
+    return figure
+
+
+@styled()
+def differences(sweep: Sweep, axis: str, title: str, reference: str = "reference") -> Figure:
+    """One row per point: its paired difference to the point ``reference`` over all tasks, and its parameters."""
+    base = next((point.records for point in sweep.points if point.settings[axis] == reference), [])
+    figure = new_figure(7.2, 1.4 + 0.24 * len(sweep.points))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
+    left.axvline(0, color="#555555", linewidth=1)
+    for row, point in enumerate(sweep.points):
+        found = difference(point.records, base, MACRO) if point.records and base else None
+        if point.settings[axis] != reference and found is not None:
+            style = look(0 if found.clear else 1) | {"linestyle": ""}
+            left.plot(found.value, row, **style, markersize=5)
+            if found.low is not None and found.high is not None:
+                left.hlines(row, found.low, found.high, color=style["color"], linewidth=1)
+        if sizes := _sizes(point):
+            right.plot(sizes[0], row, **look(0), markersize=5)
+    left.set_yticks(range(len(sweep.points)), [shown(point.settings[axis]) for point in sweep.points])
+    left.invert_yaxis()
+    left.set(title=title, xlabel=f"points over {reference}")
+    right.set(title="Trainable parameters", xlabel="parameters")
+    footnote(figure, sweep, f"All tasks, paired by item; {seeds(sweep)}. Lines: 95% interval; circles: it excludes 0.")
     return figure
 
 

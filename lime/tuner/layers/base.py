@@ -32,7 +32,7 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         state: the model's open calls and recorder.
     """
 
-    adapter_layer_names = ("lime_delta", "lime_experts", "lime_shared", "lime_gamma", "lime_router")
+    adapter_layer_names = ("lime_delta", "lime_experts", "lime_shared", "lime_gamma", "lime_ranks", "lime_router")
     other_param_names = ("lime_settings",)
 
     def __init__(self, key: str, scope: str, state: RoutingState):
@@ -40,11 +40,7 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         self.key, self.scope, self.routing_state = key, scope, state
         self.origin_recorder: Recorder | None = None  # of a replica
         self.lime_delta, self.lime_router = nn.ModuleDict(), nn.ModuleDict()
-        self.lime_experts, self.lime_shared, self.lime_gamma = (
-            nn.ParameterDict(),
-            nn.ParameterDict(),
-            nn.ParameterDict(),
-        )
+        self.lime_experts, self.lime_shared, self.lime_gamma, self.lime_ranks = (nn.ParameterDict() for _ in range(4))
         self.lime_settings: dict[str, LimeSettings] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -61,11 +57,16 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         width, device = shape.out_features, shape.weight.device
         self.lime_router[name] = Router(shape, settings, self.key, dtype)
         self.lime_experts[name] = nn.Parameter(
-            torch.empty(settings.num_experts, width, dtype=dtype, device=device).uniform_(0.9, 1.1)
+            torch.empty(settings.num_experts, width, dtype=dtype, device=device).uniform_(
+                1 - settings.modulator_range, 1 + settings.modulator_range
+            )
         )
         if settings.shared_modulator:
             self.lime_shared[name] = nn.Parameter(torch.empty(width, dtype=dtype, device=device).normal_(0.0, 0.1))
             self.lime_gamma[name] = nn.Parameter(torch.zeros(1, dtype=dtype, device=device))
+        if settings.rank_modulation:
+            rank = len(self.lime_delta[name].basis())  # type: ignore[operator]
+            self.lime_ranks[name] = nn.Parameter(torch.ones(settings.num_experts, rank, dtype=dtype, device=device))
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Called by peft after loading: follow the base layer's device, but keep the adapter's own dtype."""
@@ -73,14 +74,18 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         for container in (self.lime_delta, self.lime_router):
             if adapter_name in container and not any(p.is_meta for p in container[adapter_name].parameters()):
                 container[adapter_name].to(device)
-        for parameters in (self.lime_experts, self.lime_shared, self.lime_gamma):
+        for parameters in self._vectors:
             if adapter_name in parameters and not parameters[adapter_name].is_meta:
                 parameters[adapter_name] = parameters[adapter_name].to(device)
 
     def _keep_mode(self) -> None:
         """New parts are in the mode, of training or evaluation, that the layer is in."""
-        for parts in (self.lime_delta, self.lime_router, self.lime_experts, self.lime_shared, self.lime_gamma):
+        for parts in (self.lime_delta, self.lime_router, *self._vectors):
             parts.train(self.training)
+
+    @property
+    def _vectors(self) -> tuple[nn.ParameterDict, ...]:
+        return self.lime_experts, self.lime_shared, self.lime_gamma, self.lime_ranks
 
     def _base_device(self) -> torch.device:
         return self.get_base_layer().weight.device  # type: ignore[return-value]
@@ -119,6 +124,8 @@ class LimeLayer(nn.Module, BaseTunerLayer):
     def _route(self, name: str, x: Tensor, z: Tensor, zhat: Tensor, call: TowerCall | None) -> Tensor:
         """Expert weights of every token, (B, T, E), from an input, the frozen signal and the update, (B, T, ·)."""
         router: Router = self.lime_router[name]  # type: ignore[assignment]
+        if not router.calibrated:
+            router.refuse(self.key)
         if self.lime_settings[name].router == "learned":
             probabilities = router.learned_probabilities(x)
         else:
@@ -140,8 +147,8 @@ class LimeLayer(nn.Module, BaseTunerLayer):
         return any(settings.enabled for settings in self.lime_settings.values())
 
     def grouped_parameters(self, name: str) -> dict[str, list[nn.Parameter]]:
-        """Parameters of an adapter by optimiser group: `modulators` (experts, shared, gamma, learned router)
-        and `peft`."""
+        """Parameters of an adapter by optimiser group: `modulators` (experts, learned router, shared, gamma, those of
+        the rank) and `peft`."""
         modulators: list[nn.Parameter] = []
         if name in self.lime_experts:
             modulators.append(self.lime_experts[name])
@@ -149,6 +156,8 @@ class LimeLayer(nn.Module, BaseTunerLayer):
             modulators += self.lime_router[name].parameters()
         if name in self.lime_shared:
             modulators += [self.lime_shared[name], self.lime_gamma[name]]
+        if name in self.lime_ranks:
+            modulators.append(self.lime_ranks[name])
         return {"modulators": modulators, "peft": list(self._trainable_of_delta(name))}
 
     def up_parameters(self, name: str) -> list[nn.Parameter]:

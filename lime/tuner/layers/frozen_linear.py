@@ -9,6 +9,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lime.method.deltas.base import LowRankDelta
 from lime.tuner.settings import LimeSettings
 
 LINEAR = (nn.Linear, Conv1D)
@@ -56,8 +57,13 @@ def frozen_weight(base: nn.Module) -> Tensor:
 
 
 def check_fit(layer: str, settings: LimeSettings, base: nn.Linear) -> None:
-    """Raise `ValueError` where a layer is too small for the settings, naming the layer: fewer outputs than experts, or
-    fewer columns or rows than the slice of `slicefine`."""
+    """Raise `ValueError` where a layer does not suit the settings, naming the layer: fewer outputs than experts, fewer
+    columns or rows than the slice of `slicefine`, or an update without a rank whose rank is to be modulated."""
+    if settings.rank_modulation and not issubclass(settings.spec.delta_class(), LowRankDelta):
+        raise ValueError(
+            f"rank_modulation: the update of {settings.peft} has no rank to modulate in {layer}; leave it off, or take "
+            "a type with a rank, as lora"
+        )
     if settings.enabled and not settings.spec.is_mixture and settings.num_experts > base.out_features:
         raise ValueError(
             f"num_experts: {settings.num_experts} experts need as many routing features, but {layer} has only "

@@ -52,7 +52,7 @@ def fused_forward(part: Adapter, x: Tensor, dtype: torch.dtype, call: TowerCall 
         shared_O,
         gamma,
         router.weight if settings.router == "learned" else None,
-        router.features if settings.router == "zero" and settings.feature_slice == "random" else None,
+        router.features,
     )
     tokens = Tokens(noise, None if real is None else real.view(-1), anchor, considered)
     with torch.autocast(x.device.type, enabled=False):

@@ -36,7 +36,7 @@ from lime.tuner.layers.mixture import add_mixture, fused_mixture
 from lime.tuner.layers.parts import Adapter, Choice
 from lime.tuner.routing.call import TowerCall
 from lime.tuner.routing.state import RoutingState
-from lime.tuner.settings import LimeSettings
+from lime.tuner.settings import CALIBRATED_NORMS, LimeSettings
 
 
 class LimeLinear(LimeLayer):
@@ -121,9 +121,12 @@ class LimeLinear(LimeLayer):
         """What the ways through this layer are given of the adapter `name`."""
         settings = self.lime_settings[name]
         delta: Any = self.lime_delta[name]
-        router = self.lime_router[name] if settings.enabled else None
+        router: Any = self.lime_router[name] if settings.enabled else None
+        if router is not None and not router.calibrated:
+            router.refuse(self.key)
         modulators = self._modulators(name) if name in self.lime_experts else ()
-        return Adapter(f"{self.key}:{name}", settings, self.base_layer, delta, router, modulators, self.training)
+        ranks = self.lime_ranks[name] if settings.enabled and settings.rank_modulation else None
+        return Adapter(f"{self.key}:{name}", settings, self.base_layer, delta, router, modulators, self.training, ranks)
 
     def add_update(self, name: str, x: Tensor, z: Tensor, out: Tensor, call: TowerCall | None) -> Tensor:
         """By the definition: add the modulated update of the adapter `name` to `out`, (B, T, O).
@@ -175,8 +178,12 @@ class LimeLinear(LimeLayer):
             return f"the update of {settings.peft} is not of low rank"
         if delta.reads_weight:
             return f"{settings.peft} rescales the frozen output"
-        if settings.routing_norm == "token" and settings.router == "zero":
+        if settings.rank_modulation:
+            return "experts modulate the rank too"
+        if settings.router == "zero" and settings.routing_norm == "token":
             return "routing_norm: token reads whole outputs"
+        if settings.router == "zero" and settings.routing_norm in CALIBRATED_NORMS:
+            return f"routing_norm: {settings.routing_norm} has a scale of each feature"
         if settings.n_gram > 1 and call is not None and call.past:
             return "windows reach into a key-value cache"
         return ""
@@ -285,7 +292,9 @@ def _add_modulated(part: Adapter, x: Tensor, z: Tensor, out: Tensor, call: Tower
         return add(out, values, update.basis)
     if update.basis is None:
         return modulate(out, values, weights, *part.modulators)
-    return modulate_low_rank(out, values, update.basis, weights, *part.modulators, normalised=not settings.soft)
+    return modulate_low_rank(
+        out, values, update.basis, weights, *part.modulators, normalised=not settings.soft, ranks_ER=part.ranks
+    )
 
 
 def _update(part: Adapter, x: Tensor, z: Tensor) -> _Update:

@@ -22,6 +22,7 @@ class Adapter(NamedTuple):
         modulators: experts (E, O), and shared modulator (O,) with its gamma (1,) where there is one; empty for a
             mixture.
         training: the layer is in training mode.
+        ranks: modulators of the rank space, (E, R), where experts have them.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Adapter(NamedTuple):
     router: Any
     modulators: tuple[Tensor, ...]
     training: bool
+    ranks: Tensor | None = None
 
 
 class Choice(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import replace
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +17,23 @@ from lime.method.routing import RoutingPlan
 from lime.method.selection import select
 from lime.tuner.layers.frozen_linear import LinearShape, Shape
 from lime.tuner.routing.call import TowerCall
-from lime.tuner.settings import LimeSettings
+from lime.tuner.settings import CALIBRATED_NORMS, LimeSettings
 
 
 class Router(nn.Module):
     """Routing of one layer, by one adapter's settings.
 
-    `router: zero` has no parameters (Eq. 3); with `feature_slice: random` it holds the drawn feature indices,
-    a buffer that is saved with the adapter. `router: learned` holds a matrix (E, d_in).
+    `router: zero` has no parameters (Eq. 3). As buffers, which are saved with the adapter, it holds the indices of
+    features that are not consecutive, and of a calibrated norm `shift` and `scale`; `calibrated` is false until they
+    are known. `router: learned` holds a matrix (E, d_in).
 
     Args:
         layer: full name of the adapted layer; random features differ from layer to layer.
     """
 
-    features: Tensor
+    features: Tensor | None
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, base: Shape, settings: LimeSettings, layer: str, dtype: torch.dtype):
         super().__init__()
@@ -48,6 +52,11 @@ class Router(nn.Module):
             soft_temperature=settings.soft_temperature,
         )
         E, device = settings.num_experts, base.weight.device
+        self.register_buffer("features", None)
+        self.calibrated = not settings.calibrates
+        if settings.calibrates:
+            self.register_buffer("shift", torch.zeros(E, dtype=dtype, device=device))
+            self.register_buffer("scale", torch.zeros(E, dtype=dtype, device=device))
         if settings.router == "learned":
             self.weight = nn.Parameter(torch.empty(E, base.in_features, dtype=dtype, device=device))
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -56,6 +65,8 @@ class Router(nn.Module):
             seed = zlib.crc32(f"{settings.routing_seed}/{layer}".encode())
             features = routing.random_features(E, base.out_features, seed)
             self.register_buffer("features", features.to(device))
+        elif settings.feature_slice == "variance":
+            self.register_buffer("features", torch.arange(E, device=device))
         else:
             self.start = routing.feature_start(settings.feature_slice, E, base.out_features)
 
@@ -65,7 +76,38 @@ class Router(nn.Module):
 
     @property
     def _picked(self) -> int | Tensor:
-        return self.features if self.settings.feature_slice == "random" else self.start
+        return self.start if self.features is None else self.features
+
+    # -- calibration -------------------------------------------------------------------------------------------
+
+    def calibrate(self, mean: Tensor, variance: Tensor) -> None:
+        """Take up what the frozen outputs were like on training rows.
+
+        Args:
+            mean, variance: of each output feature over real tokens, (O,).
+        """
+        if self.features is not None and self.settings.feature_slice == "variance":
+            self.features.copy_(variance.topk(self.settings.num_experts).indices)
+        mean, variance = (self.pick(one.to(self.shift.device)) for one in (mean, variance))
+        if self.settings.routing_norm == "standard":
+            self.shift.copy_(mean)
+        else:
+            variance = variance + mean.square()
+        self.scale.copy_(variance.sqrt().clamp_min(routing.DIVISOR_FLOOR))
+        self.calibrated = True
+
+    def refuse(self, layer: str) -> NoReturn:
+        """Raise `RuntimeError`: training rows have not been seen yet."""
+        raise RuntimeError(
+            f"{layer}: feature_slice={self.settings.feature_slice}, routing_norm={self.settings.routing_norm} read "
+            "what the frozen outputs are like on training rows; call lime.tuner.calibrate(model, batches) before the "
+            "first pass, as train.py does"
+        )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.settings.calibrates and not self.scale.is_meta:
+            self.calibrated = bool((self.scale > 0).all())
 
     def frozen_signal(self, x: Tensor, base: nn.Linear, projection: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """`(projection x, z[S])` by one product with the E rows of the frozen weight stacked under the projection,
@@ -107,10 +149,14 @@ class Router(nn.Module):
         considered = None
         if c.routing_norm == "tensor" and c.n_gram > 1 and call is not None:
             considered = windows.is_anchor(call.anchors(z_picked, c.n_gram, c.window_anchor)).unsqueeze(-1)
-        frozen = routing.normalise(z_picked, c.routing_norm, z, considered)
+        norm = "slice" if c.routing_norm in CALIBRATED_NORMS else c.routing_norm
+        if norm == c.routing_norm:
+            frozen = routing.normalise(z_picked, norm, z, considered)
+        else:
+            frozen = (z_picked - self.shift) / self.scale
         with torch.no_grad():
-            least = routing.divisor(z_picked, c.routing_norm, z, considered)
-        update = routing.normalise(zhat_picked, c.routing_norm, zhat, considered, least)
+            least = routing.divisor(z_picked, norm, z, considered)
+        update = routing.normalise(zhat_picked, norm, zhat, considered, least)
         return self._probabilities(routing.blend(frozen, update, c.gamma_routing))
 
     def _probabilities(self, logits: Tensor) -> Tensor:
