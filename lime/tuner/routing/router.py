@@ -20,6 +20,11 @@ from lime.tuner.routing.call import TowerCall
 from lime.tuner.settings import CALIBRATED_NORMS, LimeSettings
 
 
+def _loaded(router: Router, _: Any) -> None:
+    """A hook: what was loaded may be that of a calibrated router."""
+    router.calibrated = not router.scale.is_meta and bool((router.scale > 0).all())
+
+
 class Router(nn.Module):
     """Routing of one layer, by one adapter's settings.
 
@@ -57,6 +62,7 @@ class Router(nn.Module):
         if settings.calibrates:
             self.register_buffer("shift", torch.zeros(E, dtype=dtype, device=device))
             self.register_buffer("scale", torch.zeros(E, dtype=dtype, device=device))
+            self.register_load_state_dict_post_hook(_loaded)
         if settings.router == "learned":
             self.weight = nn.Parameter(torch.empty(E, base.in_features, dtype=dtype, device=device))
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -88,7 +94,7 @@ class Router(nn.Module):
         """
         if self.features is not None and self.settings.feature_slice == "variance":
             self.features.copy_(variance.topk(self.settings.num_experts).indices)
-        mean, variance = (self.pick(one.to(self.shift.device)) for one in (mean, variance))
+        mean, variance = (self.pick(one.to(self.shift)) for one in (mean, variance))
         if self.settings.routing_norm == "standard":
             self.shift.copy_(mean)
         else:
@@ -103,11 +109,6 @@ class Router(nn.Module):
             "what the frozen outputs are like on training rows; call lime.tuner.calibrate(model, batches) before the "
             "first pass, as train.py does"
         )
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.settings.calibrates and not self.scale.is_meta:
-            self.calibrated = bool((self.scale > 0).all())
 
     def frozen_signal(self, x: Tensor, base: nn.Linear, projection: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """`(projection x, z[S])` by one product with the E rows of the frozen weight stacked under the projection,
