@@ -4,6 +4,8 @@ VENV ?= .venv
 ARGS ?=
 
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+# whole files to a process, those that take longest first (tests/conftest.py)
+SPREAD := --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
@@ -29,14 +31,14 @@ train: $(STAMP)  ## Run the main job: adapt the embedded model, evaluate all 47 
 	$(BIN)/python train.py $(ARGS)
 
 test: $(STAMP)  ## Run the tests (without the slow ones)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 $(SPREAD) -m "not slow"
 
 # one thread a process: two that share two cores slow each other down many times
 test-slow: $(STAMP)  ## Run the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(SPREAD) -m slow
 
 coverage: $(STAMP)  ## Run the tests (without the slow ones) and say which lines they do not reach
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov=lime --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 2 $(SPREAD) -m "not slow" --cov=lime --cov-report=term-missing:skip-covered
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/python -m ruff check .

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from lime.processors.config import ModelConfig
+from tests import processes
 from tests.test_rooms import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,9 +58,11 @@ def run(command: str, folder: Path) -> str:
             if option.partition("=")[0] not in given and not (own_data and option.startswith("data."))
         ]
     environment = {**os.environ, "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    if arguments[0] == "-c":
+        done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    else:
+        script = str(folder / arguments[0])
+        done = processes.run([sys.executable, script, *arguments[1:]], folder, environment, preloaded="libraries")
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout
 

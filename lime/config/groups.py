@@ -67,6 +67,7 @@ def import_types_of(folders: Iterable[str | Path | None]) -> None:
     Raises:
         ConfigError: one cannot be read or imported.
     """
+    before = list(METHODS)
     for path in (path for folder in folders if folder for path in sorted(Path(folder).glob("peft/*.yaml"))):
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -74,4 +75,5 @@ def import_types_of(folders: Iterable[str | Path | None]) -> None:
             raise ConfigError([f"{path}: cannot be read as YAML ({error})"]) from error
         if isinstance(content, dict) and isinstance(content.get("module"), str):
             import_types(content["module"])
-    register_groups()
+    if list(METHODS) != before:
+        register_groups()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import re
 import shutil
@@ -71,7 +72,7 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
         store.store(path.stem, node=node, group=EXPERIMENT_GROUP, package="_global_", provider=str(path))
 
 
-def _overlay(path: Path, keys: set[str]) -> DictConfig:
+def _overlay(path: Path, keys: frozenset[str]) -> DictConfig:
     """An overlay. The keys it sweeps are forced as on the command line, so that either can replace the other."""
     try:
         node = OmegaConf.load(path)
@@ -137,7 +138,9 @@ def check(
 class _Reading:
     """The overrides of a command line, read one by one: what is wrong with them, and one run that they stand for."""
 
-    def __init__(self, place: Opened, keys: set[str], schema: type, multirun: bool | None, overrides: Sequence[str]):
+    def __init__(
+        self, place: Opened, keys: frozenset[str], schema: type, multirun: bool | None, overrides: Sequence[str]
+    ):
         self._place, self._keys, self._schema, self._multirun = place, keys, schema, multirun
         self._overrides = overrides
         self.problems: list[str] = []
@@ -258,19 +261,20 @@ def with_method(arguments: Sequence[str], schema: type) -> list[str]:
     return [*arguments[:place], f"method={named.name}", *arguments[place:]]
 
 
-def _forced(text: str, keys: set[str]) -> str:
+def _forced(text: str, keys: frozenset[str]) -> str:
     key, equals, _ = text.partition("=")
     bare = key.lstrip("+")
     known = "." in key and _is_key(key, keys)
     return f"++{bare}{text[len(key) :]}" if equals and (known or bare.startswith(SWEPT_KEYS)) else text
 
 
-def _keys(schema: Any) -> set[str]:
+@functools.cache
+def _keys(schema: Any) -> frozenset[str]:
     """The keys of a schema; those below which any key may stand once more, with a dot."""
-    return {*known_keys(schema), *(f"{key}." for key in open_keys(schema))}
+    return frozenset({*known_keys(schema), *(f"{key}." for key in open_keys(schema))})
 
 
-def _is_key(key: str, keys: set[str]) -> bool:
+def _is_key(key: str, keys: frozenset[str]) -> bool:
     return key in keys or any(f"{key[:place]}." in keys for place in range(len(key)) if key[place] == ".")
 
 
@@ -348,7 +352,7 @@ def hydra_problems(config: DictConfig) -> list[str]:
     return found
 
 
-def _culprits(place: Opened, usable: Sequence[str], keys: set[str], error: Exception) -> list[str]:
+def _culprits(place: Opened, usable: Sequence[str], keys: frozenset[str], error: Exception) -> list[str]:
     """Which of the overrides Hydra cannot take by themselves; the error alone where all can."""
     found = []
     for text in usable:
@@ -380,7 +384,7 @@ def _sweep_without_m(config: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 
 def _fallen_back(
-    place: Opened, usable: Sequence[str], keys: set[str], values: dict[str, Any], schema: type
+    place: Opened, usable: Sequence[str], keys: frozenset[str], values: dict[str, Any], schema: type
 ) -> list[str]:
     """Keys that ``~KEY`` removed and that now have the schema's default, which is another than the configuration's."""
     removed = [text for text in usable if text.startswith("~")]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lime.system.threads import cores
 
 PACKAGES = (
     "lime-moe", "torch", "transformers", "peft", "lightning", "datasets", "hydra-core", "numpy", "pillow", "av",
@@ -20,25 +22,30 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def environment(seed: int) -> dict[str, Any]:
     """Versions, commit and hardware; seed and fingerprints of data and backbone are added by the run."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     return {
         "seed": seed,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(PACKAGES),
         "commit": _commit(),
         "hardware": {
             "platform": platform.platform(),
             "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
             "threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed version of each package; None where it is absent."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def _commit() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""OpenMP threads that wait spin for a moment, then sleep: a busy machine slows a run down less."""
+"""The cores of a process, and OpenMP threads that wait spin for a moment, then sleep: others are slowed less."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 
 SPINS = 2000
 """Rounds of GNU OpenMP's waiting loop, some microseconds: on a quiet machine as fast as its default of 300,000."""
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spin_briefly() -> None:

@@ -286,9 +286,9 @@ def fuzz(count: int, seed: int) -> tuple[int, int, list[tuple[list[str], str]]]:
 
 @pytest.mark.slow
 def test_no_odd_command_line_ends_in_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    ran, refused, unclear = fuzz(300, seed=20260)
+    ran, refused, unclear = fuzz(150, seed=20260)
     with capsys.disabled():
-        print(f"\n300 configurations tried: {ran} ran, {refused} refused in a sentence, {len(unclear)} tracebacks")
+        print(f"\n150 configurations tried: {ran} ran, {refused} refused in a sentence, {len(unclear)} tracebacks")
     assert not unclear
-    assert ran > 30
-    assert refused > 100
+    assert ran > 15
+    assert refused > 50

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from lime.config.reuse import read_run
 from lime.method.deltas.table import TYPES, PeftType, register
+from tests import processes
 from tests.config.line import ROOT, line
 
 DOCUMENT = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
@@ -52,12 +53,9 @@ def mine(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
-    program = command if command[0] == "-c" else (str(ROOT / command[0]), *command[1:])
-    return subprocess.run(
-        [sys.executable, *program], capture_output=True, text=True, cwd=folder, env=environment, check=False
-    )
+    return processes.run([sys.executable, str(ROOT / program), *arguments], folder, environment)
 
 
 def lora_xs(d_in: int, d_out: int) -> int:
@@ -88,7 +86,8 @@ def test_a_type_of_ones_own_trains_is_counted_titled_and_evaluated(
     widths = [(saved[key].shape[1], saved[key[:-1] + "B"].shape[0]) for key in saved if key.endswith("lime_delta.A")]
     assert record["parameters"]["trainable"] == sum(of_a_layer(*each) for each in widths) > 0
     code = f"import {record['config']['peft']['module']}; from lime.experiments.figures.efficiency import label; "
-    assert run(mine, "-c", f"{code}print(label({method!r}))").stdout == f"{title}\n"
+    (mine / "titled.py").write_text(f"{code}print(label({method!r}))")
+    assert run(mine, str(mine / "titled.py")).stdout == f"{title}\n"
     done = run(mine, "eval.py", "run", "hydra.run.dir=again")
     assert done.returncode == 0, done.stderr[-2000:]
     again, first = (json.loads((mine / place / "results.json").read_text()) for place in ("again", "run"))

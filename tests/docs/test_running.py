@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from PIL import Image
 
 from lime.processors.config import ModelConfig
 from tests.docs.pages import PAGES, ROOT, blocks
+from tests.end_to_end.command import Program
 
 THIS = "tests/docs/test_running.py::test_commands_of_a_page"
 HERE = {page.relative_to(ROOT).as_posix(): [b for b in blocks(page) if THIS in b.values] for page in PAGES}
@@ -32,7 +31,7 @@ pytestmark = [
     ),
 ]
 
-Call = Callable[..., None]
+Call = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -45,23 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Runs a program of the project in this process and the module's folder."""
-    monkeypatch.chdir(folder)
+    """Runs a program in the module's folder."""
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-
-    def run(script: str, *arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        capfd.readouterr()
-        code: object = 0
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        printed = capfd.readouterr()
-        assert not code, f"{script} {shlex.join(arguments)}\n{printed.out}{printed.err}"
-
-    return run
+    return Program(folder, monkeypatch, capfd).must
 
 
 @pytest.fixture

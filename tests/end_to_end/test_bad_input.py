@@ -12,23 +12,13 @@ import torch
 from lime.jobs.train import train
 from tests.data import tiny
 from tests.end_to_end.command import Command
-from tests.training.parts import config, data_root
+from tests.training.parts import config, tiny_overrides
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> list[str]:
     """Overrides of a short run on a checkpoint made on the spot."""
-    return [
-        f"model.path={tiny.checkpoint('llava_onevision')}",
-        "data=mmt47",
-        "data.num_workers=0",
-        f"data.root={data_root()}",
-        "data.validation_fraction=0.0",
-        "trainer.max_steps=2",
-        "trainer.batch_size=8",
-        "evaluation.max_new_tokens=3",
-        "cache_dir=null",
-    ]
+    return [*tiny_overrides(), "trainer.max_steps=2", "evaluation.max_new_tokens=3"]
 
 
 def content(**changes: Any) -> dict[str, list[dict[str, str]]]:

@@ -1,13 +1,15 @@
-"""Two nodes by torchrun, train.py in two processes, SLURM's preemption, and sweeps on SLURM."""
+"""Two nodes by torchrun, two processes that are killed, SLURM's preemption, and sweeps on SLURM."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,25 @@ import pytest
 
 from lime.distributed.launch import started_from_outside
 from tests.end_to_end.command import ROOT
-from tests.end_to_end.test_kill import arguments, finish, same, steps
+from tests.end_to_end.test_kill import MOMENTS, arguments, finish, kill_when, same, steps
+from tests.processes import Process, run
 from tests.training.parts import metrics
 
-TWO = ["trainer.batch_size=2", "trainer.num_threads=1"]
+OF_TWO = ["trainer=ddp", "trainer.batch_size=2", "trainer.num_threads=1"]
+TWO = [*OF_TWO, "trainer.devices=2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder of a run in so many processes that nothing disturbed."""
+
+    @functools.cache
+    def made(devices: int) -> Path:
+        folder = tmp_path_factory.mktemp("cluster") / "whole"
+        finish(folder, *(TWO if devices == 2 else ()))
+        return folder
+
+    return made
 
 
 def free_port() -> int:
@@ -28,10 +45,9 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_nodes_by_torchrun_are_two_processes_of_one(tmp_path: Path) -> None:
-    finish(tmp_path / "one", *TWO, "trainer=ddp", "trainer.devices=2")
+def test_two_nodes_by_torchrun_are_two_processes_of_one(whole: Callable[[int], Path], tmp_path: Path) -> None:
     port = free_port()
-    command = arguments(tmp_path / "two", *TWO, "trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2")[1:]
+    command = arguments(tmp_path / "two", *OF_TWO, "trainer.devices=1", "trainer.num_nodes=2")[1:]
     nodes = [
         subprocess.Popen(
             [
@@ -44,9 +60,17 @@ def test_two_nodes_by_torchrun_are_two_processes_of_one(tmp_path: Path) -> None:
     ]  # fmt: skip
     said = [node.communicate(timeout=1800)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
-    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
-    first, second = ((tmp_path / name / "predictions.jsonl").read_bytes() for name in ("one", "two"))
+    assert metrics(tmp_path / "two") == metrics(whole(2))
+    first, second = ((folder / "predictions.jsonl").read_bytes() for folder in (whole(2), tmp_path / "two"))
     assert first == second
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_end_the_same(whole: Callable[[int], Path], tmp_path: Path) -> None:
+    """Both are killed, and both start again."""
+    kill_when(tmp_path / "run", MOMENTS["in the middle of the first epoch"], *TWO)
+    finish(tmp_path / "run", *TWO)
+    same(tmp_path / "run", whole(2))
 
 
 def slurm(folder: Path) -> dict[str, str]:
@@ -63,12 +87,13 @@ def slurm(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_preempted_job_saves_goes_back_and_ends_the_same(tmp_path: Path, devices: int) -> None:
-    more = [] if devices == 1 else [*TWO, "trainer=ddp", "trainer.devices=2"]
-    more.append("callbacks.checkpoint_every_n_steps=1000")  # so that the saved one is that of the signal
-    finish(tmp_path / "whole", *more)
+def test_a_preempted_job_saves_goes_back_and_ends_the_same(
+    whole: Callable[[int], Path], tmp_path: Path, devices: int
+) -> None:
+    more = [] if devices == 1 else TWO
+    more = [*more, "callbacks.checkpoint_every_n_steps=1000"]  # so that the saved one is that of the signal
     environment = slurm(tmp_path)
-    running = subprocess.Popen(arguments(tmp_path / "run", *more), cwd=tmp_path, env=environment)
+    running = Process(arguments(tmp_path / "run", *more), tmp_path, environment)
     deadline = time.monotonic() + 1800
     metrics_file = tmp_path / "run" / "metrics.csv"
     try:
@@ -82,11 +107,9 @@ def test_a_preempted_job_saves_goes_back_and_ends_the_same(tmp_path: Path, devic
         running.kill()  # its processes end with it
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
     assert len(steps(tmp_path / "run")) == 1
-    again = subprocess.run(
-        arguments(tmp_path / "run", *more), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    again = run(arguments(tmp_path / "run", *more), tmp_path, environment)
     assert again.returncode == 0, again.stdout + again.stderr
-    same(tmp_path / "run", tmp_path / "whole")
+    same(tmp_path / "run", whole(devices))
 
 
 def test_one_task_with_two_devices_starts_its_processes_itself(monkeypatch: pytest.MonkeyPatch) -> None:

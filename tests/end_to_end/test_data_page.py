@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from lime.data.tools.sample import write_sample
 from tests.data import tiny
 from tests.data.conftest import REAL
 from tests.end_to_end.command import ROOT
+from tests.processes import run
 
 NOT_HERE = ("download", "hf ", "ORG/NAME", "/tmp/pictures")
 """Parts of commands that need a network, and the one that measures speed."""
@@ -61,9 +61,7 @@ def test_every_command_of_the_page(rows: str, tmp_path: Path) -> None:
         arguments += SHORT if script in ("train.py", "scripts/preflight.py") else []
         if script == "eval.py":
             arguments.append(f"hydra.run.dir={tmp_path / 'again'}")
-        ran = subprocess.run(
-            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        ran = run([sys.executable, str(ROOT / script), *arguments], tmp_path)
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
         done.append(Path(script).name)
     assert done == ["data.py"] * 5 + ["preflight.py", "train.py", "eval.py", "export.py"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import runpy
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import lime.config.searched
 from lime.experiments.collection import read_sweep, shown
 from lime.experiments.figures.catalogue import draw
 from lime.experiments.figures.efficiency import label
-from tests.end_to_end.command import ROOT
+from tests.end_to_end.command import ROOT, Program
 
 pytestmark = pytest.mark.slow
 
@@ -38,22 +36,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Runs a program of the project in this process and the test's own folder; gives what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(script: str, *arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        capfd.readouterr()
-        code: object = 0
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        printed = capfd.readouterr()
-        assert not code, printed.out + printed.err
-        return printed.out
-
-    return run
+    """Runs a program in the test's own folder; gives what it printed."""
+    return Program(tmp_path, monkeypatch, capfd).must
 
 
 def reduced(shared: Path) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 
 from tests.data import tiny
 from tests.end_to_end.command import ROOT
+from tests.processes import Process, run
 from tests.training.parts import data_root, metrics
 
 pytestmark = pytest.mark.slow
@@ -41,16 +41,13 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 
 def finish(folder: Path, *more: str) -> None:
-    done = subprocess.run(arguments(folder, *more), cwd=folder.parent, capture_output=True, text=True, check=False)
+    done = run(arguments(folder, *more), folder.parent)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def kill_when(folder: Path, moment: Callable[[Path], bool], *more: str) -> None:
     """Start a run, and kill it and all its processes as soon as something is there."""
-    running = subprocess.Popen(
-        arguments(folder, *more), cwd=folder.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
+    running = Process(arguments(folder, *more), folder.parent)
     deadline = time.monotonic() + 1800
     try:
         while not moment(folder):
@@ -142,21 +139,9 @@ def test_with_another_number_of_workers(whole: Path, tmp_path: Path) -> None:
     KILLS["survived"] += 1
 
 
-def test_two_processes(tmp_path: Path) -> None:
-    """Both are killed, and both start again."""
-    two = ["trainer=ddp", "trainer.devices=2", "trainer.batch_size=2", "trainer.num_threads=1"]
-    finish(tmp_path / "whole", *two)
-    kill_when(tmp_path / "run", MOMENTS["in the middle of the first epoch"], *two)
-    finish(tmp_path / "run", *two)
-    same(tmp_path / "run", tmp_path / "whole")
-    KILLS["survived"] += 1
-
-
 def test_other_settings_in_the_same_folder_are_refused(whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / "run")
-    done = subprocess.run(
-        arguments(folder, "optim.peft_lr=0.5"), cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run(arguments(folder, "optim.peft_lr=0.5"), tmp_path)
     assert done.returncode == 2
     assert "optim.peft_lr" in done.stdout + done.stderr
     assert "0.5 now" in done.stdout + done.stderr

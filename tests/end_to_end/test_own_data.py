@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from tests.end_to_end.command import ROOT, Command
 from tests.end_to_end.test_data_page import commands
+from tests.processes import run
 
 SHAPES = ("circle", "square")
 
@@ -52,18 +52,16 @@ def test_every_command_of_the_section(tmp_path: Path) -> None:
         python, script, *arguments = shlex.split(re.sub(r"\bRUN\b", "run", command))
         assert python == "python", command
         arguments += ["trainer.accelerator=cpu"] if script == "train.py" else []
-        ran = subprocess.run(
-            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        ran = run([sys.executable, str(ROOT / script), *arguments], tmp_path)
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
         said[script] = ran.stdout + ran.stderr
     assert "0 faults" in said["scripts/data.py"]
     assert "which was inferred" in said["train.py"]
     assert said["scripts/ask.py"].strip() == "square"
-    run = tmp_path / "run"
-    assert (run / "adapter" / "adapter_model.safetensors").is_file()
-    assert "All tasks" in (run / "results.md").read_text(encoding="utf-8")
-    answers = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    folder = tmp_path / "run"
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert "All tasks" in (folder / "results.md").read_text(encoding="utf-8")
+    answers = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     answers = [answer for answer in answers if "split" in answer]
     assert {answer["split"] for answer in answers} == {"test"}
     assert len(answers) == 8

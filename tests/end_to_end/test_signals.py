@@ -21,6 +21,7 @@ from lime.runs.lock import OWNER_FILE
 from tests.data import tiny
 from tests.end_to_end.command import ROOT
 from tests.end_to_end.test_kill import arguments, finish, same, steps
+from tests.processes import Process, run
 
 Moment = Callable[[Path], bool]
 PHASES: dict[str, Moment] = {
@@ -31,14 +32,11 @@ PHASES: dict[str, Moment] = {
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT)
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        arguments(folder, *more), cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+def start(folder: Path, *more: str) -> Process:
+    return Process(arguments(folder, *more), folder.parent, together=True)
 
 
-def reach(running: subprocess.Popen[str], folder: Path, moment: Moment) -> None:
+def reach(running: Process | subprocess.Popen[str], folder: Path, moment: Moment) -> None:
     deadline = time.monotonic() + 600
     while not moment(folder):
         assert running.poll() is None, running.communicate()[0]
@@ -93,9 +91,7 @@ def test_every_phase_ends_by_its_signal_and_goes_on_to_the_same_end(tmp_path: Pa
 def test_a_sweep_that_is_stopped_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     overrides = [text for text in arguments(tmp_path / "x")[2:] if not text.startswith("hydra.run.dir")]
     command = [sys.executable, str(ROOT / "train.py"), "-m", *overrides, "seed=1,2", "data.num_workers=2"]
-    running = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    running = Process(command, tmp_path, together=True)
     sweep = tmp_path / "multirun" / "main"
     reach(running, sweep, lambda folder: any(folder.glob("*/metrics.csv")))
     os.killpg(running.pid, signal.SIGTERM)
@@ -105,7 +101,7 @@ def test_a_sweep_that_is_stopped_goes_on_from_the_checkpoint(tmp_path: Path) -> 
     assert "1 interrupted, 1 missing" in said or "1 missing, 1 interrupted" in said
     assert gone(running.pid)
     stopped = max(sweep.glob("*/checkpoints/step-*.ckpt"), key=lambda path: int(path.stem.partition("-")[2]))
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout + done.stderr
     assert "run 1 of 2: seed=1" in said
@@ -120,9 +116,7 @@ def test_two_at_once_in_one_folder_and_one_after_a_kill(tmp_path: Path) -> None:
     first = start(folder, endless)
     try:
         reach(first, folder, lambda folder: (folder / "metrics.csv").is_file())
-        second = subprocess.run(
-            arguments(folder, endless, "seed=7"), cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        second = run(arguments(folder, endless, "seed=7"), tmp_path)
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
@@ -150,10 +144,7 @@ def test_a_full_disk_is_told_and_what_was_saved_goes_on(tmp_path: Path) -> None:
     planted = named = 0
     try:
         folder = disk / "run"
-        done = subprocess.run(
-            arguments(folder, "callbacks.keep_checkpoints=20"),
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = run(arguments(folder, "callbacks.keep_checkpoints=20"), tmp_path)
         planted += 1
         said = done.stdout + done.stderr
         assert done.returncode == 2, said
@@ -235,10 +226,7 @@ def test_runs_of_a_parallel_sweep_stop_with_it(tmp_path: Path, number: signal.Si
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     overrides = [text for text in arguments(tmp_path / "x")[2:] if not text.startswith("hydra.run.dir")]
     overrides += ["launcher=parallel", "seed=1,2", "trainer.max_epochs=100000", "trainer.preflight=false"]
-    running = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *overrides],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    running = Process([sys.executable, str(ROOT / "train.py"), "-m", *overrides], tmp_path, together=True)
     sweep = tmp_path / "multirun" / "main"
     try:
         reach(running, sweep, lambda folder: len(list(folder.glob("*/metrics.csv"))) == 2)

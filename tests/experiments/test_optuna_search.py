@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from tests.data import tiny
 from tests.end_to_end.test_signals import reach
 from tests.experiments.made import failed, record
 from tests.experiments.test_sweeps import base
+from tests.processes import Process, run
 from tests.training.parts import data_root
 
 ROOT = Path(__file__).parents[2]
@@ -210,9 +210,7 @@ def test_real_trials_stopped_by_ctrl_c_go_on(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(space))
     command = [sys.executable, str(ROOT / "scripts" / "optuna_search.py"), str(tmp_path / "tiny.yaml"), "--trials", "2"]
     folder = tmp_path / "multirun" / "search_tiny"
-    stopped = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    stopped = Process(command, tmp_path, together=True)
     reach(stopped, folder, lambda folder: any(folder.glob("*/metrics.csv")))
     os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does
     said = stopped.communicate(timeout=120)[0]
@@ -223,7 +221,7 @@ def test_real_trials_stopped_by_ctrl_c_go_on(tmp_path: Path) -> None:
     (first,) = folder.glob("*/status.json")
     assert json.loads(first.read_text())["status"] == "interrupted"
     assert list(first.parent.glob("checkpoints/step-*.ckpt"))
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     told, _, best = done.stdout.splitlines()[-3:]
     assert told == "2 trials, 0 without a result"

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from lime.embedded.benchmark import ensure
 from lime.embedded.smol import pictures, sources
 from lime.embedded.smol.projector import Skill
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,8 +70,8 @@ def test_it_is_built_from_its_wheels_and_trains(tmp_path: Path) -> None:
     except OSError as error:
         pytest.skip(str(error))
 
-    def run(*command: object) -> str:
-        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    def run(script: str, *arguments: object) -> str:
+        done = processes.run([sys.executable, str(ROOT / script), *map(str, arguments)], ROOT)
         assert done.returncode == 0, done.stderr
         return done.stderr
 
@@ -89,7 +90,7 @@ def test_it_is_built_from_its_wheels_and_trains(tmp_path: Path) -> None:
     run(
         "train.py", "model=smol_llava", f"model.path={folder}", f"data.root={tmp_path}/mini",
         "data.mini.train_per_task=2", "data.mini.test_per_task=1", "data.mini.workers=1", "trainer.batch_size=2",
-        "trainer.max_steps=10", "trainer.log_every_n_steps=1", "trainer.preflight=false", "evaluation.mode=none",
+        "trainer.max_steps=3", "trainer.log_every_n_steps=1", "trainer.preflight=false", "evaluation.mode=none",
         "callbacks.progress=false", f"hydra.run.dir={tmp_path}/run",
     )  # fmt: skip
-    assert json.loads((tmp_path / "run" / "record.json").read_text())["training"]["steps"] == 10
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["training"]["steps"] == 3

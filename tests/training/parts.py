@@ -51,6 +51,14 @@ def config(family: str = "llava_onevision", **changes: Any) -> TrainConfig:
     return build(TrainConfig, values(family, **changes))
 
 
+def tiny_overrides() -> list[str]:
+    """Of the command line: a checkpoint made on the spot, the data root, batches of 8 rows."""
+    return [
+        f"model.path={tiny.checkpoint('llava_onevision')}", "data=mmt47", "data.num_workers=0",
+        f"data.root={data_root()}", "data.validation_fraction=0.0", "trainer.batch_size=8", "cache_dir=null",
+    ]  # fmt: skip
+
+
 def metrics(folder: Path) -> list[dict[str, str]]:
     """Rows of metrics.csv without what depends on the clock and the machine."""
     unstable = {"seconds", "samples_per_second", "tokens_per_second", "peak_memory_mb"}

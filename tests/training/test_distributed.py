@@ -56,34 +56,35 @@ def test_two_processes_leave_one_whole_record(ddp: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl"])
-def test_a_sharded_base_gives_the_losses_of_ddp(family: str, tmp_path: Path) -> None:
+def test_a_sharded_base_gives_the_losses_of_ddp(family: str, ddp: Path, tmp_path: Path) -> None:
     """And its adapter loads in one process."""
-    for strategy in ("ddp", "fsdp"):
-        train(config(family, **SHORT, trainer__devices=2, trainer__strategy=strategy), tmp_path / strategy)
-    found, expected = losses(tmp_path / "fsdp"), losses(tmp_path / "ddp")
+    if family != "llava_onevision":
+        ddp = tmp_path / "ddp"
+        train(config(family, **SHORT, trainer__devices=2, trainer__strategy="ddp"), ddp)
+    train(config(family, **SHORT, trainer__devices=2, trainer__strategy="fsdp"), tmp_path / "fsdp")
+    found, expected = losses(tmp_path / "fsdp"), losses(ddp)
     assert found == pytest.approx(expected, abs=1e-5)
     assert len(found) == 6
-    saved, wanted = adapter(tmp_path / "fsdp"), adapter(tmp_path / "ddp")
+    saved, wanted = adapter(tmp_path / "fsdp"), adapter(ddp)
     assert saved.keys() == wanted.keys()
     assert all(torch.allclose(saved[name], wanted[name], atol=1e-5) for name in wanted)
     backbone = load_backbone(config(family).model)
     lime.tuner.load(backbone.model, tmp_path / "fsdp" / "adapter")
-    assert (tmp_path / "fsdp" / "predictions.jsonl").read_bytes() == (
-        tmp_path / "ddp" / "predictions.jsonl"
-    ).read_bytes()
+    sharded, whole = ((folder / "predictions.jsonl").read_bytes() for folder in (tmp_path / "fsdp", ddp))
+    assert sharded == whole
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["generate", "likelihood"])
 def test_answers_do_not_depend_on_the_number_of_processes(ddp: Path, tmp_path: Path, mode: str) -> None:
     found = []
-    for count in (1, 2, 3):
+    for count in (1, 3):
         settings = {"data": values()["data"], "adapter": str(ddp / "adapter"), "devices": count}
         settings["evaluation"] = {"mode": mode, "batch_size": 2}
         overrides = [f"evaluation.mode={mode}", "evaluation.batch_size=2"]
         evaluate(build(EvalConfig, settings), tmp_path / str(count), overrides)
         found.append([(tmp_path / str(count) / name).read_bytes() for name in ("predictions.jsonl", "results.csv")])
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,9 +14,11 @@ import torch
 
 from lime.analysis.benchmark.options import command_line
 from lime.analysis.benchmark.timing import Spread
+from lime.runs.environment import versions
 from lime.system.atomic import write_json, write_text
 from lime.system.printing import markdown as md
 from lime.system.tables import markdown_table
+from lime.system.threads import cores
 
 SCHEMA = "lime-benchmark/1"
 """Name and version of the record's format; the version rises when a reader would have to change."""
@@ -58,7 +59,7 @@ def record(
         "command_line": command_line(command, options),
         "options": _plain(asdict(options)),
         "machine": machine(torch.device(device)),
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": versions(PACKAGES),
         "columns": [asdict(column) for column in columns],
         "rows": [_plain(dict(row)) for row in rows],
         "notes": list(notes),
@@ -71,7 +72,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(memory / 2**30, 1),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -110,7 +110,7 @@ class Opened:
     rows: list[Row]
 
 
-def open_run(run: SavedRun, choice: Choice) -> Opened:
+def load_run(run: SavedRun, choice: Choice) -> Opened:
     """Load the backbone and the adapter of a run, and open its data.
 
     Raises:

@@ -14,7 +14,7 @@ import lime.tuner
 from lime.analysis.study import figures as draw
 from lime.analysis.study import findings as find
 from lime.analysis.study.collecting import Collected, Wanted, collect
-from lime.analysis.study.opening import Choice, Opened, SavedRun, check_same_backbone, open_run, saved_run
+from lime.analysis.study.opening import Choice, Opened, SavedRun, check_same_backbone, load_run, saved_run
 from lime.analysis.study.record import rows_read, write_record
 from lime.experiments.figures.style import save
 from lime.jobs.setup import media_errors_as_input_errors, prepare_process
@@ -62,7 +62,7 @@ def study_run(folder: Path, against: Path | None, out: Path, study: Study) -> li
         check_same_backbone(run, other)
     with media_errors_as_input_errors():
         prepare_process(0, study.threads)
-        opened = open_run(run, study.choice)
+        opened = load_run(run, study.choice)
         if not lime.tuner.has_routing(opened.model):
             raise ValueError(
                 f"{run.name}: its adapter (method {run.method}) has no experts, so there is no routing to analyse; "
@@ -111,7 +111,7 @@ class _Analysis:
     def _against(self, other: SavedRun) -> None:
         data, states = self.opened.data, Wanted(states=True)
         frozen = collect(self.opened.model, data.collator, self.read.rows, states, "frozen backbone", frozen=True)
-        second = open_run(other, self.study.choice)
+        second = load_run(other, self.study.choice)
         theirs = collect(second.model, data.collator, self.read.rows, states, other.name)
         self.findings["cka"] = find.cka_findings(self.read, theirs, frozen, self.rows)
         names = (self.opened.run.method, other.method)
@@ -130,5 +130,5 @@ class _Analysis:
 
 def routing_alone(run: SavedRun, study: Study) -> tuple[Opened, Collected]:
     """The routing of a run on the chosen rows, and nothing else."""
-    opened = open_run(run, study.choice)
+    opened = load_run(run, study.choice)
     return opened, collect(opened.model, opened.data.collator, opened.rows, Wanted(), run.name)

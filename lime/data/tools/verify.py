@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from lime.data.tools.media_check import NOTE, Problem, check_chunk
 from lime.data.tools.root_check import Expected
 from lime.system import interrupts
 from lime.system.tables import plain_table
+from lime.system.threads import cores
 
 ROW_KINDS = (
     "unreadable_split", "missing_column", "missing_value", "not_utf8", "unknown_source_type", "empty_question",
@@ -162,8 +162,7 @@ def verify(
 def _decode(root: Path, users: Users, report: Report, workers: int | None, progress: bool, bounds: Bounds) -> None:
     """Decodes every file, and adds its fault or note to each row that names it."""
     report.media = len(users)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for file, (kind, text) in _check_files(root, list(users), workers or cores, progress, bounds, report.speed):
+    for file, (kind, text) in _check_files(root, list(users), workers or cores(), progress, bounds, report.speed):
         target = report.faults if kind != NOTE else report.notes
         target += [Fault(kind, split, row, file[0], text) for split, row in users[file]]
     order = {name: i for i, name in enumerate(report.rows)}
