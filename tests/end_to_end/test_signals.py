@@ -221,15 +221,17 @@ def test_verification_leaves_nothing_behind(tmp_path: Path, number: signal.Signa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
-def test_runs_of_a_parallel_sweep_stop_with_it(tmp_path: Path, number: signal.Signals, whole_group: bool) -> None:
+@pytest.mark.parametrize(("number", "whole_group", "runs"), [(signal.SIGTERM, True, 2), (signal.SIGINT, False, 1)])
+def test_runs_of_a_parallel_sweep_stop_with_it(
+    tmp_path: Path, number: signal.Signals, whole_group: bool, runs: int
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     overrides = [text for text in arguments(tmp_path / "x")[2:] if not text.startswith("hydra.run.dir")]
-    overrides += ["launcher=parallel", "seed=1,2", "trainer.max_epochs=100000", "trainer.preflight=false"]
+    overrides += ["launcher=parallel", f"seed=range(0,{runs})", "trainer.max_epochs=100000", "trainer.preflight=false"]
     running = Process([sys.executable, str(ROOT / "train.py"), "-m", *overrides], tmp_path, together=True)
     sweep = tmp_path / "multirun" / "main"
     try:
-        reach(running, sweep, lambda folder: len(list(folder.glob("*/metrics.csv"))) == 2)
+        reach(running, sweep, lambda folder: len(list(folder.glob("*/metrics.csv"))) == runs)
         (os.killpg if whole_group else os.kill)(running.pid, number)
         said = running.communicate(timeout=120)[0]
         assert running.returncode == 128 + number, said
@@ -238,8 +240,9 @@ def test_runs_of_a_parallel_sweep_stop_with_it(tmp_path: Path, number: signal.Si
         with suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
     assert f"stopped by {number.name}" in said
-    assert "2 interrupted" in said
-    assert "2 runs in multirun/main, by launcher=parallel; to follow them: python scripts/runs.py multirun/main" in said
+    assert f"{runs} interrupted" in said
+    told = f"{runs} runs in multirun/main, by launcher=parallel; to follow them: python scripts/runs.py multirun/main"
+    assert told in said
     assert "++" not in said  # of the launcher's own lines
     assert "Traceback" not in said
     for path in sweep.glob("*/status.json"):
