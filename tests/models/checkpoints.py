@@ -1,7 +1,4 @@
-"""Checkpoints, made on the spot, of architectures that model=hf takes: Qwen2.5-VL and SmolVLM.
-
-Small ones, and with `wide` two blocks at the widths of Qwen2.5-VL-3B and SmolVLM-256M (with a small vocabulary).
-"""
+"""Checkpoints, made on the spot, of architectures that model=hf takes: Qwen2.5-VL and SmolVLM."""
 
 from __future__ import annotations
 
@@ -38,38 +35,13 @@ def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="lime-others-")
 
 
-WIDE_TEXT = {
-    "qwen2_5_vl": {
-        "hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2,
-    },
-    "smolvlm": {
-        "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "head_dim": 64,
-    },
-}  # fmt: skip
-WIDE_VISION = {
-    "qwen2_5_vl": {
-        "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14, "out_hidden_size": 2048,
-        "window_size": 112,
-    },
-    "smolvlm": {
-        "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "image_size": 512, "patch_size": 16,
-    },
-}  # fmt: skip
-
-
 @functools.cache
-def checkpoint(model_type: str, wide: bool = False) -> Path:
+def checkpoint(model_type: str) -> Path:
     """A checkpoint of this type, made once per test process; treat it as read-only."""
-    folder = Path(_scratch().name) / f"{model_type}{'-wide' if wide else ''}"
+    folder = Path(_scratch().name) / model_type
     folder.mkdir()
     torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if wide else default)
-    try:
-        return (_qwen2_5_vl if model_type == "qwen2_5_vl" else _smolvlm)(folder, wide)
-    finally:
-        torch.set_default_dtype(default)
+    return (_qwen2_5_vl if model_type == "qwen2_5_vl" else _smolvlm)(folder)
 
 
 def _text(tokenizer: Any) -> dict[str, Any]:
@@ -80,19 +52,16 @@ def _text(tokenizer: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _qwen2_5_vl(folder: Path, wide: bool) -> Path:
+def _qwen2_5_vl(folder: Path) -> Path:
     tokenizer = tiny.tokenizer("qwen2_vl")
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tiny.SPECIALS["qwen2_vl"]}
     vision = {
         "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32,
         "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 16, "fullatt_block_indexes": [1],
     }  # fmt: skip
-    vision |= WIDE_VISION["qwen2_5_vl"] if wide else {}
-    section = [16, 24, 24] if wide else [1, 1, 2]
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
-    text = {**_text(tokenizer), **(WIDE_TEXT["qwen2_5_vl"] if wide else {})}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(
-        text_config={**text, "rope_parameters": rope},
+        text_config={**_text(tokenizer), "rope_parameters": rope},
         vision_config=vision,
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -103,28 +72,23 @@ def _qwen2_5_vl(folder: Path, wide: bool) -> Path:
     tokenizer.save_pretrained(folder)
     files = tiny.processor_files("qwen2_vl")
     files["processor_config.json"] = {"processor_class": "Qwen2_5_VLProcessor"}
-    if wide:
-        for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-            files[name] |= {"patch_size": 14, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}}
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     (folder / "chat_template.jinja").write_text(tiny.TEMPLATES["qwen2_vl"])
     return folder
 
 
-def _smolvlm(folder: Path, wide: bool) -> Path:
+def _smolvlm(folder: Path) -> Path:
     tokenizer = tiny.tokenizer("llava_onevision")
     tokenizer.add_special_tokens({"additional_special_tokens": SMOLVLM_TOKENS})
     vision = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "image_size": 32, "patch_size": 8,
     }  # fmt: skip
-    vision |= WIDE_VISION["smolvlm"] if wide else {}
-    text = {**_text(tokenizer), **(WIDE_TEXT["smolvlm"] if wide else {})}
     config = SmolVLMConfig(
-        text_config={**text, "model_type": "llama"},
+        text_config={**_text(tokenizer), "model_type": "llama"},
         vision_config=vision,
-        scale_factor=4 if wide else 2,
+        scale_factor=2,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -134,11 +98,11 @@ def _smolvlm(folder: Path, wide: bool) -> Path:
     normal |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "do_pad": True}
     images = {
         **normal, "image_processor_type": "SmolVLMImageProcessor", "do_image_splitting": True,
-        "size": {"longest_edge": 2048 if wide else 64}, "max_image_size": {"longest_edge": 512 if wide else 32},
+        "size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32},
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
     (folder / "processor_config.json").write_text(
-        json.dumps({"processor_class": "SmolVLMProcessor", "image_seq_len": 64 if wide else 4})
+        json.dumps({"processor_class": "SmolVLMProcessor", "image_seq_len": 4})
     )
     (folder / "chat_template.jinja").write_text(SMOLVLM_TEMPLATE)
     return folder

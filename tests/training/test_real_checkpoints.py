@@ -21,14 +21,15 @@ from lime.models.loading import load_backbone
 from lime.models.random_checkpoint import write_random_checkpoint
 from lime.processors.config import FAMILIES, ImageConfig, ModelConfig, VideoConfig
 from tests.data import tiny
-from tests.models import checkpoints as others
 from tests.training.parts import config, metrics
 
 TYPES = ("lora", "lora_fa", "dora", "slicefine", "prompt_tuning", "any")
 BY_WIDTH = sorted(
-    (name for name, one in ARCHITECTURES.items() if one.family in FAMILIES),
+    (*(name for name, one in ARCHITECTURES.items() if one.family in FAMILIES), "qwen2_5vl_3b", "smolvlm_256m"),
     key=lambda name: ARCHITECTURES[name].config()["text_config"]["hidden_size"],
 )
+IMAGES = {"qwen2_5_vl": {"max_pixels": 384 * 384}, "idefics3": {"max_tiles": 1}}
+"""Of those by model=hf, in place of the published budget."""
 
 
 @pytest.fixture(scope="module")
@@ -54,37 +55,16 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", TYPES)
 def test_every_type_on_every_architecture(checkpoint: tuple[str, Path], peft: str, root: Path, tmp_path: Path) -> None:
-    """In bfloat16 with float32 adapters."""
+    """In bfloat16 with float32 adapters: five steps from a folder of weights, an evaluation, and the same answers from
+    the saved adapter."""
     name, folder = checkpoint
-    model = {
-        "name": name, "family": ARCHITECTURES[name].family, "path": str(folder), "dtype": "bfloat16",
-        "budget": "published", "video": {"num_frames": 2},
-    }  # fmt: skip
-    goes_through(model, peft, root, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("peft", TYPES)
-@pytest.mark.parametrize("model_type", others.OTHERS)
-def test_every_type_on_other_architectures(model_type: str, peft: str, root: Path, tmp_path: Path) -> None:
-    """The same by model=hf."""
-    model = {
-        "name": "hf", "family": "hf", "path": str(others.checkpoint(model_type, wide=True)), "dtype": "bfloat16",
-        "image": {"max_tiles": 1} if model_type == "smolvlm" else {"max_pixels": 384 * 384},
-        "video": {"num_frames": 2},
-    }  # fmt: skip
-    goes_through(model, peft, root, tmp_path)
-
-
-def goes_through(model: dict[str, object], peft: str, root: Path, tmp_path: Path) -> None:
-    """Five steps from a folder of weights, an evaluation, and the same answers from the saved adapter."""
+    family = ARCHITECTURES[name].family
+    model: dict[str, object] = {"name": name, "path": str(folder), "dtype": "bfloat16", "video": {"num_frames": 2}}
+    model |= {"family": "hf", "image": IMAGES[family]} if family in IMAGES else {"budget": "published"}
     changes = {
-        "method": method_of(peft, enabled=True).name,
-        "peft__type": peft,
-        "model": model,
-        "data__root": str(root),
-    }
-    changes["trainer__batch_size"] = 1
+        "method": method_of(peft, enabled=True).name, "peft__type": peft, "model": {"family": family, **model},
+        "data__root": str(root), "trainer__batch_size": 1,
+    }  # fmt: skip
     if peft == "any":
         changes["peft__base"] = "LORA"
     if peft != "prompt_tuning":
