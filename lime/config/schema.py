@@ -21,6 +21,7 @@ from lime.data.tasks import mmt47, table_of
 from lime.evaluation.config import EvaluationConfig
 from lime.method.deltas.table import METHODS, TYPES, method_of
 from lime.processors.config import ModelConfig
+from lime.system.checks import too_small
 from lime.tuner.settings import SCOPES, LimeSettings
 
 AUTO = "auto"
@@ -221,13 +222,7 @@ class TrainConfig:
 
     def _balance_errors(self) -> list[str]:
         balance = self.lime.balance
-        found = [
-            f"lime.balance.{name}: expected at least 0, got {getattr(balance, name)}"
-            for name in ("alpha", "beta")
-            if getattr(balance, name) < 0
-        ]
-        if balance.every_n_steps < 1:
-            found.append(f"lime.balance.every_n_steps: expected at least 1, got {balance.every_n_steps}")
+        found = too_small(balance, "lime.balance", {"alpha": 0, "beta": 0, "every_n_steps": 1})
         if not 0 <= balance.start_ratio < 1:
             found.append(f"lime.balance.start_ratio: expected a share from 0 to below 1, got {balance.start_ratio}")
         return found

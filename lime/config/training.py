@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from lime.system.checks import too_small
+
 TOWERS = ("language_model", "vision_tower", "projector")
 """Towers that may have learning rates of their own."""
 
@@ -158,14 +160,9 @@ class TrainerConfig:
         return self.validate_every_n_epochs is not None or self.val_check_interval is not None
 
     def errors(self) -> list[str]:
-        positive = ("max_epochs", "batch_size", "accumulate_grad_batches", "num_nodes", "log_every_n_steps")
-        optional = ("max_steps", "num_threads", "validate_every_n_epochs")
-        names = [*positive, *(name for name in optional if getattr(self, name) is not None)]
-        found = [
-            f"trainer.{name}: expected at least 1, got {getattr(self, name)}"
-            for name in names
-            if getattr(self, name) < 1
-        ]
+        counts = ("max_epochs", "max_steps", "batch_size", "accumulate_grad_batches", "num_nodes", "num_threads",
+                  "log_every_n_steps", "validate_every_n_epochs")  # fmt: skip
+        found = too_small(self, "trainer", dict.fromkeys(counts, 1))
         if self.gradient_clip_val is not None and self.gradient_clip_val <= 0:
             found.append(
                 f"trainer.gradient_clip_val: expected a norm above 0 (null for no clipping), "
@@ -244,10 +241,8 @@ class CallbacksConfig:
 
     def errors(self) -> list[str]:
         found = target_errors("callbacks.extra", self.extra)
-        if self.keep_best < 0:
-            found.append(f"callbacks.keep_best: expected at least 0, got {self.keep_best}")
-        if self.early_stopping is not None and self.early_stopping < 1:
-            found.append(f"callbacks.early_stopping: expected at least 1, got {self.early_stopping}")
+        least = {"keep_best": 0, "early_stopping": 1, "checkpoint_every_n_steps": 1, "keep_checkpoints": 1}
+        found += too_small(self, "callbacks", least)
         if self.min_delta < 0:
             found.append(f"callbacks.min_delta: expected a number of at least 0, got {self.min_delta}")
         if self.min_delta and self.early_stopping is None:
@@ -255,12 +250,6 @@ class CallbacksConfig:
         if self.best and not self.checkpoint:
             key = "weights=best" if self.weights == "best" else "keep_best"
             found.append(f"callbacks.{key}: needs checkpoints; leave callbacks.checkpoint=true")
-        if self.checkpoint_every_n_steps is not None and self.checkpoint_every_n_steps < 1:
-            found.append(
-                f"callbacks.checkpoint_every_n_steps: expected at least 1, got {self.checkpoint_every_n_steps}"
-            )
-        if self.keep_checkpoints < 1:
-            found.append(f"callbacks.keep_checkpoints: expected at least 1, got {self.keep_checkpoints}")
         if not self.checkpoint and self.checkpoint_every_n_steps is not None:
             found.append("callbacks.checkpoint_every_n_steps: has no effect with callbacks.checkpoint=false")
         return found
@@ -287,7 +276,7 @@ class WandbConfig:
     samples: int = 47
 
     def errors(self) -> list[str]:
-        return [] if self.samples >= 0 else [f"logger.wandb.samples: expected at least 0, got {self.samples}"]
+        return too_small(self, "logger.wandb", {"samples": 0})
 
 
 @dataclass

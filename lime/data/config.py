@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from lime.data.files import BOUNDS, Bounds
+from lime.system.checks import not_one_of
 
 OWN = "own"
 """Rows with a table of tasks of their own."""
@@ -116,15 +117,8 @@ class DataConfig:
 
     def errors(self) -> list[str]:
         """Everything wrong with this configuration, one sentence each, beginning with the full key."""
-        problems: list[str] = []
-        for key, choices in {
-            "name": DATASETS,
-            **ON_BAD_ROW,
-            "video_backend": VIDEO_BACKENDS,
-            "train_on": TRAIN_ON,
-        }.items():
-            if getattr(self, key) not in choices:
-                problems.append(f"data.{key}: expected one of {', '.join(choices)}, got {getattr(self, key)!r}")
+        words = {"name": DATASETS, **ON_BAD_ROW, "video_backend": VIDEO_BACKENDS, "train_on": TRAIN_ON}
+        problems = not_one_of(self, "data", words)
         if not self.root:
             text = "expected the folder that holds (for mmt47_mini: will hold) the data, got nothing"
             problems.append(f"data.root: {text}")

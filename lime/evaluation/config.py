@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from lime.system.checks import not_one_of
+
 MODES = ("generate", "likelihood", "none")
 NORMALISATIONS = ("mean", "sum")
 SCORERS = ("blind", "authors")
@@ -47,14 +49,8 @@ class EvaluationConfig:
     def errors(self, known_splits: Collection[str] = ()) -> list[str]:
         """Everything wrong with these settings, each message naming its key. `known_splits`: names of splits
         to accept."""
-        problems = []
-        for key, value, choices in (
-            ("mode", self.mode, MODES),
-            ("scorer", self.scorer, SCORERS),
-            ("likelihood_normalisation", self.likelihood_normalisation, NORMALISATIONS),
-        ):
-            if value not in choices:
-                problems.append(f"evaluation.{key}: expected one of {', '.join(choices)}, got {value!r}")
+        words = {"mode": MODES, "scorer": SCORERS, "likelihood_normalisation": NORMALISATIONS}
+        problems = not_one_of(self, "evaluation", words)
         for key, number, least in (
             ("batch_size", self.batch_size, 1),
             ("max_new_tokens", self.max_new_tokens, 1),

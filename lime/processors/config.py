@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lime.system.checks import not_one_of, too_small
+
 FAMILIES: dict[str, str] = {
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -139,10 +141,8 @@ class ModelConfig:
 
     def errors(self) -> list[str]:
         """Everything wrong with this configuration, one sentence each, beginning with the full key."""
-        problems: list[str] = []
-        for key, choices in (("family", (*FAMILIES, AUTOMATIC)), ("dtype", DTYPES), ("attn_implementation", ATTENTION)):
-            if getattr(self, key) not in choices:
-                problems.append(f"model.{key}: expected one of {', '.join(choices)}, got {getattr(self, key)!r}")
+        words = {"family": (*FAMILIES, AUTOMATIC), "dtype": DTYPES, "attn_implementation": ATTENTION, "budget": BUDGETS}
+        problems = not_one_of(self, "model", words)
         if self.path is None and self.name not in EMBEDDED:
             problems.append(
                 f"model.path: needed for {self.name!r}: a local folder or a hub name "
@@ -155,8 +155,6 @@ class ModelConfig:
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
             known = ", ".join(QUANTIZATIONS)
             problems.append(f"model.quantization: expected one of {known} or null, got {self.quantization!r}")
-        if self.budget not in BUDGETS:
-            problems.append(f"model.budget: expected one of {', '.join(BUDGETS)}, got {self.budget!r}")
         if self.budget == "published" and self.family == AUTOMATIC:
             problems.append(
                 f"model.budget: the published runs know {', '.join(PUBLISHED)} only; leave it at checkpoint and set "
@@ -179,16 +177,11 @@ class ModelConfig:
         counts = {f"model.image.{key}": value for key, value in vars(image).items()}
         rates = {"model.video.fps": video.fps}
         counts |= {f"model.video.{key}": getattr(video, key) for key in ("num_frames", "max_pixels", "max_tokens")}
-        problems = [
-            f"{key}: expected at least 1, got {value}"
-            for key, value in counts.items()
-            if value is not None and value < 1
-        ]
+        problems = too_small(image, "model.image", dict.fromkeys(vars(image), 1))
+        problems += too_small(video, "model.video", dict.fromkeys(("num_frames", "max_pixels", "max_tokens"), 1))
         if video.fps is not None and not 0 < video.fps < math.inf:
             problems.append(f"model.video.fps: expected a number above 0 or null, got {video.fps}")
-        if video.index_rule not in INDEX_RULES:
-            known = ", ".join(INDEX_RULES)
-            problems.append(f"model.video.index_rule: expected one of {known}, got {video.index_rule!r}")
+        problems += not_one_of(video, "model.video", {"index_rule": INDEX_RULES})
         if image.min_pixels and image.max_pixels and image.min_pixels > image.max_pixels:
             problems.append(f"model.image.min_pixels: {image.min_pixels} is above max_pixels {image.max_pixels}")
         without_effect = {
