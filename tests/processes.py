@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+EVERY = 0.03
+"""Seconds between two questions whether a process has ended."""
 SERVER = """
 import importlib, json, os, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -93,6 +95,7 @@ class Process:
         self._streams = (self._out, self._out) if together else (self._out, self._err)
         self.args = command
         self.returncode: int | None = None
+        self._asked = 0.0
         out, err = map(str, self._streams)
         self._server = server(preloaded)
         self.pid: int = ask(
@@ -101,8 +104,9 @@ class Process:
         )  # fmt: skip
 
     def poll(self) -> int | None:
-        if self.returncode is None:
+        if self.returncode is None and time.monotonic() > self._asked + EVERY:
             self.returncode = ask(self._server, of=self.pid)
+            self._asked = time.monotonic()
         return self.returncode
 
     def wait(self, timeout: float = 1800) -> int:
@@ -110,7 +114,7 @@ class Process:
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(0.01)
+            time.sleep(EVERY)
         return code
 
     def communicate(self, timeout: float = 1800) -> tuple[str, str]:
