@@ -38,7 +38,7 @@ def even(settings):
 
 register(PeftType("tiny_mixture", "Tiny Mixture", TinyMixtureDelta, routing={**TOP_2, "top_k": 1}, limits=even))
 '''  # fmt: skip
-SHORT = ("debug=fast", "data.mini.train_per_task=8", "data.mini.test_per_task=1", "trainer.preflight=false",
+SHORT = ("debug=fast", "data.mini.train_per_task=2", "data.mini.test_per_task=1", "trainer.preflight=false",
          "evaluation.baseline_frozen=false", "evaluation.splits=[sst2]", "model.recipe.rank=4")  # fmt: skip
 
 

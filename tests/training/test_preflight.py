@@ -202,16 +202,21 @@ def test_durations():
     assert [duration(s) for s in (5.2, 119, 600, 3 * 3600)] == ["5 s", "119 s", "10 min", "3.0 h"]
 
 
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory):
+    """24 training rows of each task of the embedded benchmark."""
+    return ensure(tmp_path_factory.mktemp("preflight") / "mini", train_per_task=24, test_per_task=2, workers=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny_llava_onevision", "tiny_qwen2vl"])
-def test_the_predicted_peak_of_a_short_run_is_near_the_measured_one(tmp_path, model):
+def test_the_predicted_peak_of_a_short_run_is_near_the_measured_one(mini, tmp_path, model):
     """The prediction of one process against a run of another, which has no preflight of its own.
 
     A run of some seconds leaves the trials two, in which few of the shapes of its batches are tried.
     """
-    ensure(tmp_path / "mini", train_per_task=24, test_per_task=2, workers=1)
     options = [
-        f"model={model}", f"data.root={tmp_path}/mini", "data.mini.train_per_task=24", "data.mini.test_per_task=2",
+        f"model={model}", f"data.root={mini}", "data.mini.train_per_task=24", "data.mini.test_per_task=2",
         "data.mini.workers=1", "evaluation.mode=none", "trainer.accelerator=cpu", "trainer.max_epochs=1",
         "callbacks.progress=false",
     ]  # fmt: skip
