@@ -17,7 +17,7 @@ from lime.runs.lock import OWNER_FILE
 from tests.end_to_end.test_kill import check_whole, finish, same
 from tests.end_to_end.test_signals import SIGNALS, gone, group, start
 
-SIGNALS_SENT = 25
+SIGNALS_SENT = 15
 SEED = 5
 
 
