@@ -21,7 +21,7 @@ from lime.analysis.decisions.passes import Setting, adapted_pass, frozen_pass, s
 from lime.analysis.decisions.tables import Found, write_tables
 from lime.analysis.resampling import jackknife_interval
 from lime.analysis.study.findings import GROUPS, labelled
-from lime.analysis.study.opening import Choice, Opened, SavedRun, open_run, saved_run
+from lime.analysis.study.opening import Choice, Opened, SavedRun, load_run, saved_run
 from lime.config.schema import TrainConfig
 from lime.data.rows import Row
 from lime.distributed.devices import device_of
@@ -135,7 +135,7 @@ class _Study:
                 f"{run.name}: adapted {run.backbone['name']} ({run.backbone['fingerprint'][:12]}), not "
                 f"{self.backbone.name} ({self.backbone.fingerprint[:12]})"
             )
-        opened = open_run(run, choice)
+        opened = load_run(run, choice)
         if not lime.tuner.has_routing(opened.model):
             raise ValueError(f"{run.name}: its adapter (method {run.method}) has no experts")
         routed, tokens, _ = adapted_pass(opened.model, opened.data.collator, self._same(opened), run.name)
