@@ -110,9 +110,9 @@ def differences(sweep: Sweep, axis: str, title: str, reference: str = "reference
         if sizes := _sizes(point):
             right.plot(sizes[0], row, **look(0), markersize=5)
     left.set_yticks(range(len(sweep.points)), [shown(point.settings[axis]) for point in sweep.points])
-    left.invert_yaxis()
-    left.set(title=title, xlabel=f"points over {reference}")
+    left.set(title=title, xlabel=f"points over {reference}", ylim=(len(sweep.points) - 0.5, -0.5))
     right.set(title="Trainable parameters", xlabel="parameters")
+    right.set_xlim(0, 1.08 * right.get_xlim()[1])
     footnote(figure, sweep, f"All tasks, paired by item; {seeds(sweep)}. Lines: 95% interval; circles: it excludes 0.")
     return figure
 
