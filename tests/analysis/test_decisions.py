@@ -13,6 +13,7 @@ from lime.analysis.decisions.passes import Setting, adapted_pass, frozen_pass, s
 from lime.analysis.decisions.study import Wanted, study
 from lime.jobs.train import train
 from lime.tuner.model import lime_layers
+from lime.tuner.settings import FEATURE_SLICES, ROUTING_NORMS
 from tests.analysis.test_study import adapted
 from tests.training.parts import config
 
@@ -96,7 +97,8 @@ def test_a_setting_on_frozen_outputs_is_what_a_fresh_adapter_does(norm: str) -> 
 def test_settings_vary_one_option_at_a_time() -> None:
     settings = settings_to_try()
     assert len(set(settings)) == len(settings)
-    assert {one.routing_norm for one in settings} == {"slice", "token", "tensor"}
+    assert {one.routing_norm for one in settings} == set(ROUTING_NORMS)
+    assert {one.feature_slice for one in settings} == set(FEATURE_SLICES)
     assert {one.num_experts for one in settings} == {2, 4, 8, 64}
 
 
@@ -119,6 +121,7 @@ def test_the_command_on_a_frozen_model_and_a_run(tmp_path: Path) -> None:
     assert float(run["moved"]) > 0
     by_norm = {line["routing_norm"]: line for line in lines if line["gamma_routing"] == "0.0000"}
     assert float(by_norm["slice"]["entropy"]) < float(by_norm["token"]["entropy"]) < 1
+    assert float(by_norm["standard"]["constant"]) < 1e-3 < float(by_norm["scaled"]["constant"])  # no feature has a mean
     assert by_norm["slice"]["busiest"] == frozen["busiest"]  # no norm, and no gamma before training, changes who wins
     text = written[0].read_text(encoding="utf-8")
     assert "9 rows" in text or "rows 9" in text

@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lime.analysis.decisions.passes import NORMS, Setting
+from lime.analysis.decisions.passes import Setting
 from lime.analysis.decisions.tables import Found, depth_of, projection_of
 from lime.analysis.study.record import ONE_EXPERT
 from lime.experiments.figures.style import COLOURS, look, new_figure, styled
+from lime.tuner.settings import ROUTING_NORMS
 
 FIGURES = ("entropy", "busiest", "agreement", "trained")
 """What may be drawn; `trained` where there are runs."""
@@ -32,7 +33,7 @@ def figures(found: Sequence[Found]) -> dict[str, Figure]:
     runs = {one.source: one for one in found if one.setting is None}
     default = Setting()
     entropy = {
-        f"gamma_routing = {gamma:g}": {norm: frozen[Setting(norm, gamma_routing=gamma)] for norm in NORMS}
+        f"gamma_routing = {gamma:g}": {norm: frozen[Setting(norm, gamma_routing=gamma)] for norm in ROUTING_NORMS}
         for gamma in (default.gamma_routing, 0.0)
     }
     sliced = {

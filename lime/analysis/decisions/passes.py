@@ -25,12 +25,9 @@ from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.model import lime_layers, routing_state
 from lime.tuner.routing.recorder import TokenRecorder
 from lime.tuner.routing.router import Router
-from lime.tuner.settings import LimeSettings
+from lime.tuner.settings import CALIBRATED_NORMS, ROUTING_NORMS, LimeSettings
 
 log = logging.getLogger(__name__)
-
-NORMS = ("slice", "token", "tensor")
-"""Those that need no training rows."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,16 @@ class Setting:
 
 
 def settings_to_try() -> list[Setting]:
-    """For each norm the defaults, and each of the other options varied by itself."""
+    """For each norm the defaults, and each of the other options varied by itself; less for those calibrated on rows."""
     changes: list[dict[str, Any]] = [{}]
     changes += [{"gamma_routing": gamma} for gamma in (0.0, 1.0)]
     changes += [{"num_experts": experts} for experts in (2, 8, 64)]
     changes += [{"feature_slice": features} for features in ("random", "central", "trailing")]
     changes += [{"temperature": 0.25}, {"num_experts": 64, "gamma_routing": 0.0}]
-    return [Setting(norm, **change) for norm in NORMS for change in changes]
+    rows: list[dict[str, Any]] = [{}, {"gamma_routing": 0.0}, {"num_experts": 64}, {"feature_slice": "variance"}]
+    settings = [Setting(norm, **change) for norm in ROUTING_NORMS if norm not in CALIBRATED_NORMS for change in changes]
+    settings += [Setting(norm, **change) for norm in CALIBRATED_NORMS for change in rows]
+    return [*settings, Setting(feature_slice="variance")]
 
 
 @dataclass
@@ -77,11 +77,15 @@ class Frozen:
         """Probabilities and weights of every token, (N, E), before training: the update is zero.
 
         Args:
-            base: what the setting does not say; every token decides for itself, whatever its `n_gram`.
+            base: what the setting does not say; every token decides for itself, whatever its `n_gram`. What a
+                run calibrates on training rows is calibrated on these rows here.
         """
         settings = replace(base, router="zero", n_gram=1, **vars(setting))
         router = Router(shape_of(self.layer.base_layer), settings, self.layer.key, torch.float32).eval()
         together = setting.routing_norm != "tensor"  # that norm looks at all tokens of a batch, here of a row
+        if settings.calibrates:
+            z_NO = torch.cat(self.outputs).float()
+            router.calibrate(z_NO.mean(0), z_NO.var(0, correction=0))
         z_parts = [torch.cat(self.outputs)] if together else self.outputs
         parts = []
         for z_TO in z_parts:
