@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lime.method.deltas.table import type_options
 from lime.tuner.config import LimeConfig
+from lime.tuner.layers.base import LimeLayer
 from lime.tuner.layers.leaving import remove_adapter
 from lime.tuner.model import embedding_keys, lime_layers, routing_state
 from lime.tuner.presets import preset_settings
@@ -227,7 +228,7 @@ def _difference(saved: dict[str, tuple[int, ...]], expected: dict[str, tuple[int
 
 def has_routing(model: nn.Module) -> bool:
     """Whether a model has LiME layers, so that `record` can record something."""
-    return any(layer.routes for layer in lime_layers(model))
+    return any(module.routes for module in model.modules() if isinstance(module, LimeLayer))
 
 
 @contextlib.contextmanager

@@ -331,7 +331,7 @@ def lime_layers(model: nn.Module) -> list[LimeLayer]:
 
 def routing_state(model: nn.Module) -> RoutingState | None:
     """The open calls and recorder of a model with LiME; nothing without."""
-    return next((layer.routing_state for layer in lime_layers(model)), None)
+    return next((module.routing_state for module in model.modules() if isinstance(module, LimeLayer)), None)
 
 
 def register() -> None:
