@@ -16,6 +16,7 @@ from lime.embedded.benchmark.chance import Rng, pick
 from lime.embedded.benchmark.icons import icon
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
+IN_A_WORD = "Answer with one word."
 ASKED = "What is in the picture? Answer with its name."
 
 
@@ -34,9 +35,9 @@ def scene(rng: Rng, skill: str | None = None) -> Example:
     pixels, a = scenes_image.scene(rng)
     skill = skill or pick(rng, ("colour", "shape", "count", "description"))
     question, answer = {
-        "colour": (f"What colour is the {a['shape']}?", a["color"]),
-        "shape": (f"Which shape is {a['color']}?", a["shape"]),
-        "count": (f"How many {a['color']} objects are there?", NUMBERS[a["k"]]),
+        "colour": (f"What colour is the {a['shape']}? {IN_A_WORD}", a["color"]),
+        "shape": (f"Which shape is {a['color']}? {IN_A_WORD}", a["shape"]),
+        "count": (f"How many {a['color']} objects are there? {IN_A_WORD}", NUMBERS[a["k"]]),
         "description": ("Describe the picture.", _described(a)),
     }[skill]
     return Example(skill, Image.fromarray(pixels), question, answer)
@@ -54,7 +55,7 @@ def pictogram(rng: Rng) -> Example:
     """One pictogram: its name, or its colour."""
     pixels, a = icon(rng)
     if rng.random() < 0.3:
-        return Example("pictogram", Image.fromarray(pixels), f"What colour is the {a['name']}?", a["color"])
+        return Example("pictogram", Image.fromarray(pixels), f"What colour is the {a['name']}? {IN_A_WORD}", a["color"])
     return Example("pictogram", Image.fromarray(pixels), ASKED, a["name"])
 
 

@@ -30,6 +30,9 @@ WORDS_SHARE = 0.2
 """Part of the time in which the projector learns words, without the language model."""
 MOST_PICTURES = 20_000
 """Pictures whose patches are kept for it (1 GB)."""
+SHORT_SHARE = 0.75
+"""Part of the steps through the language model that show a picture once, not twice as the processor does: 1.6 times as
+fast."""
 SHARPNESS = 30.0
 """Factor on the cosines between patches and words."""
 
@@ -75,15 +78,28 @@ class Encoder:
         }
         return encoded["input_ids"], visual
 
-    def training(self, batch: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs and labels, which are the answer and its end token."""
+    def training(self, batch: Sequence[Example], once: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs and labels, which are the answer and its end token.
+
+        Args:
+            once: each picture is shown whole alone, as one of several pictures is, not whole and in tiles as well.
+        """
         prompts, visual = self.prompts(batch)
+        if once and len(batch) > 1:
+            prompts = [self._whole(prompt) for prompt in prompts]
+            visual["batch_num_images"] = torch.tensor([len(batch)])
         rows = []
         for prompt, example in zip(prompts, batch, strict=True):
             answer = self.tokenizer(f"{example.answer}<|im_end|>", add_special_tokens=False).input_ids
             rows.append((prompt + answer, [IGNORED] * len(prompt) + answer))
         ids, labels = pad(rows, self.tokenizer.pad_token_id)
         return {"input_ids": ids, **visual}, labels
+
+    def _whole(self, prompt: list[int]) -> list[int]:
+        """A prompt with the placeholders of the whole picture and its mark alone."""
+        image = self.tokenizer.convert_tokens_to_ids("<image>")
+        start, tokens = prompt.index(image), self.processor.num_image_tokens
+        return prompt[: start + tokens] + [token for token in prompt[start + tokens :] if token != image]
 
     def words(self, example: Example) -> set[int]:
         """Token ids of the words of the answer, as they stand within a sentence."""
@@ -140,16 +156,19 @@ def train_projector(
     learn_words(model, encoder, stream, minutes=WORDS_SHARE * minutes, seed=seed)
     match_scale(model, patches(model, encoder, list(islice(stream, 16))))
 
+    rest = 60 * (1 - WORDS_SHARE) * minutes
+    short_until = time.monotonic() + SHORT_SHARE * rest
+
     def batches() -> Iterator[tuple[str, Any]]:
         while True:
-            inputs, labels = encoder.training(list(islice(stream, batch_size)))
+            once = time.monotonic() < short_until
+            inputs, labels = encoder.training(list(islice(stream, batch_size)), once)
             yield "answers", (inputs | {"pixel_values": inputs["pixel_values"].bfloat16()}, labels)
 
     def loss(batch: Any) -> Tensor:
         return answer_loss(model, *batch)
 
-    rest = (1 - WORDS_SHARE) * minutes
-    stage = train("answers", trained, batches(), loss, minutes=rest, peak=PEAK, every=20)
+    stage = train("answers", trained, batches(), loss, minutes=rest / 60, peak=PEAK, every=20)
     stage.minutes = minutes
     model.set_attn_implementation("sdpa")
     return stage
