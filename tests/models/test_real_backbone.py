@@ -90,7 +90,7 @@ def test_it_is_built_from_its_wheels_and_trains(tmp_path: Path) -> None:
     run(
         "train.py", "model=smol_llava", f"model.path={folder}", f"data.root={tmp_path}/mini",
         "data.mini.train_per_task=2", "data.mini.test_per_task=1", "data.mini.workers=1", "trainer.batch_size=2",
-        "trainer.max_steps=3", "trainer.log_every_n_steps=1", "trainer.preflight=false", "evaluation.mode=none",
+        "trainer.max_steps=10", "trainer.log_every_n_steps=1", "trainer.preflight=false", "evaluation.mode=none",
         "callbacks.progress=false", f"hydra.run.dir={tmp_path}/run",
     )  # fmt: skip
-    assert json.loads((tmp_path / "run" / "record.json").read_text())["training"]["steps"] == 3
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["training"]["steps"] == 10
