@@ -15,9 +15,35 @@ QWEN2_896 = "qwen2_896"
 """A text model of the width of the 0.5B backbone, four layers, and a small vocabulary, so that the layers decide."""
 
 
+SMOL_135M = "smollm2_135m"
+"""The language model of `model=smol_llava`, with its vocabulary: q and o 576 -> 576, k and v 576 -> 192, 30 layers."""
+_TEXT: dict[str, dict[str, Any]] = {
+    QWEN2_896: {
+        "model_type": "qwen2",
+        "vocab_size": 1024,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+    },
+    SMOL_135M: {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+    },
+}
+
+
 def names() -> tuple[str, ...]:
     """All architectures that can be built."""
-    return (QWEN2_896, *EMBEDDED, *ARCHITECTURES)
+    return (*_TEXT, *EMBEDDED, *ARCHITECTURES)
 
 
 def build(
@@ -46,20 +72,8 @@ def build(
 
 
 def _config(name: str) -> Any:
-    if name == QWEN2_896:
-        return AutoConfig.for_model(
-            "qwen2",
-            vocab_size=1024,
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=4,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            max_position_embeddings=32768,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
+    if name in _TEXT:
+        return AutoConfig.for_model(**_TEXT[name], tie_word_embeddings=True, bos_token_id=None, eos_token_id=None)
     if name in EMBEDDED:
         return AutoConfig.from_pretrained(CHECKPOINTS / name)
     if name in ARCHITECTURES:
