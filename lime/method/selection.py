@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, E experts. Leading dimensions may be any; `BT` stands
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -71,12 +72,11 @@ def select(
     return selected(probabilities_BTE, how).weights_BTE
 
 
-def selected(probabilities_BTE: Tensor, how: RoutingPlan, dim: int = -1, chosen_BTE: Tensor | None = None) -> Selected:
+def selected(probabilities_BTE: Tensor, how: RoutingPlan, dim: int = -1) -> Selected:
     """As `select`, with what a backward pass needs.
 
     Args:
         dim: of the experts.
-        chosen_BTE: the hard set, where it is known: a forward pass found it.
     """
     if how.selection == "dense":
         return Selected(probabilities_BTE)
@@ -84,11 +84,34 @@ def selected(probabilities_BTE: Tensor, how: RoutingPlan, dim: int = -1, chosen_
         raise ValueError(f"selection: expected one of auto, topk, dense, got {how.selection!r}")
     if how.soft:
         return _softly(probabilities_BTE, how, dim)
-    if chosen_BTE is None:
-        chosen_BTE = _hard_set(probabilities_BTE, how, dim)
+    chosen_BTE = _hard_set(probabilities_BTE, how, dim)
     kept_BTE = probabilities_BTE * chosen_BTE
     total_BT1 = kept_BTE.sum(dim, keepdim=True)
     return Selected(kept_BTE / total_BT1, chosen_BTE, total_BT1)
+
+
+def of_logits(logits_EN: Tensor, how: RoutingPlan, chosen_EN: Tensor | None = None) -> Tensor:
+    """Weights by a hard choice, (E, N), experts first: those of `select` on the softmax of the logits, up to rounding.
+    With `auto` the set is `{i : l_i >= max l + log threshold}`, and weights renormalised over it are its softmax.
+
+    Args:
+        chosen_EN: the hard set, where it is known.
+    """
+    if chosen_EN is not None:
+        logits_EN = logits_EN.masked_fill(~chosen_EN, -math.inf)
+    elif how.selection == "topk":
+        logits_EN = logits_EN.masked_fill(~_largest(logits_EN, how.top_k, 0), -math.inf)
+    elif how.selection == "auto":
+        below_EN = logits_EN - logits_EN.amax(0, keepdim=True)
+        if how.max_experts is not None and how.max_experts < len(logits_EN):
+            below_EN.masked_fill_(~_largest(logits_EN, how.max_experts, 0), -math.inf)
+        logits_EN = torch.threshold(below_EN, log_threshold(how.threshold, logits_EN.dtype), -math.inf)
+    return logits_EN.softmax(0)
+
+
+def log_threshold(threshold: float, dtype: torch.dtype) -> float:
+    """Logits above the largest plus this are chosen by `auto`: what equals the threshold stays in."""
+    return math.log(threshold) * (1 + torch.finfo(dtype).eps) - 1e-30 if threshold > 0 else -math.inf
 
 
 def _hard_set(probabilities_BTE: Tensor, how: RoutingPlan, dim: int) -> Tensor:

@@ -90,5 +90,9 @@ class LowRankDelta(Delta):
         """Rows that span the update, its scale included; shape (R, O)."""
         raise NotImplementedError
 
+    def up_and_scale(self) -> tuple[Tensor, float]:
+        """`basis = scale up^T`, `up` of shape (O, R)."""
+        return self.basis().t(), 1.0
+
     def forward(self, x_BTI: Tensor) -> Tensor:
         return self.rank_space(x_BTI) @ self.basis()

@@ -52,3 +52,6 @@ class LoRADelta(LowRankDelta):
 
     def basis(self) -> Tensor:
         return self.B.t() * self.scale
+
+    def up_and_scale(self) -> tuple[Tensor, float]:
+        return self.B, self.scale

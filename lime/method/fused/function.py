@@ -8,7 +8,7 @@ where `(x)` is the row-wise Kronecker product, (E R, N), and `(.)` the column-wi
 the frozen output in place by one product of inner size E R. Its gradients need two products of the same size with the
 incoming gradient; everything between is routing, a few numbers for each token. The gradient of the input is `g W` plus
 one product with `[A; W_S]`: the routing reads E rows of the frozen weight. Between the passes are kept the input, `u`,
-the routing features, the jitter and the chosen set: `R + 2 E` wide numbers and E booleans for each token.
+the routing features, the jitter and the weights after selection: `R + 3 E` numbers for each token.
 
 `operations` computes what lies between the wide products, or the Triton kernels of `lime.method.triton` where they are
 asked for.
@@ -19,7 +19,7 @@ Shapes: N tokens, I inputs, O outputs, R rank, E experts, S the routing features
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lime.method.fused import operations, path
 from lime.method.fused.dropout import Dropout
-from lime.method.fused.parts import Plan, Tokens, Weights
+from lime.method.fused.parts import Kept, Plan, Routed, Tokens, Weights
 from lime.method.once import differentiable_once
 from lime.method.routing import routing_dtype
 
@@ -50,16 +50,18 @@ class Fused(torch.autograd.Function):
         x_NI, cast = _cast(x, weights, plan)
         assert x_NI is not None
         dropout = Dropout.draw(x_NI, plan.dropout) if plan.dropout else None
-        ctx.way = _way()
-        out, state = forward(x_NI, cast, tokens, plan, dropout, ctx.way)
+        way = _way()
+        out, kept, routed, sums = forward(x_NI, cast, tokens, plan, dropout, way)
         needs = ctx.needs_input_grad
-        reads_input = needs[3] or needs[8]  # projection, router
-        kept = (state.u_RN, state.source_EN, state.chosen_EN)
-        ctx.save_for_backward(x if reads_input else None, *weights, *tokens, *kept)
-        ctx.plan, ctx.dropout, ctx.shape, ctx.dtype = plan, dropout, x.shape, x.dtype
-        ctx.set_materialize_grads(False)
-        extra = (state.sum_E, state.statistics, state.own_EN if plan.shows else None)
-        ctx.mark_non_differentiable(*(one for one in extra[1:] if one is not None))
+        if any(needs):
+            reads_input = needs[3] or needs[8]  # projection, router
+            saved = weights._replace(bias=None)
+            ctx.save_for_backward(x if reads_input else None, *saved, *tokens, *kept)
+            ctx.plan, ctx.dropout, ctx.shape, ctx.dtype, ctx.way = plan, dropout, x.shape, x.dtype, way
+            ctx.set_materialize_grads(False)
+        extra = (*sums, routed.own_EN if plan.shows else None)
+        if plan.records or plan.shows:
+            ctx.mark_non_differentiable(*(one for one in extra[1:] if one is not None))
         # No view, so that what follows may change it in place.
         return _unsafe_view(out, (*x.shape[:-1], out.shape[-1])), *extra
 
@@ -67,23 +69,14 @@ class Fused(torch.autograd.Function):
     @differentiable_once
     def backward(ctx: Any, grad: Tensor | None, grad_sum_E: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
-        weights, tokens, kept = Weights(*saved[:9]), Tokens(*saved[9:13]), saved[13:]
+        weights, tokens, kept = Weights(*saved[:9]), Tokens(*saved[9:13]), Kept(*saved[13:])
         x_NI, weights = _cast(x, weights, ctx.plan)
         if grad is None:
             grad = weights.weight.new_zeros(*ctx.shape[:-1], weights.weight.shape[0])
         grad_NO = grad.reshape(-1, grad.shape[-1]).contiguous()
         with torch.autocast(grad.device.type, enabled=False):
             grad_x, *others = backward(
-                grad_NO,
-                grad_sum_E,
-                x_NI,
-                weights,
-                tokens,
-                ctx.plan,
-                ctx.dropout,
-                *kept,
-                needs=ctx.needs_input_grad,
-                way=ctx.way,
+                grad_NO, grad_sum_E, x_NI, kept, weights, tokens, ctx.plan, ctx.dropout, ctx.needs_input_grad, ctx.way
             )
         if grad_x is not None:
             grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
@@ -100,35 +93,27 @@ def _cast(x: Tensor | None, weights: Weights, plan: Plan) -> tuple[Tensor | None
     return None if x is None else x.to(plan.dtype), weights._replace(weight=weights.weight.to(plan.dtype), bias=bias)
 
 
-class State(NamedTuple):
-    """What the forward pass of a layer leaves beside its output; `source_EN` are the routing features of the frozen
-    output, or the logits of a learned router."""
-
-    u_RN: Tensor
-    source_EN: Tensor
-    chosen_EN: Tensor | None
-    own_EN: Tensor | None
-    sum_E: Tensor | None
-    statistics: Tensor | None
-
-
 def forward(
     x_NI: Tensor, weights: Weights, tokens: Tokens, plan: Plan, dropout: Dropout | None, way: Any
-) -> tuple[Tensor, State]:
-    """Output (N, O) and what the backward pass needs, by the `add_update` of `way`."""
+) -> tuple[Tensor, Kept, Routed, tuple[Tensor | None, Tensor | None]]:
+    """Output (N, O) by the `add_update` of `way`, what the backward pass needs, and the sums of the routing."""
     wide = routing_dtype(weights.weight.dtype)
     z_NO = F.linear(x_NI, weights.weight, weights.bias)
-    basis_RO = weights.basis.to(wide)
+    basis_RO = weights.up.t().to(wide).contiguous()
+    if plan.scale != 1:
+        basis_RO = basis_RO * plan.scale
     u_RN, source_EN = _taps(x_NI, weights, dropout)
     if source_EN is None:
         source_EN = weights.pick(z_NO, plan).t().to(wide, copy=True, memory_format=torch.contiguous_format)
     routed = way.add_update(z_NO, u_RN, source_EN, basis_RO, weights, tokens, plan)
-    sum_E = statistics = None
+    weights_EN = routed.weights_EN if way is operations and not plan.routing.soft else None
+    kept = Kept(u_RN, source_EN, basis_RO, weights_EN, routed.chosen_EN)
+    sums: tuple[Tensor | None, Tensor | None] = (None, None)
     if plan.records:
         assert routed.shared_EN is not None
         assert routed.weights_EN is not None
-        sum_E, statistics = _sums(routed.shared_EN, routed.weights_EN, tokens)
-    return z_NO, State(u_RN, source_EN, routed.chosen_EN, routed.own_EN, sum_E, statistics)
+        sums = _sums(routed.shared_EN, routed.weights_EN, tokens)
+    return z_NO, kept, routed, sums
 
 
 def _way() -> Any:
@@ -168,27 +153,24 @@ def backward(
     grad_NO: Tensor,
     grad_sum_E: Tensor | None,
     x_NI: Tensor | None,
+    kept: Kept,
     weights: Weights,
     tokens: Tokens,
     plan: Plan,
     dropout: Dropout | None,
-    u_RN: Tensor,
-    source_EN: Tensor,
-    chosen_EN: Tensor | None,
-    *,
     needs: tuple[bool, ...],
     way: Any,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `x`, (N, I), and of the tensors of `Weights` up to `router`, in that order."""
-    basis_RO = weights.basis.to(u_RN.dtype)
-    found = way.backward(grad_NO, grad_sum_E, u_RN, source_EN, chosen_EN, basis_RO, weights, tokens, plan)
+    found = way.backward(grad_NO, grad_sum_E, kept, weights, tokens, plan)
     grad_x, grad_projection, grad_router = _taps_backward(grad_NO, found.taps, x_NI, weights, plan, dropout, needs)
+    up = weights.up
     return (
         grad_x,
         None,
         None,
         grad_projection,
-        found.basis_RO.to(weights.basis.dtype),
+        torch.mul(found.basis_RO.t(), plan.scale, out=torch.empty_like(up)),
         found.experts_EO.to(weights.experts.dtype),
         None if found.shared_O is None or weights.shared is None else found.shared_O.to(weights.shared.dtype),
         None if found.gamma is None or weights.gamma is None else found.gamma.to(weights.gamma.dtype),

@@ -24,6 +24,7 @@ class Plan:
         dropout: probability of dropping an input feature of the update.
         records: return sums of the routing.
         shows: return the probabilities before windows.
+        scale: of the update.
         dtype: dtype of the input and the frozen layer in the wide products, where it is not their own (autocast).
     """
 
@@ -32,6 +33,7 @@ class Plan:
     dropout: float = 0.0
     records: bool = False
     shows: bool = False
+    scale: float = 1.0
     dtype: torch.dtype | None = None
 
 
@@ -42,7 +44,7 @@ class Weights(NamedTuple):
         weight: frozen W0, (O, I).
         bias: frozen b0, (O,).
         projection: A of `u = A x`, (R, I).
-        basis: (R, O) of `zhat = u @ basis`, scale included.
+        up: (O, R), of `zhat = u @ basis`, `basis = scale up^T`.
         experts: `p_i`, (E, O).
         shared: `p_s`, (O,), and with it `gamma`, (1,).
         router: learned router, (E, I).
@@ -52,7 +54,7 @@ class Weights(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     projection: Tensor
-    basis: Tensor
+    up: Tensor
     experts: Tensor
     shared: Tensor | None = None
     gamma: Tensor | None = None
@@ -86,15 +88,34 @@ class Routed(NamedTuple):
     """What the routing of a forward pass leaves, each (E, N).
 
     Attributes:
-        chosen_EN: the hard set, boolean; absent where all experts take part.
+        chosen_EN: the hard set, boolean, where a kernel found it.
         own_EN: probabilities before windows; where asked for.
-        shared_EN, weights_EN: probabilities after windows, and weights after selection; where asked for.
+        shared_EN, weights_EN: probabilities after windows, where asked for, and weights after selection, zero at
+            padding; kernels leave these only where they are asked for.
     """
 
     chosen_EN: Tensor | None
     own_EN: Tensor | None
     shared_EN: Tensor | None
     weights_EN: Tensor | None
+
+
+class Kept(NamedTuple):
+    """What a forward pass keeps for its backward pass.
+
+    Attributes:
+        u_RN: the input in the update's rank space.
+        source_EN: routing features of the frozen output, or the logits of a learned router.
+        basis_RO: the basis, in the dtype of `u`.
+        weights_EN: weights of a hard choice, zero at padding; or
+        chosen_EN: its set, of which they are computed again.
+    """
+
+    u_RN: Tensor
+    source_EN: Tensor
+    basis_RO: Tensor
+    weights_EN: Tensor | None = None
+    chosen_EN: Tensor | None = None
 
 
 class Gradients(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lime.method.fused import operations
-from lime.method.fused.parts import Gradients, Plan, Routed, Tokens, Weights
+from lime.method.fused.parts import Gradients, Kept, Plan, Routed, Tokens, Weights
 
 
 @functools.cache
@@ -42,22 +42,15 @@ def add_update(
 
 
 def backward(
-    grad_NO: Tensor,
-    grad_sum_E: Tensor | None,
-    u_RN: Tensor,
-    source_EN: Tensor,
-    chosen_EN: Tensor | None,
-    basis_RO: Tensor,
-    weights: Weights,
-    tokens: Tokens,
-    plan: Plan,
+    grad_NO: Tensor, grad_sum_E: Tensor | None, kept: Kept, weights: Weights, tokens: Tokens, plan: Plan
 ) -> Gradients:
     """As `lime.method.fused.operations.backward`: three launches around the two products with the incoming gradient.
 
     Windows and soft masks are left to torch, beside what `add_update` leaves.
     """
-    given = (grad_NO, grad_sum_E, u_RN, source_EN, chosen_EN, basis_RO, weights, tokens, plan)
-    if tokens.anchor_N is not None or plan.routing.soft or not _takes(grad_NO, weights, plan):
+    given = (grad_NO, grad_sum_E, kept, weights, tokens, plan)
+    by_torch = kept.chosen_EN is None and plan.routing.selection != "dense"  # the forward pass was
+    if by_torch or tokens.anchor_N is not None or plan.routing.soft or not _takes(grad_NO, weights, plan):
         return operations.backward(*given)
     from lime.method.triton import checking, launches
 

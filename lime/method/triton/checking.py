@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lime.method.fused import operations
-from lime.method.fused.parts import Plan, Tokens, Weights
+from lime.method.fused.parts import Kept, Plan, Tokens, Weights
 from lime.method.triton import launches
 
 log = logging.getLogger(__name__)
@@ -40,10 +40,11 @@ def forward_agrees(
         given = (u, source, basis, _like(weights, random), tokens, plan)
         z_by_torch = z.clone()
         expected, got = operations.add_update(z_by_torch, *given), launches.add_update(z, *given)
+        weights_EN = _weights_everywhere(z_NO, *given)
+        expected = expected._replace(weights_EN=weights_EN)
         same_N = torch.ones(len(z), dtype=torch.bool, device=z.device)
-        if expected.chosen_EN is not None:
-            assert got.chosen_EN is not None
-            same_N = (expected.chosen_EN == got.chosen_EN).all(0)
+        if got.chosen_EN is not None:
+            same_N = ((weights_EN > 0) == got.chosen_EN).all(0)
             if (apart := int((~same_N).sum())) > 1 + CLOSE_CALLS * len(z):
                 return f"{apart} of {len(z)} tokens have other experts"
         tolerance = TOLERANCES[z.dtype]
@@ -57,32 +58,35 @@ def forward_agrees(
 
 
 def backward_agrees(
-    grad_NO: Tensor,
-    grad_sum_E: Tensor | None,
-    u_RN: Tensor,
-    source_EN: Tensor,
-    chosen_EN: Tensor | None,
-    basis_RO: Tensor,
-    weights: Weights,
-    tokens: Tokens,
-    plan: Plan,
+    grad_NO: Tensor, grad_sum_E: Tensor | None, kept: Kept, weights: Weights, tokens: Tokens, plan: Plan
 ) -> bool:
     """As `forward_agrees`, of the three kernels of the backward pass."""
 
     def difference() -> str:
         random = _random(grad_NO.device)
-        u, source, basis = (random(one) for one in (u_RN, source_EN, basis_RO))
-        made, z = _like(weights, random), random(grad_NO)
-        chosen = operations.add_update(z, u, source, basis, made, tokens, plan).chosen_EN
+        u, source, basis = (random(one) for one in kept[:3])
+        made = _like(weights, random)
+        weights_EN = _weights_everywhere(grad_NO, u, source, basis, made, tokens, plan)
+        chosen = None if kept.chosen_EN is None else weights_EN > 0
         grad_sum = None if grad_sum_E is None else random(grad_sum_E)
-        given = (random(grad_NO), grad_sum, u, source, chosen, basis, made, tokens, plan)
+        given = (random(grad_NO), grad_sum, Kept(u, source, basis, None, chosen), made, tokens, plan)
         for one, other in zip(launches.backward(*given), operations.backward(*given), strict=True):
             if one is not None and other is not None and (text := _difference(one, other, TOLERANCES[grad_NO.dtype])):
                 return text
         return ""
 
-    kind = ("backward", grad_sum_E is None, *_kind(grad_NO, basis_RO, weights, tokens, plan))
+    kind = ("backward", grad_sum_E is None, *_kind(grad_NO, kept.basis_RO, weights, tokens, plan))
     return _once(kind, difference)
+
+
+def _weights_everywhere(
+    z_NO: Tensor, u: Tensor, source: Tensor, basis: Tensor, weights: Weights, tokens: Tokens, plan: Plan
+) -> Tensor:
+    """Weights after selection, at padding too, as the kernels leave them."""
+    unpadded = tokens._replace(kept_N=None)
+    weights_EN = operations.add_update(z_NO.clone(), u, source, basis, weights, unpadded, plan).weights_EN
+    assert weights_EN is not None
+    return weights_EN
 
 
 def _once(kind: tuple[Hashable, ...], difference: Callable[[], str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lime.method.fused.parts import Gradients, Plan, Routed, Tokens, Weights
+from lime.method.fused.parts import Gradients, Kept, Plan, Routed, Tokens, Weights
 from lime.method.triton import backward_kernels, forward_kernels
 
 TOKENS, OUTPUTS = 32, 128
@@ -78,17 +78,10 @@ def add_update(
 
 
 def backward(
-    grad_NO: Tensor,
-    grad_sum_E: Tensor | None,
-    u_RN: Tensor,
-    source_EN: Tensor,
-    chosen_EN: Tensor | None,
-    basis_RO: Tensor,
-    weights: Weights,
-    tokens: Tokens,
-    plan: Plan,
+    grad_NO: Tensor, grad_sum_E: Tensor | None, kept: Kept, weights: Weights, tokens: Tokens, plan: Plan
 ) -> Gradients:
     """Three launches around the two products with the incoming gradient, and one small product."""
+    u_RN, source_EN, basis_RO, _, chosen_EN = kept
     (N, width), (E, R) = grad_NO.shape, (len(source_EN), len(u_RN))
     experts_EO = weights.experts.contiguous()
     chosen = None if chosen_EN is None else chosen_EN.view(torch.uint8)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lime.method.routing import DIVISOR_FLOOR, routing_dtype
+from lime.method.selection import log_threshold
 from lime.tuner.layers.parts import Adapter
 from lime.tuner.routing.call import TowerCall
 from lime.tuner.routing.router import Router
@@ -122,10 +123,8 @@ def constants_of(part: Adapter, active: Any) -> Constants:
         bias_G[rank : rank + E] = router.pick(base.bias)
     blend_DE = torch.eye(E + 1, E, dtype=dtype, device=A_RI.device)
     g, tau, theta = settings.gamma_routing, settings.temperature, settings.auto_topk_threshold
-    limit = None
-    if settings.selection == "auto" and settings.max_experts is None and theta > 0:
-        exact = torch.tensor(math.log(theta), dtype=dtype)
-        limit = min(float(torch.nextafter(exact, exact.new_tensor(-math.inf))), -1e-30)  # what equals it stays in
+    by_limit = settings.selection == "auto" and settings.max_experts is None and theta > 0
+    limit = log_threshold(theta, dtype) if by_limit else None
     trained = tuple(one for one in (*delta.parameters(), *part.modulators) if not one.is_inference())
     return Constants(
         router,

@@ -35,19 +35,21 @@ def fused_forward(part: Adapter, x: Tensor, dtype: torch.dtype, call: TowerCall 
 
     records = call is not None and call.recorder is not None
     caches = call is not None and call.wants_decisions(settings.n_gram, settings.window_anchor)
+    up, scale = part.delta.up_and_scale()
     plan = Plan(
         router.plan,
         router.start,
         part.delta.dropout if part.delta.drops else 0.0,
         records,
         caches,
+        scale,
         None if x.dtype == base.weight.dtype == dtype else dtype,
     )
     weights = Weights(
         base.weight,
         base.bias,
         part.delta.projection(),
-        part.delta.basis(),
+        up,
         experts_EO,
         shared_O,
         gamma,

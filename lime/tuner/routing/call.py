@@ -198,7 +198,7 @@ class TowerCall:
 
     def anchor_index(self, layer: str, x: Tensor, n_gram: int, anchor: str) -> tuple[Tensor, Tensor]:
         """Over the tokens of a layer's input end to end, (N,): each token's deciding token, of this call, as an index
-        into them; and whether it decides for itself.
+        into them, int32; and whether it decides for itself.
 
         Raises:
             ValueError: real tokens and padding cannot be told apart.
@@ -210,7 +210,7 @@ class TowerCall:
             alone = windows.is_anchor(columns).flatten()
             tokens = x.shape[-2]
             first = torch.arange(0, alone.numel(), tokens, device=x.device).view(*x.shape[:-2], 1)
-            self._index[key] = ((columns.clamp_min(0) + first).flatten(), alone)
+            self._index[key] = ((columns.clamp_min(0) + first).flatten().int(), alone)  # every layer keeps the index
         return self._index[key]
 
     def _check_windows(self, layer: str) -> None:

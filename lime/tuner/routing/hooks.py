@@ -113,7 +113,7 @@ def secure_checkpointing(tower: nn.Module, state: RoutingState) -> None:
         ValueError: reentrant checkpointing, which silently loses the balance losses' gradient.
     """
     for module in tower.modules():
-        if not getattr(module, "gradient_checkpointing", False):
+        if not vars(module).get("gradient_checkpointing"):  # where it is on, the instance says so
             continue
         function = getattr(module, "_gradient_checkpointing_func", None)
         options = dict(getattr(function, "keywords", None) or {})
