@@ -18,7 +18,11 @@ from lime.system.printing import latex as tex
 from lime.system.printing import markdown as md
 from lime.system.tables import NONE, points
 
-COSTS: dict[str, tuple[str, Callable[[Training], float]]] = {
+COSTS: dict[str, tuple[str, Callable[[Training], float | None]]] = {
+    "validation_loss": (
+        "validation loss",
+        lambda training: training.validation[-1]["loss"] if training.validation else None,
+    ),
     "step_seconds": ("seconds a step", lambda training: training.seconds / training.steps),
     "rows_per_second": ("rows a second", lambda training: training.samples_per_second),
     "peak_memory_gb": ("peak memory, GB", lambda training: training.peak_memory_mb / 1e3),
@@ -128,7 +132,7 @@ def markdown(table: SweepTable) -> str:
     if not table.scored:
         heads = [names[0], "seeds", "parameters", *(heading for heading, _ in COSTS.values())]
         costs = [[*_named(row), *_costs(row)] for row in table.rows]
-        parts = ["What training took, means over seeds; no run was evaluated.", tables.markdown_table(heads, costs)]
+        parts = ["What training came to, means over seeds; no run was evaluated.", tables.markdown_table(heads, costs)]
     elif table.baseline is not None:
         others = [row for row in table.rows if row.label != table.baseline]
         differences = [[md(row.label), *(_difference(row.differences[g]) for g in table.groups)] for row in others]
@@ -201,11 +205,12 @@ WRITERS: dict[str, Callable[[SweepTable], str]] = {"md": markdown, "csv": csv_te
 
 
 def _costs_of(records: Sequence[Record]) -> dict[str, float]:
-    """Mean of each of :data:`COSTS` over the runs that were trained; empty where none was."""
+    """Mean of each of :data:`COSTS` that all trained runs have; empty where none was trained."""
     trained = [record.training for record in records if record.training is not None and record.training.steps]
     if not trained:
         return {}
-    return {column: float(np.mean([of(one) for one in trained])) for column, (_, of) in COSTS.items()}
+    values = {column: [of(one) for one in trained] for column, (_, of) in COSTS.items()}
+    return {column: float(np.mean(every)) for column, every in values.items() if None not in every}  # type: ignore[arg-type]
 
 
 def _marked(
@@ -243,7 +248,7 @@ def _parameters(row: Row) -> str:
 
 def _costs(row: Row) -> list[str]:
     found = _costs_of(row.point.records)
-    return [f"{found[column]:.3g}" if column in found else NONE for column in COSTS]
+    return [f"{found[column]:.4g}" if column in found else NONE for column in COSTS]
 
 
 def _mean(mean: SeedMean | None) -> str:
