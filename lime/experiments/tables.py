@@ -61,6 +61,12 @@ class SweepTable:
         return any(mean is not None for row in self.rows for mean in row.means.values())
 
     @property
+    def costs(self) -> list[str]:
+        """Which of :data:`COSTS` any row has; all but the loss of a validation that did not take place."""
+        known = [_costs_of(row.point.records) for row in self.rows]
+        return [column for column in COSTS if column != "validation_loss" or any(column in one for one in known)]
+
+    @property
     def score_in_words(self) -> str:
         """What the score is: the metrics of the tasks."""
         records = [record for row in self.rows for record in row.point.records]
@@ -130,8 +136,8 @@ def markdown(table: SweepTable) -> str:
         tables.markdown_table([names[0], "seeds", "parameters", *names[1:]], means),
     ]
     if not table.scored:
-        heads = [names[0], "seeds", "parameters", *(heading for heading, _ in COSTS.values())]
-        costs = [[*_named(row), *_costs(row)] for row in table.rows]
+        heads = [names[0], "seeds", "parameters", *(COSTS[column][0] for column in table.costs)]
+        costs = [[*_named(row), *_costs(row, table.costs)] for row in table.rows]
         parts = ["What training came to, means over seeds; no run was evaluated.", tables.markdown_table(heads, costs)]
     elif table.baseline is not None:
         others = [row for row in table.rows if row.label != table.baseline]
@@ -188,14 +194,13 @@ def latex(table: SweepTable) -> str:
     def mean(value: SeedMean | None) -> str:
         return _mean(value).replace(" ± ", r"\,$\pm$\,")
 
-    columns = (
-        [table.title(group) for group in table.groups] if table.scored else [_capital(n) for n, _ in COSTS.values()]
-    )
+    costs = [_capital(COSTS[column][0]) for column in table.costs]
+    columns = [table.title(group) for group in table.groups] if table.scored else costs
     heads = [_heading(table), "Seeds", "Parameters", *columns]
     rows = []
     for row in table.rows:
         marks = (r"\textbf{{{}}}", r"\underline{{{}}}")
-        values = _marked(table, row, mean, marks) if table.scored else _costs(row)
+        values = _marked(table, row, mean, marks) if table.scored else _costs(row, table.costs)
         rows.append([tex(_label(row)), tex(_seeds(row)), tex(_parameters(row)), *values])
     return tables.latex_table([tex(head) for head in heads], rows)
 
@@ -246,9 +251,9 @@ def _parameters(row: Row) -> str:
     return " or ".join(f"{count:,}" for count in row.parameters) or NONE
 
 
-def _costs(row: Row) -> list[str]:
-    found = _costs_of(row.point.records)
-    return [f"{found[column]:.4g}" if column in found else NONE for column in COSTS]
+def _costs(row: Row, columns: Sequence[str]) -> list[str]:
+    known = _costs_of(row.point.records)
+    return [f"{known[column]:.4g}" if column in known else NONE for column in columns]
 
 
 def _mean(mean: SeedMean | None) -> str:

@@ -59,6 +59,7 @@ def test_rows_of_features(name: str) -> None:
     model, _ = lime.apply(mlp, **options)  # type: ignore[arg-type]
     disturb(model)
     x = torch.randn(5, 32)
+    lime.tuner.calibrate(model, [{"input": x}])
     if table.TYPES[TYPES[name].options["peft"]].by_sequence:
         with pytest.raises(ValueError, match="which of them form a sequence is unknown"):
             model(x)

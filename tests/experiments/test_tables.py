@@ -166,6 +166,10 @@ def test_runs_without_scores_show_what_training_took(tmp_path: Path) -> None:
     table = make_table(found)
     assert "| moe_lora | 1 | 1,000 | 4 | 2 | 2 |" in markdown(table)
     assert r"moe\_lora & 1 & 1,000 & 4 & 2 & 2 \\" in latex(table)
+    assert "validation loss" not in markdown(table)
+    validated = dataclasses.replace(cost(10, 1000).training or Training(), validation=[{"step": 5, "loss": 0.51234}])
+    searched = sweep(tmp_path / "search", [({"method": "lora"}, {1: record(1, {}, training=validated)})])
+    assert "| lora | 1 | 1,000 | 0.5123 | 2 |" in markdown(make_table(read_sweep(searched)))
     rows = list(csv.DictReader(io.StringIO(csv_text(table))))
     assert [float(row["step_seconds"]) for row in rows] == [2.0, 4.0]
     time, _, memory, _ = draw(found).axes
