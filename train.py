@@ -10,16 +10,13 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from lime.config.schema import TrainConfig
 from lime.experiments.resume import ResumingSweep
 from lime.jobs.command_line import launch
-from lime.jobs.meanwhile import meanwhile
 
 
 def run(config: TrainConfig, output_dir: Path, overrides: list[str]) -> None:
     # after the configuration was checked: this imports the model libraries
-    with meanwhile(config) as imported:
-        from lime.jobs.train import train
+    from lime.jobs.train import train
 
-        imported()
-        train(config, output_dir, overrides)
+    train(config, output_dir, overrides)
 
 
 def report(folder: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import sys
 from collections import Counter
 from itertools import pairwise
@@ -17,7 +16,6 @@ from lime.data.rows import MMTDataset
 from lime.data.tasks import TASKS
 from lime.embedded.benchmark import __main__ as command
 from lime.embedded.benchmark import builder, ensure, generate
-from lime.embedded.benchmark.ahead import generated_ahead
 from lime.embedded.benchmark.tasks import MINI_TASKS
 from tests.mini.conftest import TEST, TRAIN
 
@@ -156,7 +154,7 @@ def test_ensure_generates_once_and_again_when_files_are_missing(
 ) -> None:
     calls = []
 
-    def build(root: Path, settings: builder.Settings, *_: object) -> None:
+    def build(root: Path, settings: builder.Settings, workers: int) -> None:
         calls.append(settings)
         (root / "MMT_47").mkdir(parents=True)
         (root / "MMT_47" / "dataset_dict.json").write_text("{}")
@@ -188,7 +186,7 @@ def test_a_failed_generation_leaves_the_old_data_and_no_remains(
     target.mkdir()
     (target / "manifest.json").write_text(json.dumps({"name": "mmt47_mini", "format": 0}))
 
-    def build(root: Path, settings: builder.Settings, *_: object) -> None:
+    def build(root: Path, settings: builder.Settings, workers: int) -> None:
         root.mkdir()
         raise OSError("disk full")
 
@@ -234,7 +232,7 @@ def test_a_failed_exchange_brings_the_old_data_back(tmp_path: Path, monkeypatch:
     target.mkdir()
     (target / "manifest.json").write_text(json.dumps({"name": "mmt47_mini", "format": 0}))
     # Nothing was built, so there is nothing to put in its place.
-    monkeypatch.setattr(builder, "_build", lambda root, *_: None)
+    monkeypatch.setattr(builder, "_build", lambda root, settings, workers: None)
     with pytest.raises(OSError, match="cannot be written to"):
         generate(target, train_per_task=1, test_per_task=1)
     assert json.loads((target / "manifest.json").read_text())["format"] == 0
@@ -264,7 +262,7 @@ def test_what_somebody_put_into_a_root_stays(tmp_path: Path, monkeypatch: pytest
     (root / name).write_text("precious")
     (tmp_path / ".data.old").mkdir()  # names that this program does not use
     (tmp_path / ".data.building").mkdir()
-    monkeypatch.setattr(builder, "_build", lambda root, *_: root.mkdir())
+    monkeypatch.setattr(builder, "_build", lambda root, settings, workers: root.mkdir())
     with pytest.raises(FileExistsError, match=Path(name).name if "hidden" not in name else name):
         ensure(root, train_per_task=1, test_per_task=1, workers=1)
     assert (root / name).read_text() == "precious"
@@ -278,34 +276,8 @@ def test_a_root_behind_a_link_is_replaced_where_it_lies(tmp_path: Path, monkeypa
     (tmp_path / "disk" / "data").mkdir(parents=True)
     (tmp_path / "disk" / "data" / "manifest.json").write_text(json.dumps({"name": "mmt47_mini", "format": 0}))
     (tmp_path / "data").symlink_to(tmp_path / "disk" / "data")
-    monkeypatch.setattr(builder, "_build", lambda root, *_: root.mkdir())
+    monkeypatch.setattr(builder, "_build", lambda root, settings, workers: root.mkdir())
     ensure(tmp_path / "data", train_per_task=1, test_per_task=1, workers=1)
     assert (tmp_path / "data").is_symlink()
     assert not list((tmp_path / "disk" / "data").iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "disk"]
-
-
-def test_what_was_begun_ahead_is_waited_for(tmp_path: Path) -> None:
-    sizes = {"seed": 3, "train_per_task": 1, "test_per_task": 1}
-    generate(tmp_path / "alone", **sizes, workers=1)
-    with generated_ahead(tmp_path / "ahead", **sizes) as imported:
-        imported()
-        assert ensure(tmp_path / "ahead", **sizes) == tmp_path / "ahead"
-    assert files(tmp_path / "ahead") == files(tmp_path / "alone")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ahead", "alone"]
-
-
-def test_an_error_stops_what_was_begun_ahead(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such model"), generated_ahead(tmp_path / "data"):
-        raise ValueError("no such model")
-    assert list(tmp_path.iterdir()) == []
-    assert multiprocessing.active_children() == []
-
-
-def test_what_is_refused_ahead_is_told_to_who_needs_it(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    with generated_ahead(tmp_path, train_per_task=1, test_per_task=1) as imported:
-        imported()
-        with pytest.raises(FileExistsError, match="not the embedded benchmark"):
-            ensure(tmp_path, train_per_task=1, test_per_task=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,18 +98,11 @@ def generate(
 
 
 def ensure(
-    root: str | Path,
-    *,
-    seed: int = 0,
-    train_per_task: int = 140,
-    test_per_task: int = 60,
-    workers: int = 2,
-    before_tables: Callable[[], object] | None = None,
+    root: str | Path, *, seed: int = 0, train_per_task: int = 140, test_per_task: int = 60, workers: int = 2
 ) -> Path:
     """`root`, generated first where it is absent, incomplete, or was generated from other settings.
 
-    Safe to call from several processes and threads at once. `before_tables` is called when all rows are made, before
-    the `datasets` library writes them. Raises as `generate`.
+    Safe to call from several processes at once. Raises as `generate`.
     """
     settings = Settings(seed, train_per_task, test_per_task)
     root = Path(root)
@@ -119,7 +112,7 @@ def ensure(
         place = Path(os.path.realpath(root))
         with locked(_beside(place, "lock")):
             if not _complete(place, settings):
-                _generate(place, settings, workers, before_tables)
+                _generate(place, settings, workers)
     return root
 
 
@@ -141,7 +134,7 @@ def _beside(root: Path, suffix: str) -> Path:
     return root.parent / f".lime-{suffix}.{root.name}"
 
 
-def _generate(root: Path, settings: Settings, workers: int, before_tables: Callable[[], object] | None = None) -> None:
+def _generate(root: Path, settings: Settings, workers: int) -> None:
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
     _refuse_foreign(root)
@@ -152,7 +145,7 @@ def _generate(root: Path, settings: Settings, workers: int, before_tables: Calla
         remove(path)
     log.info("generating the embedded benchmark at %s: %s, %d processes", root, settings, workers)
     try:
-        _build(building, settings, workers, before_tables)
+        _build(building, settings, workers)
         if root.exists():
             root.rename(old)
         try:
@@ -188,7 +181,7 @@ def _foreign(root: Path) -> str:
     return ""
 
 
-def _build(root: Path, settings: Settings, workers: int, before_tables: Callable[[], object] | None) -> None:
+def _build(root: Path, settings: Settings, workers: int) -> None:
     sizes: dict[Part, int] = {"train": settings.train_per_task, "test": settings.test_per_task}
     # The slow ones (clips) first, so that no process is left with one at the end.
     tasks = sorted(MINI_TASKS.values(), key=lambda task: task.source_type != "video")
@@ -203,8 +196,6 @@ def _build(root: Path, settings: Settings, workers: int, before_tables: Callable
         shown = tqdm(results, "embedded benchmark", len(jobs), disable=None, unit="part")
         parts = {(job.split, job.part): result for job, result in zip(jobs, shown, strict=True)}
 
-    if before_tables is not None:
-        before_tables()
     names = list(MINI_TASKS)
     train = [row for split in names for row in parts[split, "train"].rows]
     order = np.random.default_rng([_DOMAIN, settings.seed]).permutation(len(train))
