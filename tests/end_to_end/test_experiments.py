@@ -22,7 +22,7 @@ from tests.end_to_end.command import ROOT, Program
 pytestmark = pytest.mark.slow
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
-ALONE = [name for name in EXPERIMENTS if name not in ("table2", "table2_search")]
+ALONE = [name for name in EXPERIMENTS if name not in ("table2", "table2_search", "tuned_search")]
 TRAIN_ROWS = "32,64"
 
 Call = Callable[..., str]
@@ -94,6 +94,15 @@ def check(name: str, call: Call, tmp_path: Path) -> None:
 def test_experiment(name: str, call: Call, shared: Path, tmp_path: Path) -> None:
     call("train.py", "-m", f"+experiment={name}", *reduced(shared), f"name={name}", *two_points(name))
     check(name, call, tmp_path)
+
+
+def test_search_of_settings_shows_its_validation_loss(call: Call, shared: Path) -> None:
+    name = "tuned_search"
+    sizes = [*reduced(shared), "data.validation_fraction=0.2", f"name={name}"]
+    call("train.py", "-m", f"+experiment={name}", *sizes, *two_points(name)[:-1])
+    printed = call("scripts/collect.py", f"multirun/{name}")
+    assert "validation loss" in printed
+    assert "| false, 0.004, 0.1 | 1 |" in printed
 
 
 def test_table2_after_its_search(call: Call, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

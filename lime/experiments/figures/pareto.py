@@ -51,7 +51,7 @@ def pareto(sweep: Sweep) -> Figure:
             sizes, means, yerr=[*zip(*sides, strict=True)], label=label(method), **style,
             markersize=5, linewidth=0.9, elinewidth=0.5, alpha=0.85,
         )  # fmt: skip
-        key = next((key for key in SIZES if len({point.settings.get(key) for _, _, point in series}) > 1), SIZES[0])
+        key = max(SIZES, key=lambda key: len({point.settings[key] for _, _, point in series if key in point.settings}))
         for size, mean, point in series:
             name = shown(point.settings.get(key, ""))
             axes.annotate(name, (size, mean.value), (3, 3), textcoords="offset points", fontsize=6, color="#555555")
