@@ -209,6 +209,7 @@ def test_verification_leaves_nothing_behind(tmp_path: Path, number: signal.Signa
     running = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "data.py"), "verify", str(root), "--workers", "2"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )  # fmt: skip
     reach(running, root, lambda _: sum("spawn_main" in line for line in group(running.pid)) == 2)
     time.sleep(seconds)
