@@ -39,6 +39,7 @@ OPTIONAL_GROUPS = ("debug",)
 """Groups of which the primary configuration takes nothing; ``GROUP=null`` says so again."""
 BASIC = "BasicSweeper"  # Hydra's own, which lists all runs beforehand
 MOST_POINTS = 10_000  # of a sweep
+Keys = frozenset[str]
 
 
 def register(schema: Callable[[], Any], experiments: Path | None = None) -> None:
@@ -72,7 +73,7 @@ def register(schema: Callable[[], Any], experiments: Path | None = None) -> None
         store.store(path.stem, node=node, group=EXPERIMENT_GROUP, package="_global_", provider=str(path))
 
 
-def _overlay(path: Path, keys: frozenset[str]) -> DictConfig:
+def _overlay(path: Path, keys: Keys) -> DictConfig:
     """An overlay. The keys it sweeps are forced as on the command line, so that either can replace the other."""
     try:
         node = OmegaConf.load(path)
@@ -138,9 +139,7 @@ def check(
 class _Reading:
     """The overrides of a command line, read one by one: what is wrong with them, and one run that they stand for."""
 
-    def __init__(
-        self, place: Opened, keys: frozenset[str], schema: type, multirun: bool | None, overrides: Sequence[str]
-    ):
+    def __init__(self, place: Opened, keys: Keys, schema: type, multirun: bool | None, overrides: Sequence[str]):
         self._place, self._keys, self._schema, self._multirun = place, keys, schema, multirun
         self._overrides = overrides
         self.problems: list[str] = []
@@ -261,7 +260,7 @@ def with_method(arguments: Sequence[str], schema: type) -> list[str]:
     return [*arguments[:place], f"method={named.name}", *arguments[place:]]
 
 
-def _forced(text: str, keys: frozenset[str]) -> str:
+def _forced(text: str, keys: Keys) -> str:
     key, equals, _ = text.partition("=")
     bare = key.lstrip("+")
     known = "." in key and _is_key(key, keys)
@@ -269,12 +268,12 @@ def _forced(text: str, keys: frozenset[str]) -> str:
 
 
 @functools.cache
-def _keys(schema: Any) -> frozenset[str]:
+def _keys(schema: Any) -> Keys:
     """The keys of a schema; those below which any key may stand once more, with a dot."""
     return frozenset({*known_keys(schema), *(f"{key}." for key in open_keys(schema))})
 
 
-def _is_key(key: str, keys: frozenset[str]) -> bool:
+def _is_key(key: str, keys: Keys) -> bool:
     return key in keys or any(f"{key[:place]}." in keys for place in range(len(key)) if key[place] == ".")
 
 
@@ -352,7 +351,7 @@ def hydra_problems(config: DictConfig) -> list[str]:
     return found
 
 
-def _culprits(place: Opened, usable: Sequence[str], keys: frozenset[str], error: Exception) -> list[str]:
+def _culprits(place: Opened, usable: Sequence[str], keys: Keys, error: Exception) -> list[str]:
     """Which of the overrides Hydra cannot take by themselves; the error alone where all can."""
     found = []
     for text in usable:
@@ -367,8 +366,8 @@ def _told(error: Exception) -> str:
     """Messages made for people as they are; of the others what kind they are."""
     meant = isinstance(error, (HydraException, OmegaConfBaseException))
     if "Cannot merge DictConfig with ListConfig" in str(error.__cause__):
-        is_list = getattr(error.__cause__, "object_type", None) is list
-        return f"expected {'a list, […]' if is_list else 'a section of keys, {…: …}'}"
+        listed = getattr(error.__cause__, "object_type", None) is list
+        return "expected " + ("a list, […]" if listed else "a section of keys, {…: …}")
     return said(error) if meant else f"Hydra cannot compose this ({type(error).__name__}: {said(error)})"
 
 
@@ -383,9 +382,7 @@ def _sweep_without_m(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     return [f"+experiment={config.name} sweeps {', '.join(left)}: without -m this is a single run, with {now}"]
 
 
-def _fallen_back(
-    place: Opened, usable: Sequence[str], keys: frozenset[str], values: dict[str, Any], schema: type
-) -> list[str]:
+def _fallen_back(place: Opened, usable: Sequence[str], keys: Keys, values: dict[str, Any], schema: type) -> list[str]:
     """Keys that ``~KEY`` removed and that now have the schema's default, which is another than the configuration's."""
     removed = [text for text in usable if text.startswith("~")]
     if not removed:

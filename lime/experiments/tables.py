@@ -136,8 +136,9 @@ def markdown(table: SweepTable) -> str:
         tables.markdown_table([names[0], "seeds", "parameters", *names[1:]], means),
     ]
     if not table.scored:
-        heads = [names[0], "seeds", "parameters", *(COSTS[column][0] for column in table.costs)]
-        costs = [[*_named(row), *_costs(row, table.costs)] for row in table.rows]
+        columns = table.costs
+        heads = [names[0], "seeds", "parameters", *(COSTS[column][0] for column in columns)]
+        costs = [[*_named(row), *_costs(row, columns)] for row in table.rows]
         parts = ["What training came to, means over seeds; no run was evaluated.", tables.markdown_table(heads, costs)]
     elif table.baseline is not None:
         others = [row for row in table.rows if row.label != table.baseline]
@@ -194,13 +195,13 @@ def latex(table: SweepTable) -> str:
     def mean(value: SeedMean | None) -> str:
         return _mean(value).replace(" ± ", r"\,$\pm$\,")
 
-    costs = [_capital(COSTS[column][0]) for column in table.costs]
-    columns = [table.title(group) for group in table.groups] if table.scored else costs
+    costs, scored = table.costs, table.scored
+    columns = map(table.title, table.groups) if scored else (_capital(COSTS[column][0]) for column in costs)
     heads = [_heading(table), "Seeds", "Parameters", *columns]
     rows = []
     for row in table.rows:
         marks = (r"\textbf{{{}}}", r"\underline{{{}}}")
-        values = _marked(table, row, mean, marks) if table.scored else _costs(row, table.costs)
+        values = _marked(table, row, mean, marks) if scored else _costs(row, costs)
         rows.append([tex(_label(row)), tex(_seeds(row)), tex(_parameters(row)), *values])
     return tables.latex_table([tex(head) for head in heads], rows)
 
