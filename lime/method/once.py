@@ -1,9 +1,12 @@
-"""Hand-written backward passes: they can be differentiated no further, and say so."""
+"""What functions with a hand-written backward pass share: they can be differentiated no further, and say so; and they
+choose their dtypes themselves.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -37,3 +40,10 @@ def differentiable_once(
         return refused
 
     return once
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast off while inside; nothing to enter where it is off, which saves tens of microseconds a layer."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

@@ -156,16 +156,16 @@ def test_dropout_drops_each_feature_of_each_token_by_itself() -> None:
 def test_gradients_of_dropout_are_those_of_its_masks(tokens: int) -> None:
     torch.manual_seed(0)
     x, rows = (torch.randn(n, 8, dtype=torch.float64, requires_grad=True) for n in (tokens, 3))
-    others, grad_taps = torch.randn(2, 8, dtype=torch.float64), torch.randn(5, tokens, dtype=torch.float64)
+    others, grad_projected = torch.randn(2, 8, dtype=torch.float64), torch.randn(5, tokens, dtype=torch.float64)
     dropout = Dropout.draw(x, 0.4)
     eye = torch.eye(8, dtype=torch.float64)
     factors = dropout.project(eye, torch.ones_like(x).detach()).t()
     expected = torch.autograd.grad(
-        [rows @ (x * factors).t(), others @ x.t()], [rows, x], [grad_taps[:3], grad_taps[3:]]
+        [rows @ (x * factors).t(), others @ x.t()], [rows, x], [grad_projected[:3], grad_projected[3:]]
     )
     grad_x = torch.zeros(tokens, 8, dtype=torch.float64)
     after = torch.get_rng_state()
-    got = dropout.backward(grad_taps, rows.detach(), others, x.detach(), grad_x)
+    got = dropout.backward(grad_projected, rows.detach(), others, x.detach(), grad_x)
     assert torch.equal(after, torch.get_rng_state())
     torch.testing.assert_close((got, grad_x), expected)
 

@@ -19,7 +19,7 @@ KERNELS = (
     backward_kernels.route_backward,
     backward_kernels.modulate_backward,
 )
-WIDE = ("z_p", "left_p", "right_p", "grad_taps_p", "grad_left_p", "grad_right_p")
+WIDE = ("z_p", "left_p", "right_p", "grad_projected_p", "grad_left_p", "grad_right_p")
 TYPES = {"features_p": "*i64", "anchor_p": "*i64", "chosen_p": "*u8"}
 ABSENT = ("shared_p", "gamma_p", "chosen_p", "grad_picked_p", "grad_update_p", "grad_sum_p")
 CASES: list[tuple[int, str, RoutingPlan, tuple[str, ...], tuple[str, ...]]] = [

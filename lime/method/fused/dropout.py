@@ -43,24 +43,29 @@ class Dropout:
         return torch.cat([u_KMR.permute(2, 1, 0).flatten(1) for u_KMR in parts], 1)
 
     def backward(
-        self, grad_taps: Tensor, projection_RI: Tensor, others_SI: Tensor, x_NI: Tensor | None, grad_x_NI: Tensor | None
+        self,
+        grad_projected: Tensor,
+        projection_RI: Tensor,
+        others_SI: Tensor,
+        x_NI: Tensor | None,
+        grad_x_NI: Tensor | None,
     ) -> Tensor | None:
         """Gradient of the projection, where `x` is given; adds that of the input to `grad_x_NI`, where it is given.
 
         Args:
-            grad_taps: of the projection's output and of those of the other rows, (R + S, N).
+            grad_projected: of the projection's output and of those of the other rows, (R + S, N).
             others_SI: the rows that nothing drops.
         """
         if x_NI is None and grad_x_NI is None:
             return None
-        dtype, R = grad_taps.dtype, len(projection_RI)
-        before = _state(grad_taps.device)
-        _set_state(grad_taps.device, self.state)
+        dtype, R = grad_projected.dtype, len(projection_RI)
+        before = _state(grad_projected.device)
+        _set_state(grad_projected.device, self.state)
         try:
             mask_KRI = self._masks(projection_RI)
         finally:
-            _set_state(grad_taps.device, before)
-        grads = list(_in_turn(grad_taps.t()))
+            _set_state(grad_projected.device, before)
+        grads = list(_in_turn(grad_projected.t()))
         if grad_x_NI is not None:
             dropped_KRI = (mask_KRI * projection_RI).to(dtype)
             rows_KPI = torch.cat([dropped_KRI, others_SI.to(dtype).expand(MASKS, -1, -1)], 1)

@@ -28,7 +28,7 @@ from torch import Tensor
 from lime.method.fused import operations, path
 from lime.method.fused.dropout import Dropout
 from lime.method.fused.parts import Kept, Plan, Routed, Tokens, Weights
-from lime.method.once import differentiable_once
+from lime.method.once import differentiable_once, without_autocast
 from lime.method.routing import routing_dtype
 
 __all__ = ["Fused", "Plan", "Tokens", "Weights"]
@@ -74,7 +74,7 @@ class Fused(torch.autograd.Function):
         if grad is None:
             grad = weights.weight.new_zeros(*ctx.shape[:-1], weights.weight.shape[0])
         grad_NO = grad.reshape(-1, grad.shape[-1]).contiguous()
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device.type):
             grad_x, *others = backward(
                 grad_NO, grad_sum_E, x_NI, kept, weights, tokens, ctx.plan, ctx.dropout, ctx.needs_input_grad, ctx.way
             )
@@ -102,7 +102,7 @@ def forward(
     basis_RO = weights.up.t().to(wide).contiguous()
     if plan.scale != 1:
         basis_RO = basis_RO * plan.scale
-    u_RN, source_EN = _taps(x_NI, weights, dropout)
+    u_RN, source_EN = _project(x_NI, weights, dropout)
     if source_EN is None:
         source_EN = weights.pick(z_NO, plan).t().to(wide, copy=True, memory_format=torch.contiguous_format)
     routed = way.add_update(z_NO, u_RN, source_EN, basis_RO, weights, tokens, plan)
@@ -125,7 +125,7 @@ def _way() -> Any:
     return triton
 
 
-def _taps(x_NI: Tensor, weights: Weights, dropout: Dropout | None) -> tuple[Tensor, Tensor | None]:
+def _project(x_NI: Tensor, weights: Weights, dropout: Dropout | None) -> tuple[Tensor, Tensor | None]:
     """`u`, (R, N), and the logits of a learned router, (E, N), in the routing precision."""
     dtype, wide = x_NI.dtype, routing_dtype(x_NI.dtype)
     projection, router = weights.projection, weights.router
@@ -133,10 +133,10 @@ def _taps(x_NI: Tensor, weights: Weights, dropout: Dropout | None) -> tuple[Tens
         u_RN = dropout.project(projection, x_NI).to(wide)
         return u_RN, None if router is None else torch.mm(router.to(dtype), x_NI.t()).to(wide)
     rows = projection if router is None else torch.cat([projection, router.to(projection.dtype)])
-    taps = torch.mm(rows.to(dtype), x_NI.t()).to(wide)
+    projected = torch.mm(rows.to(dtype), x_NI.t()).to(wide)
     if router is None:
-        return taps, None
-    return taps[: len(projection)], taps[len(projection) :]
+        return projected, None
+    return projected[: len(projection)], projected[len(projection) :]
 
 
 def _sums(p_EN: Tensor, w_EN: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,9 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `x`, (N, I), and of the tensors of `Weights` up to `router`, in that order."""
     found = way.backward(grad_NO, grad_sum_E, kept, weights, tokens, plan)
-    grad_x, grad_projection, grad_router = _taps_backward(grad_NO, found.taps, x_NI, weights, plan, dropout, needs)
+    grad_x, grad_projection, grad_router = _project_backward(
+        grad_NO, found.projected, x_NI, weights, plan, dropout, needs
+    )
     up = weights.up
     return (
         grad_x,
@@ -178,9 +180,9 @@ def backward(
     )
 
 
-def _taps_backward(
+def _project_backward(
     grad_NO: Tensor,
-    grad_taps: Tensor,
+    grad_projected: Tensor,
     x_NI: Tensor | None,
     weights: Weights,
     plan: Plan,
@@ -190,24 +192,24 @@ def _taps_backward(
     """Gradients of the input, of the projection and of a learned router.
 
     Args:
-        grad_taps: of `u` and of the routing's source, (R + E, N).
+        grad_projected: of `u` and of the routing's source, (R + E, N).
     """
     dtype, R = weights.weight.dtype, len(weights.projection)
-    grad_taps = grad_taps.to(dtype)
+    grad_projected = grad_projected.to(dtype)
     grad_x = grad_projection = grad_router = None
     source = weights.pick(weights.weight, plan, 0) if weights.router is None else weights.router.to(dtype)
     if needs[0]:
         grad_x = torch.mm(grad_NO, weights.weight)
     x_read = x_NI if needs[3] else None
     if dropout is not None:
-        grad_projection = dropout.backward(grad_taps, weights.projection, source, x_read, grad_x)
+        grad_projection = dropout.backward(grad_projected, weights.projection, source, x_read, grad_x)
     else:
         if grad_x is not None:
-            grad_x.addmm_(grad_taps.t(), torch.cat([weights.projection.to(dtype), source]))
+            grad_x.addmm_(grad_projected.t(), torch.cat([weights.projection.to(dtype), source]))
         if x_read is not None:
-            grad_projection = torch.mm(grad_taps[:R], x_read).to(weights.projection.dtype)
+            grad_projection = torch.mm(grad_projected[:R], x_read).to(weights.projection.dtype)
     if needs[8]:
         assert weights.router is not None
         assert x_NI is not None
-        grad_router = torch.mm(grad_taps[R:], x_NI).to(weights.router.dtype)
+        grad_router = torch.mm(grad_projected[R:], x_NI).to(weights.router.dtype)
     return grad_x, grad_projection, grad_router

@@ -89,8 +89,8 @@ def backward(
     grad_right_FRO = torch.mm(left, grad_NO).to(wide).view(-1, R, width)
     grad_active_FN = (grad_left_FRN * u_RN).sum(1)
     # Both gradients that go on to the input lie one under the other: one product takes them there.
-    grad_taps = u_RN.new_empty(R + E, N)
-    torch.sum(grad_left_FRN.mul_(active_FN.unsqueeze(1)), 0, out=grad_taps[:R])
+    grad_projected = u_RN.new_empty(R + E, N)
+    torch.sum(grad_left_FRN.mul_(active_FN.unsqueeze(1)), 0, out=grad_projected[:R])
     grad_modulators_FO = (grad_right_FRO * basis_RO).sum(1)
     grad_basis_RO = grad_right_FRO.mul_(modulators_FO.unsqueeze(1)).sum(0)
 
@@ -109,14 +109,14 @@ def backward(
     if tokens.noise_EN is not None:
         grad_EN.mul_(tokens.noise_EN)
     if how.learned:
-        torch.div(grad_EN, how.temperature, out=grad_taps[R:])
+        torch.div(grad_EN, how.temperature, out=grad_projected[R:])
     else:
         assert values_2EN is not None
         assert divisor is not None
         grad_2EN = backwards.normalise_backward(grad_EN, values_2EN, divisor, how, tokens.considered_N)
         frozen, update = backwards.shares(how)
-        torch.mul(grad_2EN[0], frozen, out=grad_taps[R:])
-        grad_taps[:R].addmm_(weights.pick(basis_RO, plan), grad_2EN[1], alpha=update)
+        torch.mul(grad_2EN[0], frozen, out=grad_projected[R:])
+        grad_projected[:R].addmm_(weights.pick(basis_RO, plan), grad_2EN[1], alpha=update)
         if weights.features is None:
             grad_basis_RO.narrow(1, plan.first, E).addmm_(u_RN, grad_2EN[1].t(), alpha=update)
         else:
@@ -128,7 +128,7 @@ def backward(
         total_O = grad_modulators_FO[E] if _apart(weights, plan) else grad_modulators_FO.sum(0)
         grad_shared = total_O * weights.gamma
         grad_gamma = torch.dot(total_O, weights.shared.to(wide)).view(1)
-    return Gradients(grad_taps, grad_basis_RO, grad_modulators_FO[:E], grad_shared, grad_gamma)
+    return Gradients(grad_projected, grad_basis_RO, grad_modulators_FO[:E], grad_shared, grad_gamma)
 
 
 def _logits(
@@ -155,7 +155,8 @@ def _logits(
         values_2EN.div_(divisor)
         if only_values:
             return values_2EN, divisor, source_EN
-        logits_EN = backwards.blend(values_2EN, how)
+        frozen, update = backwards.shares(how)
+        logits_EN = torch.mul(values_2EN[0], frozen).add_(values_2EN[1], alpha=update)
     if tokens.noise_EN is not None:
         logits_EN.mul_(tokens.noise_EN)
     return values_2EN, divisor, logits_EN

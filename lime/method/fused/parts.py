@@ -122,11 +122,11 @@ class Gradients(NamedTuple):
     """What the backward pass finds before the products with the frozen weight and the input.
 
     Attributes:
-        taps: of `u` and of the routing's source, (R + E, N).
+        projected: of `u` and of the routing's source, (R + E, N).
         basis_RO, experts_EO, shared_O, gamma: of the tensors of those names.
     """
 
-    taps: Tensor
+    projected: Tensor
     basis_RO: Tensor
     experts_EO: Tensor
     shared_O: Tensor | None

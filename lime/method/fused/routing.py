@@ -17,14 +17,6 @@ from lime.method.routing import DIVISOR_FLOOR, LEAST_SHARE, RoutingPlan
 from lime.method.selection import Selected
 
 
-def blend(values_2EN: Tensor, how: RoutingPlan) -> Tensor:
-    """Logits over the temperature, `((1 - g) norm(z)[S] + g norm(zhat)[S]) / tau`, (E, N); `lime.method.routing.blend`
-    and the division in two operations, not in three."""
-    frozen_EN, update_EN = values_2EN
-    frozen, update = shares(how)
-    return torch.mul(frozen_EN, frozen).add_(update_EN, alpha=update)
-
-
 def shares(how: RoutingPlan) -> tuple[float, float]:
     """Of both normalised signals in the logits over the temperature."""
     return (1 - how.gamma_routing) / how.temperature, how.gamma_routing / how.temperature

@@ -108,7 +108,7 @@ def _divided(grad_NE, signal_NE, least_N1):
 
 @triton.jit
 def route_backward(
-    grad_taps_p,
+    grad_projected_p,
     grad_update_p,
     grad_left_p,
     grad_sum_p,
@@ -134,7 +134,7 @@ def route_backward(
     TOKENS: tl.constexpr,
 ):
     """From the gradient of `left`, (E R, count), to those of `u` and of the routing's source, one under the other in
-    `grad_taps`, (R + E, count), and of the update's routing features in `grad_update`, (E, count).
+    `grad_projected`, (R + E, count), and of the update's routing features in `grad_update`, (E, count).
     """
     n = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     e, r = tl.arange(0, EXPERTS), tl.arange(0, RANK)
@@ -176,8 +176,8 @@ def route_backward(
         grad_update_NE = _divided(grad_NE * UPDATE_FACTOR, update_NE, divisor(source_NE) * LEAST_SHARE)
         grad_u_NR += tl.dot(grad_update_NE, tl.trans(picked_RE), input_precision="ieee")
         store_by_experts(grad_update_p, grad_update_NE, n, live_N, count, E, EXPERTS)
-    store_by_experts(grad_taps_p, grad_u_NR, n, live_N, count, R, RANK)
-    store_by_experts(grad_taps_p + R * count, grad_source_NE, n, live_N, count, E, EXPERTS)
+    store_by_experts(grad_projected_p, grad_u_NR, n, live_N, count, R, RANK)
+    store_by_experts(grad_projected_p + R * count, grad_source_NE, n, live_N, count, E, EXPERTS)
 
 
 @triton.jit

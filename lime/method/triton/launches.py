@@ -88,7 +88,7 @@ def backward(
     place = (E, R, basis_RO.stride(0), basis_RO.stride(1), plan.first)
     options = {**routing_constants(plan), **blocks(E, R), "TOKENS": TOKENS}
     left_KN, right_KO = grad_NO.new_empty(E * R, N), grad_NO.new_empty(E * R, width)
-    grad_taps = grad_NO.new_empty(R + E, N)
+    grad_projected = grad_NO.new_empty(R + E, N)
     grad_update_EN = None if plan.routing.learned else torch.empty_like(source_EN)
     grad_basis_RO, grad_experts_EO = u_RN.new_empty(R, width), torch.empty_like(experts_EO)
     grad_shared_O = total_O = grad_picked_RE = grad_gamma = None
@@ -115,7 +115,7 @@ def backward(
         )
         grad_left_KN, grad_right_KO = torch.mm(right_KO, grad_NO.t()), torch.mm(left_KN, grad_NO)
         backward_kernels.route_backward[-(-N // TOKENS),](
-            grad_taps,
+            grad_projected,
             grad_update_EN,
             grad_left_KN,
             grad_sum_E,
@@ -153,7 +153,7 @@ def backward(
         assert total_O is not None
         assert weights.gamma is not None
         grad_gamma = torch.dot(total_O, weights.shared.to(total_O.dtype)).reshape(weights.gamma.shape)
-    return Gradients(grad_taps, grad_basis_RO, grad_experts_EO, grad_shared_O, grad_gamma)
+    return Gradients(grad_projected, grad_basis_RO, grad_experts_EO, grad_shared_O, grad_gamma)
 
 
 def routing_constants(plan: Plan) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lime.method.fused.function import Fused, Plan, Tokens, Weights
+from lime.method.once import without_autocast
 from lime.method.routing import jitter_factors, routing_dtype
 from lime.tuner.layers.parts import Adapter
 from lime.tuner.routing.call import TowerCall
@@ -57,7 +58,7 @@ def fused_forward(part: Adapter, x: Tensor, dtype: torch.dtype, call: TowerCall 
         router.features,
     )
     tokens = Tokens(noise, None if real is None else real.view(-1), anchor, considered)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         out, sum_E, statistics, own_EN = Fused.apply(x, *weights, *tokens, plan)
     if records:
         call.record_sums(part.key, sum_E, statistics, count)  # type: ignore[union-attr]

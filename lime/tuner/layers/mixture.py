@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lime.method.deltas.moe_dora import MoEDoRADelta
 from lime.method.modulation import add
-from lime.method.taps import FrozenWithTaps
+from lime.method.once import without_autocast
+from lime.method.projected import FrozenAndProjected
 from lime.tuner.layers.frozen_linear import frozen_weight
 from lime.tuner.layers.parts import Adapter
 from lime.tuner.routing.call import TowerCall
@@ -38,11 +39,11 @@ def add_mixture(part: Adapter, x: Tensor, z: Tensor, out: Tensor, call: TowerCal
 def fused_mixture(part: Adapter, x: Tensor, dtype: torch.dtype, call: TowerCall | None) -> Tensor:
     """Output of a plain frozen layer under one mixture without dropout, (B, T, O) in `dtype`: `add_mixture` with the
     wide products in `dtype`, and the update added in place to a frozen output that nobody else reads."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         A, by_token = part.delta.A, not part.router.by_sequence
         rows = torch.cat([A, part.router.weight]) if by_token else A
-        z_NO, taps_NP = FrozenWithTaps.apply(x, part.base.weight, part.base.bias, rows, dtype)
-        u, logits = taps_NP.view(*x.shape[:-1], -1).split([len(A), len(rows) - len(A)], -1)
+        z_NO, projected_NP = FrozenAndProjected.apply(x, part.base.weight, part.base.bias, rows, dtype)
+        u, logits = projected_NP.view(*x.shape[:-1], -1).split([len(A), len(rows) - len(A)], -1)
         left, basis, change = _factors(part, x, u, logits if by_token else None, dtype, call)
         if change is not None:
             z_NO = torch.addcmul(z_NO, _product(part.base, z_NO), change.flatten(0, -2))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
@@ -112,7 +113,7 @@ def secure_checkpointing(tower: nn.Module, state: RoutingState) -> None:
     Raises:
         ValueError: reentrant checkpointing, which silently loses the balance losses' gradient.
     """
-    for module in tower.modules():
+    for module in _blocks(tower):
         if not vars(module).get("gradient_checkpointing"):  # where it is on, the instance says so
             continue
         function = getattr(module, "_gradient_checkpointing_func", None)
@@ -133,3 +134,11 @@ def secure_checkpointing(tower: nn.Module, state: RoutingState) -> None:
         module._gradient_checkpointing_func = functools.partial(  # type: ignore[assignment]
             function.func, *function.args, **{**options, "context_fn": secured}
         )
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and those inside it but for the parts of adapted layers, which are most of them; walked each step."""
+    yield module
+    for child in module._modules.values():
+        if child is not None and not isinstance(child, BaseTunerLayer):
+            yield from _blocks(child)

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lime.method.once import differentiable_once
+from lime.method.once import differentiable_once, without_autocast
 from lime.method.routing import routing_dtype
 
 
-class FrozenWithTaps(torch.autograd.Function):
-    """`z = x W0^T + b0`, (N, O), and `taps = x rows^T`, (N, P), with the gradients of `x` and of the rows.
+class FrozenAndProjected(torch.autograd.Function):
+    """`z = x W0^T + b0`, (N, O), and `projected = x rows^T`, (N, P), with the gradients of `x` and of the rows.
 
     Against two products by themselves, the gradient of the input is one tensor, to which the second product is added in
     place. `z` may be changed in place afterwards.
@@ -25,7 +25,7 @@ class FrozenWithTaps(torch.autograd.Function):
         x: input, (…, I).
         weight, bias: the frozen layer.
         rows: (P, I).
-        dtype: dtype of the products and of `z`; `taps` are float32, or float64 where that is.
+        dtype: dtype of the products and of `z`; `projected` are float32, or float64 where that is.
     """
 
     @staticmethod
@@ -34,17 +34,17 @@ class FrozenWithTaps(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
         z_NO = F.linear(x_NI, weight.to(dtype), None if bias is None else bias.to(dtype))
-        taps_NP = F.linear(x_NI, rows.to(dtype)).to(routing_dtype(dtype))
+        projected_NP = F.linear(x_NI, rows.to(dtype)).to(routing_dtype(dtype))
         ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, rows)
         ctx.shape, ctx.of_x, ctx.dtype = x.shape, x.dtype, dtype
-        return z_NO, taps_NP
+        return z_NO, projected_NP
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, grad_NO: Tensor, grad_NP: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, rows = ctx.saved_tensors
         grad_x = grad_rows = None
-        with torch.autocast(grad_NO.device.type, enabled=False):
+        with without_autocast(grad_NO.device.type):
             grad_NO, grad_NP = grad_NO.to(ctx.dtype), grad_NP.to(ctx.dtype)
             if ctx.needs_input_grad[0]:
                 grad_x = torch.mm(grad_NO, weight.to(ctx.dtype)).addmm_(grad_NP, rows.to(ctx.dtype))
