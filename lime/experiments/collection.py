@@ -12,6 +12,7 @@ from lime.config.identity import WITHOUT_EFFECT
 from lime.config.sweeps import read_plan
 from lime.data.tasks import TaskTable, mmt47
 from lime.experiments.resume import state
+from lime.method.deltas.table import METHODS
 from lime.runs.record import RECORD_FILE, Record
 from lime.system.nested import differing, flattened
 
@@ -155,7 +156,18 @@ def _by_differences(runs: Sequence[Run]) -> list[Run]:
         {key: config.get(key) for key in keys if key == "method" or _varies(key, own[config.get("method")])}
         for config in flat
     ]
-    return [replace(run, point=point) for run, point in zip(runs, points, strict=True)]
+    return sorted((replace(run, point=point) for run, point in zip(runs, points, strict=True)), key=_place)
+
+
+def _place(run: Run) -> list[tuple[bool, float, str]]:
+    """Where a run stands among others: by method in the order of their table, then by its other settings."""
+    place = []
+    for key, value in run.point.items():
+        if key == "method" and value in METHODS:
+            value = list(METHODS).index(value)
+        number = isinstance(value, int | float)
+        place.append((not number, float(value) if number else 0.0, str(value)))
+    return place
 
 
 def _varies(key: str, settings: Sequence[Mapping[str, Any]]) -> bool:

@@ -88,7 +88,7 @@ class SweepTable:
 
     def published(self, row: Row, group: str) -> float | None:
         """The paper's value for a row of Table 2, where it has one."""
-        if set(row.point.settings) != {"method"} or not self.sweep.table.is_mmt47:
+        if self.sweep.axes != ["method"] or not self.sweep.table.is_mmt47:
             return None
         return published().table2.get(row.label, {}).get(group)
 
@@ -149,8 +149,8 @@ def markdown(table: SweepTable) -> str:
             "items' noise. What other seeds would give is not in it; see the deviations above.",
             tables.markdown_table(names, differences),
         ]
-    quoted = [[md(row.label), *(points(table.published(row, group)) for group in table.groups)] for row in table.rows]
-    if any(value != NONE for row in quoted for value in row[1:]):
+    cells = [[md(row.label), *(points(table.published(row, group)) for group in table.groups)] for row in table.rows]
+    if quoted := [row for row in cells if any(value != NONE for value in row[1:])]:
         parts += [
             f"Published ({published().source}; LLaVA-OneVision-Qwen2-7B on the full MMT-47: another backbone and other "
             "data, so only the order of the methods compares).",

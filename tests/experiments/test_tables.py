@@ -204,23 +204,26 @@ def sized(method: str, size: int, trainable: int, right: int, key: str = "r") ->
 def test_score_over_parameters(tmp_path: Path) -> None:
     """Commands of several methods in one folder: each method's points by what its own runs differ in; the frontier."""
     runs = [
-        sized("lora", 2, 100, 3), sized("lora", 4, 200, 5), sized("moe_lora", 2, 400, 4), sized("moe_lora", 4, 800, 7),
+        sized("lora", 2, 100, 3), sized("lora", 16, 200, 5), sized("moe_lora", 2, 400, 4), sized("moe_lora", 4, 800, 7),
         sized("prompt_tuning", 5, 10, 1, "num_virtual_tokens"), sized("prompt_tuning", 10, 20, 1, "num_virtual_tokens"),
+        sized("dora", 2, 300, 1),
     ]  # fmt: skip
     folder = tmp_path / "pareto"
     for one in runs:
         write_record(folder / one.identity.config, one)
     sweep = read_sweep(folder, everything=True)
-    assert {point.label for point in sweep.points} == {
-        "method=lora, r=2", "method=lora, r=4", "method=moe_lora, r=2", "method=moe_lora, r=4",
+    assert [point.label for point in sweep.points] == [
+        "method=lora, r=2", "method=lora, r=16", "dora",
         "method=prompt_tuning, num_virtual_tokens=5", "method=prompt_tuning, num_virtual_tokens=10",
-    }  # fmt: skip
+        "method=moe_lora, r=2", "method=moe_lora, r=4",
+    ]  # fmt: skip
+    assert "Published" not in markdown(make_table(sweep, baseline="method=lora, r=2"))
     figure = draw(sweep)
     (axes,) = figure.axes
     front = next(line for line in axes.lines if line.get_label() == "frontier")
     assert [*front.get_xdata()] == [10, 100, 200, 800]
     assert [*front.get_ydata()] == [10, 30, 50, 70]
-    assert {text.get_text() for text in axes.texts} == {"2", "4", "5", "10"}
+    assert {text.get_text() for text in axes.texts} == {"2", "4", "5", "10", "16"}
 
 
 def test_published_macro_follows_from_the_categories() -> None:

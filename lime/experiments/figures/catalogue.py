@@ -76,7 +76,7 @@ def draw(sweep: Sweep) -> Figure:
     axes = sweep.axes
     if not _scored(sweep):
         raise ValueError(f"{sweep.folder}: its runs were not evaluated, so that there are no scores to draw")
-    numbers = [key for key in axes if numeric([point.settings[key] for point in sweep.points])]
+    numbers = [key for key in axes if numeric([point.settings.get(key) for point in sweep.points])]
     if len(axes) == 1:
         if axes == ["method"]:
             return methods(sweep)
@@ -96,7 +96,7 @@ def _fits(sweep: Sweep, drawer: Draw) -> bool:
     if needed != set(sweep.axes):
         return False
     numbers = [named[key] for key in ("x", "y") if named.get(key)]
-    if not all(numeric([point.settings[key] for point in sweep.points]) for key in numbers):
+    if not all(numeric([point.settings.get(key) for point in sweep.points]) for key in numbers):
         return False
     if drawer is efficiency:
         return all(_measured(record) for point in sweep.points for record in point.records)

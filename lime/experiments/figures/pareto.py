@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from lime.evaluation.aggregation import MACRO
 from lime.experiments.collection import Point, Sweep, shown
@@ -35,6 +36,8 @@ def pareto(sweep: Sweep) -> Figure:
     figure = new_figure(8.6, 5.2)
     axes = figure.subplots()
     axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks(EngFormatter(sep=""))
     used: dict[str, int] = {}
     methods = dict.fromkeys(str(point.settings["method"]) for _, _, point in measured)
     for method in sorted(methods, key=lambda method: [*COLOURS].index(kind_of(method))):
