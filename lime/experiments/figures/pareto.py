@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from lime.evaluation.aggregation import MACRO
 from lime.experiments.collection import Point, Sweep, shown
@@ -36,8 +36,9 @@ def pareto(sweep: Sweep) -> Figure:
     figure = new_figure(8.6, 5.2)
     axes = figure.subplots()
     axes.set_xscale("log")
-    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        ticks(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     used: dict[str, int] = {}
     methods = dict.fromkeys(str(point.settings["method"]) for _, _, point in measured)
     for method in sorted(methods, key=lambda method: [*COLOURS].index(kind_of(method))):
@@ -56,7 +57,7 @@ def pareto(sweep: Sweep) -> Figure:
         )  # fmt: skip
         key = max(SIZES, key=lambda key: len({point.settings[key] for _, _, point in series if key in point.settings}))
         for size, mean, point in series:
-            name = shown(point.settings.get(key, ""))
+            name = shown(point.settings.get(key, ""))  # of a method with one size, nothing
             axes.annotate(name, (size, mean.value), (3, 3), textcoords="offset points", fontsize=6, color="#555555")
     front = frontier(measured)
     axes.plot(*zip(*((size, mean.value) for size, mean, _ in front), strict=True), color="black", linewidth=1.6,
