@@ -8,7 +8,7 @@ table, and names no task itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,20 @@ class TaskTable:
             split for split, task in self.tasks.items() if {split, task.name, task.category, task.modality} & set(names)
         ]
         return known + [name for name in names if name not in self.known_names()]
+
+    def splits_of(self, chosen: Sequence[str] | str | None, present: Collection[str]) -> tuple[list[str], list[str]]:
+        """Which `present` test splits are chosen, in their order, and which names ask for what is not there: splits and
+        tasks that are absent, categories and modalities of which no split is present."""
+        if chosen is None:
+            return list(present), []
+        taken: set[str] = set()
+        lacking: list[str] = []
+        for name in [chosen] if isinstance(chosen, str) else chosen:
+            own = self.splits(name) or []
+            taken.update(own)
+            if not set(own) & set(present):
+                lacking += [name] if len(own) > 1 else own
+        return [split for split in present if split in taken], lacking
 
     def scored_by(self, metrics: Mapping[str, str] | None) -> dict[str, Task]:
         """The tasks with other metrics, by names of splits, tasks or categories (`evaluation.metrics`)."""

@@ -23,9 +23,9 @@ class EvaluationConfig:
             mode); `none` reads no test row, for searches that choose by the validation loss.
         scorer: `blind` extracts answers without seeing the truth; `authors` adds the scores of the published runs'
             scorer beside the blind ones, for comparison with published numbers only.
-        splits: test splits to score, by split name, task (`sst2`), category (`glue`) or modality (`video`); null means
-            every split of the data set. `python scripts/data.py tasks` lists the names, `… tasks FOLDER` those of your
-            own data.
+        splits: test splits to score, by split name, task (`sst2`), category (`glue`) or modality (`video`), of
+            which those that the data set has are taken; null means every split of the data set. `python scripts/data.py
+            tasks` lists the names, `… tasks FOLDER` those of your own data.
         metrics: metrics to score by in place of the tasks' own, by split name, task or category: `{chartqa: token_f1}`;
             null means each task's own. Names are those of `lime.evaluation.metrics`, your own included.
         module: Python module that registers metrics of your own (docs/records.md).

@@ -27,7 +27,8 @@ class TestRows:
         metrics: metrics in place of the tasks' own (`evaluation.metrics`).
 
     Raises:
-        ValueError: a named split is not there, or none is; a metric is not known, or cannot read a split's answers.
+        ValueError: a named split is not there, or none of a category's; a metric is not known, or cannot read the
+            answers of a split.
     """
 
     __test__ = False  # not a test class of pytest
@@ -35,25 +36,23 @@ class TestRows:
     def __init__(
         self, data: MMTDataModule, splits: Sequence[str] | str | None, metrics: Mapping[str, str] | None = None
     ):
-        names = data.dataset.table.splits(splits)
         present = list(data.dataset.tests)
-        if lacking := [name for name in names or () if name not in present]:
+        self.splits, lacking = data.dataset.table.splits_of(splits, present)
+        if lacking:
             more = f" and {len(present) - SHOWN} more" if len(present) > SHOWN else ""
             raise ValueError(
                 f"evaluation.splits: {', '.join(lacking)} not in {data.dataset.root}; it has "
                 f"{', '.join(present[:SHOWN])}{more}"
             )
-        self.splits = [name for name in present if names is None or name in names]
         if not self.splits:
             raise ValueError(f"{data.dataset.root}: no test split to evaluate")
         self.rows: list[Row] = [row for name in self.splits for row in data.test_rows(name)]
         self._check_metrics(data.dataset.table.scored_by(metrics), data.dataset.root)
         self.allowed: dict[str, list[str] | None] = {name: data.dataset.allowed_answers(name) for name in self.splits}
-        if data.dataset.absent and names is None:
-            count = len(data.dataset.absent)
-            log.info(
-                "%d of %d test splits are absent; they are named below the table", count, len(data.dataset.table.tasks)
-            )
+        meant = data.dataset.table.splits(splits) or list(data.dataset.table.tasks)
+        if len(meant) > len(self.splits):
+            absent = len(meant) - len(self.splits)
+            log.info("%d of %d test splits are absent; they are named below the table", absent, len(meant))
 
     def _check_metrics(self, tasks: Mapping[str, Task], root: Path) -> None:
         """Let each task's metric read the true answers: what it cannot read is said before a model is trained."""

@@ -76,10 +76,11 @@ def _count(config: EvalConfig) -> int:
 
 def _score_again(config: EvalConfig, path: Path, output_dir: Path) -> Evaluation:
     records, table = read_predictions(path), table_of(path)
-    if (wanted := table.splits(config.evaluation.splits)) is not None:
-        if absent := sorted(set(wanted) - {record.split for record in records}):
-            raise ValueError(f"evaluation.splits: {path} holds no predictions of {', '.join(absent)}")
-        records = [record for record in records if record.split in wanted]
+    present = dict.fromkeys(record.split for record in records)
+    wanted, absent = table.splits_of(config.evaluation.splits, present)
+    if absent:
+        raise ValueError(f"evaluation.splits: {path} holds no predictions of {', '.join(absent)}")
+    records = [record for record in records if record.split in wanted]
     stored: dict[str, Any] = dict(stored_allowed_answers(path) or {})
     allowed = {split: stored.get(split, task.labels) for split, task in table.tasks.items()}
     log.info("scoring %d saved predictions of %s again", len(records), path)

@@ -46,6 +46,23 @@ def test_every_name_means_one_thing() -> None:
     assert mmt47().splits(list(CATEGORIES)) == list(TASKS)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "taken", "lacking"),
+    [
+        (None, ["glue_test_cola", "glue_test_sst2", "text_test_boolq"], []),
+        (["glue"], ["glue_test_cola", "glue_test_sst2"], []),
+        ("text", ["glue_test_cola", "glue_test_sst2", "text_test_boolq"], []),
+        (["video", "glue"], ["glue_test_cola", "glue_test_sst2"], ["video"]),
+        (["boolq", "qqp"], ["text_test_boolq"], ["glue_test_qqp"]),
+    ],
+)
+def test_a_category_takes_what_is_there_of_it(
+    chosen: list[str] | str | None, taken: list[str], lacking: list[str]
+) -> None:
+    present = ["glue_test_cola", "glue_test_sst2", "text_test_boolq"]
+    assert mmt47().splits_of(chosen, present) == (taken, lacking)
+
+
 def test_the_same_splits_are_the_same_run() -> None:
     chosen = (["sst2", "qqp"], ["glue_test_qqp", "glue_test_sst2"], ["qqp", "sst2"])
     assert len({config_hash({"evaluation": {"splits": names}}) for names in chosen}) == 1
