@@ -128,7 +128,7 @@ class AdaptedRun:
 def open_run(run: str | Path, *overrides: str) -> AdaptedRun:
     """The adapted model of a run of train.py, by its folder, its adapter's, or a name on the hub.
 
-        run = lime.open_run("outputs/main/2026-01-31/12-00-00-42")
+        run = lime.open_run("outputs/2026-01-31/12-00-00-main")
         print(run.ask("What is this?", image="cat.jpg"))
 
     Args:
