@@ -139,6 +139,6 @@ def secure_checkpointing(tower: nn.Module, state: RoutingState) -> None:
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """A module and those inside it but for the parts of adapted layers, which are most of them; walked each step."""
     yield module
-    for child in module._modules.values():
-        if child is not None and not isinstance(child, BaseTunerLayer):
+    for child in module.children():
+        if not isinstance(child, BaseTunerLayer):
             yield from _blocks(child)
