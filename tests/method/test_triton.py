@@ -1,4 +1,5 @@
-"""The fused layer's Triton kernels: interpreted on the CPU against torch, and compiled for GPUs that need not be there.
+"""The fused layer's Triton kernels against torch, interpreted on the CPU and on a GPU, and compiled for GPUs that need not
+be there.
 
 Triton decides once in a process whether it interprets, so each runs in a process of its own.
 """
@@ -33,10 +34,18 @@ def run(arguments: list[str], **environment: str) -> str:
     return done.stdout
 
 
+KERNELS = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/method/triton_kernels.py"]
+
+
 @needs_triton
 def test_interpreted_they_compute_what_torch_does() -> None:
-    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/method/triton_interpreted.py"]
-    assert "passed" in run(arguments, TRITON_INTERPRET="1")
+    assert "passed" in run(KERNELS, TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu_they_compute_what_torch_does() -> None:
+    assert "passed" in run(KERNELS, TRITON_INTERPRET="0")
 
 
 @needs_triton

@@ -1,9 +1,9 @@
 """Ways through an adapted layer, and which one is taken.
 
-- `auto`: the fused function (`lime.method.fused.function`) wherever it applies, few tokens of a generation by constants
-  of their own; else `torch`;
-- `fused`: the fused function wherever it applies, in a generation too;
-- `triton`: the same with the kernels of `lime.method.triton`, and an error where they cannot run;
+- `auto`: the fused function (`lime.method.fused.function`) wherever it applies, on a GPU with the kernels of
+  `lime.method.triton` where Triton is installed, few tokens of a generation by constants of their own; else `torch`;
+- `fused`: the fused function wherever it applies, in a generation too, by torch operations;
+- `triton`: the same with the kernels, and an error where they cannot run;
 - `torch`: differentiable torch, the update as one product on the frozen output (`modulate_low_rank`).
 
 All compute the same up to rounding. The environment variable `LIME_PATH` names the one of a whole process; `auto` where

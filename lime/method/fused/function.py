@@ -10,8 +10,7 @@ incoming gradient; everything between is routing, a few numbers for each token. 
 one product with `[A; W_S]`: the routing reads E rows of the frozen weight. Between the passes are kept the input, `u`,
 the routing features, the jitter and the weights after selection: `R + 3 E` numbers for each token.
 
-`operations` computes what lies between the wide products, or the Triton kernels of `lime.method.triton` where they are
-asked for.
+`operations` computes what lies between the wide products; on a GPU the Triton kernels of `lime.method.triton` do.
 
 Shapes: N tokens, I inputs, O outputs, R rank, E experts, S the routing features. Dtypes: products over O or I run in
     the dtype of the input, routing in float32 (float64).
@@ -50,7 +49,7 @@ class Fused(torch.autograd.Function):
         x_NI, cast = _cast(x, weights, plan)
         assert x_NI is not None
         dropout = Dropout.draw(x_NI, plan.dropout) if plan.dropout else None
-        way = _way()
+        way = _way(x.device)
         out, kept, routed, sums = forward(x_NI, cast, tokens, plan, dropout, way)
         needs = ctx.needs_input_grad
         if any(needs):
@@ -116,13 +115,13 @@ def forward(
     return z_NO, kept, routed, sums
 
 
-def _way() -> Any:
-    """Where `add_update` and `backward` come from: the kernels only by name, since no GPU has run them yet."""
-    if path() != "triton":
+def _way(device: torch.device) -> Any:
+    """Where `add_update` and `backward` come from."""
+    if path() == "fused" or (path() == "auto" and device.type != "cuda"):
         return operations
     from lime.method import triton
 
-    return triton
+    return triton if path() == "triton" or triton.installed() else operations
 
 
 def _project(x_NI: Tensor, weights: Weights, dropout: Dropout | None) -> tuple[Tensor, Tensor | None]:

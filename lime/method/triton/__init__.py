@@ -1,8 +1,8 @@
-"""The fused layer's own kernels for a GPU, in place of `lime.method.fused.operations`; only where they are asked for.
+"""The fused layer's own kernels for a GPU, in place of `lime.method.fused.operations`.
 
-They have been interpreted and compiled, but never run on a GPU: `LIME_PATH=triton` takes them, nothing else does. In
-every process the first call of each kind is computed both ways on random numbers of its shapes (`checking`); where the
-kernels do not compile, fail or disagree, a warning says so and torch operations act.
+In every process the first call of each kind is computed both ways on random numbers of its shapes (`checking`); where
+the kernels do not compile, fail or disagree, a warning says so and torch operations act. `LIME_PATH=fused` leaves them
+out.
 
 Shapes: N tokens, O outputs, R rank, E experts.
 """

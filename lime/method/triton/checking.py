@@ -99,8 +99,7 @@ def _once(kind: tuple[Hashable, ...], difference: Callable[[], str]) -> bool:
         _agrees[kind] = not problem
         if problem:
             log.warning(
-                "LIME_PATH=triton: the %s kernels do not agree with torch here (%s); layers of this kind take torch "
-                "operations",
+                "the %s kernels (Triton) do not agree with torch here (%s); layers of this kind take torch operations",
                 kind[0],
                 problem,
             )

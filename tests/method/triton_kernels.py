@@ -1,8 +1,10 @@
 """The fused layer's Triton kernels against its torch operations; run by `test_triton.py` in a process of its own,
-because Triton is either interpreted or compiled."""
+because Triton is either interpreted, on the CPU, or compiled, on a GPU."""
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +24,10 @@ from lime.method.triton import backward_kernels, checking, forward_kernels, laun
 from lime.tuner.layers.linear import LimeLinear
 from lime.tuner.routing.call import TowerCall
 from lime.tuner.settings import LimeSettings
-from tests.method.test_fused import layer
+from tests.method.test_fused import layer as on_cpu
 from tests.ways import way
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 WIDTH, TOKENS = 137, 19
 """Of the outputs and of a sequence: multiples of no block."""
 CHOICES: list[dict[str, Any]] = [
@@ -45,10 +48,14 @@ LOW_AND_FULL, PLAIN = (torch.bfloat16, torch.float32), Plan()
 choices = pytest.mark.parametrize("options", CHOICES, ids=str)
 
 
+def layer(dtype: torch.dtype, **options: Any) -> LimeLinear:
+    return on_cpu(dtype, **options).to(DEVICE)
+
+
 def outcome(made: LimeLinear, x: Tensor, path: str) -> list[Tensor]:
     """Output, balance losses and all gradients, in training with padding."""
     leaf = x.detach().requires_grad_()
-    mask = torch.ones(2, TOKENS, dtype=torch.bool)
+    mask = torch.ones(2, TOKENS, dtype=torch.bool, device=DEVICE)
     mask[1, :5] = False
     torch.manual_seed(5)
     with way(path), made.routing_state.recording() as recorder:
@@ -56,7 +63,7 @@ def outcome(made: LimeLinear, x: Tensor, path: str) -> list[Tensor]:
         with made.routing_state.restored({"": call}):
             out = made(leaf)
     balance = recorder.balance()
-    upstream = torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype)
+    upstream = torch.linspace(-1, 1, out.numel(), device=DEVICE).view_as(out).to(out.dtype)
     loss = (out * upstream).sum().to(balance.kl.dtype) + 3 * balance.importance + 2 * balance.kl
     leaves = [leaf, *(p for p in made.parameters() if p.requires_grad)]
     shown = [value.float() for value in call.to_cache.values()]
@@ -64,7 +71,7 @@ def outcome(made: LimeLinear, x: Tensor, path: str) -> list[Tensor]:
 
 
 def example(seed: int = 0) -> Tensor:
-    return torch.randn(2, TOKENS, 16, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(2, TOKENS, 16, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 @choices
@@ -103,7 +110,7 @@ def test_bfloat16_is_no_further_from_float32_than_torch(options: dict[str, Any])
 @pytest.mark.parametrize("tokens", [1, 32, 65])
 def test_any_number_of_tokens(tokens: int) -> None:
     made = layer(torch.float32, width=WIDTH).eval()
-    x = torch.randn(1, tokens, 16, generator=torch.Generator().manual_seed(tokens))
+    x = torch.randn(1, tokens, 16, generator=torch.Generator().manual_seed(tokens)).to(DEVICE)
     with fused.use("triton"):
         got = made(x)
     with way("literal"):
@@ -112,7 +119,7 @@ def test_any_number_of_tokens(tokens: int) -> None:
 
 def test_padding_keeps_the_frozen_output() -> None:
     made = layer(torch.bfloat16, width=WIDTH).eval()
-    mask = torch.ones(2, TOKENS, dtype=torch.bool)
+    mask = torch.ones(2, TOKENS, dtype=torch.bool, device=DEVICE)
     mask[1, 5:] = False
     x = example().bfloat16()
     call = TowerCall("", mask_BT=mask, mask_BS=mask)
@@ -142,9 +149,11 @@ def test_it_takes_the_kernels_where_they_are_asked_for(monkeypatch: pytest.Monke
     assert taken == ["add_update", "backward", "add_update"]
     for options in ({"routing_norm": "tensor"}, {"num_experts": 80}):
         outcome(layer(torch.float32, width=WIDTH, **options).train(), example(), "triton")
-    for path in ("auto", "fused", "torch"):
+    for path in ("fused", "torch"):
         outcome(layer(torch.float32).train(), example(), path)
     assert taken == ["add_update", "backward", "add_update"]
+    outcome(layer(torch.float32).train(), example(), "auto")
+    assert len(taken) == (3 if DEVICE == "cpu" else 5)  # on a GPU unasked
 
 
 def test_each_kind_is_checked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -199,11 +208,11 @@ def test_a_fault_warns_once_and_torch_acts(
 
 def test_what_is_left_to_torch() -> None:
     def taken(x: Tensor, plan: Plan = PLAIN, experts: int = 4, rank: int = 2) -> bool:
-        some = torch.ones
+        some = functools.partial(torch.ones, device=DEVICE)
         weights = Weights(some(8, 4), None, some(rank, 4), some(rank, 8), some(experts, 8))
         return triton._takes(x, weights, plan)
 
-    x = torch.ones(3, 4)
+    x = torch.ones(3, 4, device=DEVICE)
     assert taken(x)
     assert taken(x.bfloat16())
     assert not taken(x.double())
