@@ -116,8 +116,8 @@ class TrainerConfig:
         neftune_alpha: noise on the embeddings of the text in training, of at most this over the root of a row's text
             tokens times the embedding's width (NEFTune, arXiv 2310.05914; 5 to 15 there); null for none.
         gradient_checkpointing: recompute activations in the backward pass (less memory, more time).
-        deterministic: deterministic kernels on a GPU, where torch has them: a warning names what has none. Those of a CPU
-            are, with the same number of threads.
+        deterministic: deterministic kernels on a GPU, where torch has them: a warning names what has none. Those of a
+            CPU are, with the same number of threads.
         num_threads: CPU threads of one process; null for all cores of the machine that this process may use.
         preflight: try batches of every phase before the first, and say whether the run fits and how long it takes.
         log_every_n_steps: optimiser steps between two rows of metrics.csv.

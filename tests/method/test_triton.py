@@ -1,5 +1,5 @@
-"""The fused layer's Triton kernels against torch, interpreted on the CPU and on a GPU, and compiled for GPUs that need not
-be there.
+"""The fused layer's Triton kernels against torch, interpreted on the CPU and on a GPU, and compiled for GPUs that need
+not be there.
 
 Triton decides once in a process whether it interprets, so each runs in a process of its own.
 """

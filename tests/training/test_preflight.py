@@ -148,6 +148,32 @@ def test_trials_keep_to_their_share_of_the_run(monkeypatch, caplog, pace, batche
         assert any(trial.tried < trial.rows for trial in trials.shown) or "left out" in caplog.text
 
 
+def test_what_the_first_call_allocates_is_not_counted_for_every_row(monkeypatch):
+    """Buffers of 32 MB that stay, and 1 MB a row: a batch of 32 rows takes 64 MB, not 32 times what one took."""
+
+    class Memory:
+        kept = 0.0
+
+        def __init__(self, device):
+            self.before, self.rows = Memory.kept, 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.mb, Memory.kept = 32.0 + ran[-1], 32.0
+
+    ran = []
+    monkeypatch.setattr("lime.training.preflight.trials.Peak", Memory)
+    works = {"text": Work(tuple(range(32)), 10)}
+    phase = Phase("training", lambda work: ran.append(len(work.rows)), {"text": 3200.0}, works, works, trains=True)
+    trials = Trials([phase], torch.device("cpu"))
+    trials.probe()
+    assert phase.peak_mb > 1000  # known no better yet
+    trials.heaviest()
+    assert phase.peak_mb == 64.0
+
+
 def test_a_limit_of_the_process_counts():
     """`ulimit -v` and `ulimit -d`: what they leave, not what the machine has."""
     code = (

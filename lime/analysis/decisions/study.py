@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lime.analysis.decisions.tables import Found, write_tables
 from lime.analysis.resampling import jackknife_interval
 from lime.analysis.study.findings import GROUPS, labelled
 from lime.analysis.study.opening import Choice, Opened, SavedRun, load_run, saved_run
-from lime.config.schema import TrainConfig
+from lime.config.schema import EvalConfig, TrainConfig
 from lime.data.rows import Row
 from lime.distributed.devices import device_of
 from lime.experiments.figures.style import save_figure
@@ -74,8 +74,8 @@ def study(config: TrainConfig, wanted: Wanted, overwrite: bool = False) -> list[
     saved = [saved_run(folder) for folder in wanted.runs]
     with media_errors_as_input_errors():
         prepare_process(config.seed, config.trainer.num_threads)
-        frozen = _Study(config, choice)
-        found = [*frozen.of_settings(), *(frozen.of_run(run, choice) for run in saved)]
+        frozen = _Study(config, choice, saved)
+        found = [*frozen.of_settings(), *(frozen.of_run(run) for run in saved)]
     about = frozen.about | {"seconds": round(time.perf_counter() - started)}
     written = write_tables(tables, found, about)
     for name, figure in figures(found).items():
@@ -86,16 +86,23 @@ def study(config: TrainConfig, wanted: Wanted, overwrite: bool = False) -> list[
 
 
 class _Study:
-    def __init__(self, config: TrainConfig, choice: Choice):
-        self.config = config
+    def __init__(self, config: TrainConfig, choice: Choice, runs: Sequence[SavedRun]):
+        self.choice = choice
         self.base = config.settings()
         if not self.base.enabled or self.base.router != "zero" or self.base.spec.is_mixture:
             raise ValueError(
                 f"method: {config.method} has no routing without parameters; expected LiME with lime.router=zero"
             )
         self.backbone = load_backbone(config.model)
+        for run in runs:
+            if run.backbone["fingerprint"] != self.backbone.fingerprint:
+                raise ValueError(
+                    f"{run.name}: adapted {run.backbone['name']} ({run.backbone['fingerprint'][:12]}), not "
+                    f"{self.backbone.name} ({self.backbone.fingerprint[:12]})"
+                )
         self.backbone.model.to(device_of(config.trainer.accelerator, config.trainer.devices))  # type: ignore[arg-type]
         data = dataclasses.replace(config.data, rows_per_split=choice.rows)
+        self.given = EvalConfig(seed=config.seed, model=config.model, data=data)
         self.data = open_data(dataclasses.replace(config, data=data), self.backbone, batch_size=1)
         self.model = lime.tuner.apply(self.backbone.model, self.base)[0]
         tests = TestRows(self.data, config.evaluation.splits, config.evaluation.metrics)
@@ -128,14 +135,9 @@ class _Study:
             log.info("frozen, %s: entropy %.3f", setting, found[-1].mean("entropy"))
         return found
 
-    def of_run(self, run: SavedRun, choice: Choice) -> Found:
-        """A run's own routing."""
-        if run.backbone["fingerprint"] != self.backbone.fingerprint:
-            raise ValueError(
-                f"{run.name}: adapted {run.backbone['name']} ({run.backbone['fingerprint'][:12]}), not "
-                f"{self.backbone.name} ({self.backbone.fingerprint[:12]})"
-            )
-        opened = load_run(run, choice)
+    def of_run(self, run: SavedRun) -> Found:
+        """A run's own routing, on the model and the data of the study."""
+        opened = load_run(run, self.choice, self.given)
         if not lime.tuner.has_routing(opened.model):
             raise ValueError(f"{run.name}: its adapter (method {run.method}) has no experts")
         routed, tokens, _ = adapted_pass(opened.model, opened.data.collator, self._same(opened), run.name)

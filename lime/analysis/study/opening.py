@@ -110,8 +110,11 @@ class Opened:
     rows: list[Row]
 
 
-def load_run(run: SavedRun, choice: Choice) -> Opened:
+def load_run(run: SavedRun, choice: Choice, given: EvalConfig | None = None) -> Opened:
     """Load the backbone and the adapter of a run, and open its data.
+
+    Args:
+        given: the model and the data, where the caller names them; else those of the run.
 
     Raises:
         ValueError, OSError: another backbone than the adapter's, missing data or a split that is not there; the
@@ -120,7 +123,10 @@ def load_run(run: SavedRun, choice: Choice) -> Opened:
     changed: dict[str, Any] = {"rows_per_split": choice.rows}
     if choice.data_root is not None:
         changed["root"] = str(choice.data_root)
-    config = _own_settings(run, changed) if is_own_run(run.adapter) else _settings_of_another(run, changed)
+    if given is not None:
+        config = with_run_config(given, run.config, [], own=False)
+    else:
+        config = _own_settings(run, changed) if is_own_run(run.adapter) else _settings_of_another(run, changed)
     config = dataclasses.replace(config, adapter=str(run.adapter))
     backbone = load_backbone(config.model)
     check_backbone(str(run.adapter), run.backbone, backbone)

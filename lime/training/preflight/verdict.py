@@ -68,6 +68,7 @@ class Preflight:
     def lines(self) -> list[str]:
         """The verdict in words."""
         times = ", ".join(f"{phase.name} {duration(phase.seconds)}" for phase in self.phases)
+        device = "CPU" if self.device == "cpu" else "GPU"
         memory = ", ".join(f"{phase.name} {phase.peak_mb:,.0f} MB" for phase in self.phases)
         return [
             f"{self.parameters:,} parameters ({self.weights_mb:,.1f} MB), {self.trainable:,} trainable, "
@@ -79,7 +80,7 @@ class Preflight:
             ),
             f"row {self.sample['row']}, for one, takes {self.sample['tokens']} tokens, "
             f"{self.sample['answer_tokens']} of them for its answer",
-            f"predicted peak {self.peak_mb:,.0f} MB on the {self.device} ({memory}); {self.needed_mb:,.0f} MB more "
+            f"predicted peak {self.peak_mb:,.0f} MB on the {device} ({memory}); {self.needed_mb:,.0f} MB more "
             f"than now, available {self.available_mb:,.0f} MB: {'it fits' if self.fits else 'it does NOT fit'}",
             f"the run takes about {duration(self.run_seconds)}: {times}; an epoch has {self.steps_per_epoch:,} steps",
         ]
