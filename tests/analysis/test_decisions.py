@@ -128,6 +128,10 @@ def test_the_command_on_a_frozen_model_and_a_run(tmp_path: Path, monkeypatch: py
     assert "9 rows" in text or "rows 9" in text
 
     other = config("qwen2_vl", evaluation__mode="none")
+    chosen = config(evaluation__mode="none", evaluation__splits=["sst2", "caltech101"])
+    written = study(chosen, Wanted(3, (tmp_path / "run",), tmp_path / "chosen", "routing"))
+    assert "6 rows" in (text := written[0].read_text(encoding="utf-8")) or "rows 6" in text
+
     monkeypatch.setattr("lime.analysis.decisions.study.frozen_pass", None)  # said before anything is measured
     with pytest.raises(ValueError, match="run: adapted tiny_llava_onevision"):
         study(other, Wanted(3, (tmp_path / "run",), tmp_path / "other", "routing"))

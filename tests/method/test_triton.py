@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lime.method import fused, triton
+from lime.method.fused import function, operations
 from tests.method.test_fused import layer
 
 needs_triton = pytest.mark.skipif(not triton.installed(), reason="the package triton is not installed")
@@ -87,3 +88,28 @@ def test_the_environment_names_the_path_of_a_process(given: str, expected: str) 
 def test_the_environment_cannot_name_an_unknown_path() -> None:
     with pytest.raises(AssertionError, match="LIME_PATH: expected one of auto, triton"):
         run(["-c", "from lime.method import fused"], LIME_PATH="fast")
+
+
+def test_a_triton_that_cannot_be_imported_is_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("libcuda.so.1: not found")
+
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(triton.importlib, "import_module", broken)
+    assert not triton.installed.__wrapped__()
+    assert "Triton cannot be imported (ImportError: libcuda.so.1: not found)" in caplog.text
+
+
+def test_on_a_gpu_auto_takes_them_and_elsewhere_torch_acts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "installed", lambda: True)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for path, on_gpu, on_cpu in (
+        ("auto", triton, operations), ("triton", triton, triton),
+        ("fused", operations, operations), ("torch", operations, operations),
+    ):  # fmt: skip
+        with fused.use(path):
+            assert (function._way(gpu), function._way(cpu)) == (on_gpu, on_cpu)
+    monkeypatch.setattr(triton, "installed", lambda: False)
+    assert function._way(gpu) is operations

@@ -70,7 +70,7 @@ def study(config: TrainConfig, wanted: Wanted, overwrite: bool = False) -> list[
     tables = wanted.out / "tables" / f"{wanted.name}.md"
     for path in (*paths.values(), tables, tables.with_suffix(".csv")):
         check_output(path, overwrite=overwrite)
-    choice = Choice(wanted.rows, None, None if config.data.root is None else Path(config.data.root))
+    choice = Choice(wanted.rows, config.evaluation.splits, None if config.data.root is None else Path(config.data.root))
     saved = [saved_run(folder) for folder in wanted.runs]
     with media_errors_as_input_errors():
         prepare_process(config.seed, config.trainer.num_threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class Choice:
     ``data_root`` in place of the run's own."""
 
     rows: int
-    splits: tuple[str, ...] | None = None
+    splits: Sequence[str] | str | None = None
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
@@ -114,7 +115,7 @@ def load_run(run: SavedRun, choice: Choice, given: EvalConfig | None = None) -> 
     """Load the backbone and the adapter of a run, and open its data.
 
     Args:
-        given: the model and the data, where the caller names them; else those of the run.
+        given: the model and the data, where the caller names them; else those of the run, with the choice's rows.
 
     Raises:
         ValueError, OSError: another backbone than the adapter's, missing data or a split that is not there; the
@@ -124,7 +125,7 @@ def load_run(run: SavedRun, choice: Choice, given: EvalConfig | None = None) -> 
     if choice.data_root is not None:
         changed["root"] = str(choice.data_root)
     if given is not None:
-        config = with_run_config(given, run.config, [], own=False)
+        config = given
     else:
         config = _own_settings(run, changed) if is_own_run(run.adapter) else _settings_of_another(run, changed)
     config = dataclasses.replace(config, adapter=str(run.adapter))

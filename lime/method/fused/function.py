@@ -117,11 +117,12 @@ def forward(
 
 def _way(device: torch.device) -> Any:
     """Where `add_update` and `backward` come from."""
-    if path() == "fused" or (path() == "auto" and device.type != "cuda"):
+    named = path() == "triton"
+    if not named and (path() != "auto" or device.type != "cuda"):
         return operations
     from lime.method import triton
 
-    return triton if path() == "triton" or triton.installed() else operations
+    return triton if named or triton.installed() else operations
 
 
 def _project(x_NI: Tensor, weights: Weights, dropout: Dropout | None) -> tuple[Tensor, Tensor | None]:

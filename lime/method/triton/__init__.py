@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 
 import torch
 from torch import Tensor
@@ -18,11 +19,20 @@ from torch import Tensor
 from lime.method.fused import operations
 from lime.method.fused.parts import Gradients, Kept, Plan, Routed, Tokens, Weights
 
+log = logging.getLogger(__name__)
+
 
 @functools.cache
 def installed() -> bool:
-    """Whether Triton is; a torch for CUDA brings it."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton is, and can be imported; a torch for CUDA brings it."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        importlib.import_module("triton.language")
+    except Exception as error:  # noqa: BLE001  # whatever a broken installation raises
+        log.warning("Triton cannot be imported (%s: %s); layers take torch operations", type(error).__name__, error)
+        return False
+    return True
 
 
 def add_update(

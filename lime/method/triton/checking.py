@@ -99,7 +99,7 @@ def _once(kind: tuple[Hashable, ...], difference: Callable[[], str]) -> bool:
         _agrees[kind] = not problem
         if problem:
             log.warning(
-                "the %s kernels (Triton) do not agree with torch here (%s); layers of this kind take torch operations",
+                "the %s kernels (Triton) are not taken here (%s); layers of this kind take torch operations",
                 kind[0],
                 problem,
             )

@@ -68,7 +68,7 @@ class Preflight:
     def lines(self) -> list[str]:
         """The verdict in words."""
         times = ", ".join(f"{phase.name} {duration(phase.seconds)}" for phase in self.phases)
-        device = "CPU" if self.device == "cpu" else "GPU"
+        device = {"cpu": "CPU", "cuda": "GPU"}.get(self.device, self.device)
         memory = ", ".join(f"{phase.name} {phase.peak_mb:,.0f} MB" for phase in self.phases)
         return [
             f"{self.parameters:,} parameters ({self.weights_mb:,.1f} MB), {self.trainable:,} trainable, "
