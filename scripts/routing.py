@@ -6,7 +6,7 @@
 
 Takes every option of train.py. One pass over a few test rows of each task keeps the frozen output of each adapted
 layer; norms, features, numbers of experts, gamma_routing and temperature are then tried on these. --runs adds the
-routing of finished runs on the same backbone and data. Writes tables/NAME.md and .csv and figures/NAME_….png.
+routing of finished runs on the same backbone. Writes tables/NAME.md and .csv and figures/NAME_….png.
 docs/routing.md says how to read them. Ends with status 2 and one line where there is nothing to measure.
 """
 

@@ -133,7 +133,7 @@ def test_the_command_on_a_frozen_model_and_a_run(tmp_path: Path, monkeypatch: py
     assert "6 rows" in (text := written[0].read_text(encoding="utf-8")) or "rows 6" in text
 
     monkeypatch.setattr("lime.analysis.decisions.study.frozen_pass", None)  # said before anything is measured
-    with pytest.raises(ValueError, match="run: adapted tiny_llava_onevision"):
+    with pytest.raises(ValueError, match="was trained on tiny_llava_onevision"):
         study(other, Wanted(3, (tmp_path / "run",), tmp_path / "other", "routing"))
     (tmp_path / "out" / "tables" / "routing.csv").write_text("mine")
     (tmp_path / "out" / "tables" / "routing.md").write_text("mine")

@@ -21,14 +21,14 @@ from lime.analysis.decisions.passes import Setting, adapted_pass, frozen_pass, s
 from lime.analysis.decisions.tables import Found, write_tables
 from lime.analysis.resampling import jackknife_interval
 from lime.analysis.study.findings import GROUPS, labelled
-from lime.analysis.study.opening import Choice, Opened, SavedRun, load_run, saved_run
-from lime.config.schema import EvalConfig, TrainConfig
-from lime.data.rows import Row
+from lime.analysis.study.opening import Choice, SavedRun, saved_run
+from lime.config.schema import TrainConfig
 from lime.distributed.devices import device_of
 from lime.experiments.figures.style import save_figure
 from lime.inference.rows import TestRows
 from lime.jobs.setup import media_errors_as_input_errors, open_data, prepare_process
 from lime.models.loading import load_backbone
+from lime.runs.adapter import check_backbone
 from lime.system.ownership import check_output
 from lime.tuner.model import lime_layers
 
@@ -44,7 +44,7 @@ class Wanted:
 
     Attributes:
         rows: test rows of each split.
-        runs: folders of finished runs on the same backbone and data.
+        runs: folders of finished runs on the same backbone.
         out: tables go into its folder `tables`, figures into `figures`.
         name: beginning of their names.
     """
@@ -62,7 +62,7 @@ def study(config: TrainConfig, wanted: Wanted, overwrite: bool = False) -> list[
         What was written.
 
     Raises:
-        ValueError, OSError: a run on another backbone, other rows or without experts; a configuration whose method
+        ValueError, OSError: a run on another backbone or without experts; a configuration whose method
             does not route by features; missing data; files that this program did not write.
     """
     started = time.perf_counter()
@@ -70,7 +70,7 @@ def study(config: TrainConfig, wanted: Wanted, overwrite: bool = False) -> list[
     tables = wanted.out / "tables" / f"{wanted.name}.md"
     for path in (*paths.values(), tables, tables.with_suffix(".csv")):
         check_output(path, overwrite=overwrite)
-    choice = Choice(wanted.rows, config.evaluation.splits, None if config.data.root is None else Path(config.data.root))
+    choice = Choice(wanted.rows)
     saved = [saved_run(folder) for folder in wanted.runs]
     with media_errors_as_input_errors():
         prepare_process(config.seed, config.trainer.num_threads)
@@ -87,7 +87,7 @@ def study(config: TrainConfig, wanted: Wanted, overwrite: bool = False) -> list[
 
 class _Study:
     def __init__(self, config: TrainConfig, choice: Choice, runs: Sequence[SavedRun]):
-        self.choice = choice
+        self.config = config
         self.base = config.settings()
         if not self.base.enabled or self.base.router != "zero" or self.base.spec.is_mixture:
             raise ValueError(
@@ -95,14 +95,10 @@ class _Study:
             )
         self.backbone = load_backbone(config.model)
         for run in runs:
-            if run.backbone["fingerprint"] != self.backbone.fingerprint:
-                raise ValueError(
-                    f"{run.name}: adapted {run.backbone['name']} ({run.backbone['fingerprint'][:12]}), not "
-                    f"{self.backbone.name} ({self.backbone.fingerprint[:12]})"
-                )
-        self.backbone.model.to(device_of(config.trainer.accelerator, config.trainer.devices))  # type: ignore[arg-type]
+            check_backbone(str(run.adapter), run.backbone, self.backbone)
+        self.device = device_of(config.trainer.accelerator, config.trainer.devices)
+        self.backbone.model.to(self.device)  # type: ignore[arg-type]
         data = dataclasses.replace(config.data, rows_per_split=choice.rows)
-        self.given = EvalConfig(seed=config.seed, model=config.model, data=data)
         self.data = open_data(dataclasses.replace(config, data=data), self.backbone, batch_size=1)
         self.model = lime.tuner.apply(self.backbone.model, self.base)[0]
         tests = TestRows(self.data, config.evaluation.splits, config.evaluation.metrics)
@@ -136,19 +132,14 @@ class _Study:
         return found
 
     def of_run(self, run: SavedRun) -> Found:
-        """A run's own routing, on the model and the data of the study."""
-        opened = load_run(run, self.choice, self.given)
-        if not lime.tuner.has_routing(opened.model):
+        """A run's own routing, on the rows of the study."""
+        model = lime.tuner.load(load_backbone(self.config.model).model, run.adapter)[0].to(self.device)
+        if not lime.tuner.has_routing(model):
             raise ValueError(f"{run.name}: its adapter (method {run.method}) has no experts")
-        routed, tokens, _ = adapted_pass(opened.model, opened.data.collator, self._same(opened), run.name)
-        layers = {layer.key: layer for layer in lime_layers(opened.model)}
+        routed, tokens, _ = adapted_pass(model, self.data.collator, self.chosen, run.name)
+        layers = {layer.key: layer for layer in lime_layers(model)}
         parts = ((key, *pair, _modulators(layers[key])) for key, pair in routed.items())
         return _found(run.name, None, parts, tokens, self.groups_R)
-
-    def _same(self, opened: Opened) -> list[Row]:
-        if [row.id for row in self.chosen] != [row.id for row in opened.rows]:
-            raise ValueError(f"{opened.run.name}: its data holds other test rows than {self.data.dataset.root}")
-        return opened.rows
 
 
 def _modulators(layer: Any) -> tuple[Tensor, ...] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ class Choice:
     ``data_root`` in place of the run's own."""
 
     rows: int
-    splits: Sequence[str] | str | None = None
+    splits: tuple[str, ...] | None = None
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
@@ -111,11 +110,8 @@ class Opened:
     rows: list[Row]
 
 
-def load_run(run: SavedRun, choice: Choice, given: EvalConfig | None = None) -> Opened:
+def load_run(run: SavedRun, choice: Choice) -> Opened:
     """Load the backbone and the adapter of a run, and open its data.
-
-    Args:
-        given: the model and the data, where the caller names them; else those of the run, with the choice's rows.
 
     Raises:
         ValueError, OSError: another backbone than the adapter's, missing data or a split that is not there; the
@@ -124,10 +120,7 @@ def load_run(run: SavedRun, choice: Choice, given: EvalConfig | None = None) -> 
     changed: dict[str, Any] = {"rows_per_split": choice.rows}
     if choice.data_root is not None:
         changed["root"] = str(choice.data_root)
-    if given is not None:
-        config = given
-    else:
-        config = _own_settings(run, changed) if is_own_run(run.adapter) else _settings_of_another(run, changed)
+    config = _own_settings(run, changed) if is_own_run(run.adapter) else _settings_of_another(run, changed)
     config = dataclasses.replace(config, adapter=str(run.adapter))
     backbone = load_backbone(config.model)
     check_backbone(str(run.adapter), run.backbone, backbone)

@@ -3,7 +3,7 @@
 - `auto`: the fused function (`lime.method.fused.function`) wherever it applies, on a GPU with the kernels of
   `lime.method.triton` where Triton is installed, few tokens of a generation by constants of their own; else `torch`;
 - `fused`: the fused function wherever it applies, in a generation too, by torch operations;
-- `triton`: the same with the kernels, and an error where they cannot run;
+- `triton`: the same with the kernels, and an error without a GPU or Triton;
 - `torch`: differentiable torch, the update as one product on the frozen output (`modulate_low_rank`).
 
 All compute the same up to rounding. The environment variable `LIME_PATH` names the one of a whole process; `auto` where

@@ -113,7 +113,6 @@ class Trials:
     def heaviest(self) -> None:
         """The heaviest batch of each kind, with all rows where the time is there for all of them."""
         todo = [(phase, kind, work) for phase in self.phases for kind, work in phase.heaviest.items()]
-        tried: list[str] = []
         expected = sum(self.seconds(*one) for one in todo)
         fraction = min(1.0, 0.7 * self.left() / expected) if expected > 0 else 1.0
         for phase, kind, work in todo:
@@ -127,9 +126,8 @@ class Trials:
             if expects > SAID_SECONDS:
                 log.info("preflight: %s, %d of %d rows of %d tokens, takes about %s",
                          what, rows, len(work.rows), work.tokens, duration(expects))  # fmt: skip
-            if phase.name not in tried:  # the probe counted the buffers of the first call for every row
-                phase.peak_mb = 0.0
-                tried.append(phase.name)
+            if all(one.phase != phase.name for one in self.shown):
+                phase.peak_mb = 0.0  # the probe's, which counted the buffers of the first call for every row
             self.shown.append(self.run(phase, kind, work, rows))
 
     def usual(self) -> None:
